@@ -1,1 +1,9 @@
-//! jobs
+//! The vocabulary of work that coordinator and workers share: ids, job files, plans, tasks, the wire, and the kinds
+//! of work.
+
+pub mod id;
+pub mod kinds;
+pub mod plan;
+pub mod spec;
+pub mod task;
+pub mod wire;

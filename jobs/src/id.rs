@@ -1,0 +1,122 @@
+//! Ids of the domain, each a type of its own.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+/// Names one run on its volume. 1 to 64 characters of `a-z A-Z 0-9 . _ -`, the first a letter or a digit.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct RunId(String);
+
+/// Names one worker within its run, such as `local-3`. The same characters as a [`RunId`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct WorkerId(String);
+
+/// Why a text is no id.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is no {what} id: it takes 1 to 64 letters, digits, `.`, `_` or `-`, beginning with a letter or a digit")]
+pub struct IdError {
+    what: &'static str,
+    text: String,
+}
+
+fn checked(what: &'static str, text: &str) -> Result<String, IdError> {
+    let fits = (1..=64).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+        && text.as_bytes()[0].is_ascii_alphanumeric();
+    if fits { Ok(text.to_owned()) } else { Err(IdError { what, text: text.to_owned() }) }
+}
+
+macro_rules! text_id {
+    ($name:ident, $what:literal) => {
+        impl $name {
+            /// The id as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+        impl FromStr for $name {
+            type Err = IdError;
+            fn from_str(text: &str) -> Result<Self, IdError> {
+                checked($what, text).map(Self)
+            }
+        }
+        impl TryFrom<String> for $name {
+            type Error = IdError;
+            fn try_from(text: String) -> Result<Self, IdError> {
+                text.parse()
+            }
+        }
+        impl From<$name> for String {
+            fn from(id: $name) -> Self {
+                id.0
+            }
+        }
+    };
+}
+text_id!(RunId, "run");
+text_id!(WorkerId, "worker");
+
+/// The number of a coordinator's lease on a run, from 1. What an older epoch writes no longer counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Epoch(pub u32);
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A unit of work: the `index`th task of the `phase`th phase, both from 0. Shown as `0-17`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct TaskId {
+    /// Phase, from 0.
+    pub phase: u32,
+    /// Index within the phase, from 0.
+    pub index: u32,
+}
+
+impl fmt::Display for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.phase, self.index)
+    }
+}
+
+impl FromStr for TaskId {
+    type Err = IdError;
+
+    /// `17` is task 17 of the first phase, `1-17` of the second.
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let (phase, index) = text.split_once('-').unwrap_or(("0", text));
+        match (phase.parse(), index.parse()) {
+            (Ok(phase), Ok(index)) => Ok(Self { phase, index }),
+            _ => Err(IdError { what: "task", text: text.to_owned() }),
+        }
+    }
+}
+
+/// One try at a task. The epoch is part of the id, so that no two coordinators ever name the same attempt.
+/// Shown, and named on the volume, as `0-17.2.1`: task, number, epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct AttemptId {
+    /// The task that is tried.
+    pub task: TaskId,
+    /// From 1; counts every try, those that used up no attempt too.
+    pub number: u32,
+    /// The epoch in which it was started.
+    pub epoch: Epoch,
+}
+
+impl fmt::Display for AttemptId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.task, self.number, self.epoch)
+    }
+}

@@ -1,0 +1,1 @@
+//! The kinds of work, as far as they run inside the worker or shape a plan.

@@ -1,0 +1,228 @@
+//! The job: what the user writes, and what it means with every default written out.
+//!
+//! [`parse`](parse::parse) turns a TOML text into a [`JobSpec`] or into an error that points at the line. A `JobSpec`
+//! serialises to a job file again, which is what a run keeps.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+/// A whole job, every default resolved.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobSpec {
+    /// The job's name: what its runs are called by.
+    pub name: String,
+    /// What it reads.
+    pub dataset: DatasetSpec,
+    /// What is done.
+    pub work: Work,
+    /// How the dataset is cut.
+    pub split: SplitSpec,
+    /// Who does it.
+    pub workers: WorkersSpec,
+    /// What happens when an attempt fails.
+    pub retry: RetrySpec,
+    /// `FOREBAY_PARAM_<NAME>`, and `${params.name}` in `argv`, `shell` and `query`.
+    pub params: BTreeMap<String, String>,
+    /// Where the output goes.
+    pub output: OutputSpec,
+}
+
+/// `[dataset]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatasetSpec {
+    /// `s3://bucket/prefix` or `file:///dir` (absolute).
+    pub source: String,
+    /// Name on the volume.
+    pub name: String,
+    /// Globs over the keys below the prefix; empty takes all.
+    pub include: Vec<String>,
+    /// Globs over the keys below the prefix.
+    pub exclude: Vec<String>,
+    /// A snapshot id, or none for what the source holds now.
+    pub version: Option<String>,
+    /// How S3 is reached, where the environment does not say.
+    pub s3: S3Spec,
+}
+
+/// The keys of `[dataset]` and `[output]` that say how S3 is reached; all else is found as the AWS SDK finds it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct S3Spec {
+    /// Base URL of an S3-compatible server.
+    pub endpoint: Option<String>,
+    /// Region.
+    pub region: Option<String>,
+    /// Sign nothing.
+    pub anonymous: bool,
+    /// Bucket in the path; none: in the path exactly when there is a custom endpoint.
+    pub path_style: Option<bool>,
+    /// Pay for the requests.
+    pub requester_pays: bool,
+}
+
+/// Exactly one kind of work.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Work {
+    /// `[command]`: any program, once a split.
+    Command(CommandSpec),
+    /// `[mapreduce]`
+    Mapreduce(MapReduceSpec),
+    /// `[sql]`
+    Sql(SqlSpec),
+}
+
+/// A program: an argument vector, or a text for `/bin/sh -c`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Program {
+    /// The program and its arguments.
+    Argv(Vec<String>),
+    /// A shell's text.
+    Shell(String),
+}
+
+/// `[command]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommandSpec {
+    /// What runs.
+    pub program: Program,
+    /// Files shipped with the run, which become the program's working directory: absolute paths on the submitting
+    /// host by their names there.
+    pub files: BTreeMap<String, String>,
+    /// Further environment variables.
+    pub env: BTreeMap<String, String>,
+}
+
+/// `[mapreduce]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapReduceSpec {
+    /// From a split to keys and values.
+    pub map: Mapper,
+    /// From one partition's sorted keys and values to output; none where the built-in brings its own.
+    pub reduce: Option<Program>,
+    /// Number of reduce tasks.
+    pub partitions: u32,
+    /// As in `[command]`.
+    pub files: BTreeMap<String, String>,
+    /// As in `[command]`.
+    pub env: BTreeMap<String, String>,
+}
+
+/// What maps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mapper {
+    /// Words (runs of non-white-space bytes) and how often each occurs.
+    WordCount,
+    /// Lines of each object.
+    LineCount,
+    /// Lines that match a regular expression, with their object and byte offset.
+    Grep(String),
+    /// Count, nulls, minimum, maximum, mean of every column of CSV, NDJSON and Parquet objects.
+    ColumnStats,
+    /// A program: lines in, `key<TAB>value` lines out.
+    Program(Program),
+}
+
+/// `[sql]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SqlSpec {
+    /// One query.
+    pub query: String,
+    /// Table names, and the globs over keys that make each up.
+    pub tables: BTreeMap<String, String>,
+}
+
+/// `[split]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SplitSpec {
+    /// Where cuts may be.
+    pub by: SplitBy,
+    /// How much goes into a split.
+    pub size: SplitSize,
+}
+
+/// Where cuts may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SplitBy {
+    /// Between objects.
+    File,
+    /// Anywhere in text, at the next record's start; between objects elsewhere.
+    Bytes,
+    /// Between the row groups of Parquet objects; between objects elsewhere.
+    RowGroups,
+    /// Nowhere: one split.
+    Whole,
+}
+
+/// How much goes into a split.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SplitSize {
+    /// About this many bytes.
+    Bytes(u64),
+    /// At most this many splits of about the same size.
+    Count(u32),
+    /// One object, row group or whole dataset each.
+    Each,
+}
+
+/// `[workers]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkersSpec {
+    /// Only `local` so far.
+    pub fleet: FleetKind,
+    /// Worker processes.
+    pub count: u32,
+    /// Attempts at once in each; none: the host's cores.
+    pub slots: Option<u32>,
+}
+
+/// What starts workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FleetKind {
+    /// Processes on this host.
+    Local,
+}
+
+/// `[retry]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RetrySpec {
+    /// Tries of a task that fails, at least 1.
+    pub attempts: u32,
+    /// Wait before the second try; doubles with each.
+    pub backoff_first: Duration,
+    /// The longest wait.
+    pub backoff_last: Duration,
+    /// Time-out of one attempt.
+    pub timeout: Option<Duration>,
+    /// Failed tasks that a run survives.
+    pub max_failures: u32,
+}
+
+/// `[output]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputSpec {
+    /// Of what built-in kinds of work write.
+    pub format: OutputFormat,
+    /// `s3://…` or `file:///…`: the published output is copied there.
+    pub to: Option<String>,
+    /// How `to` is reached.
+    pub s3: S3Spec,
+}
+
+/// A table format.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OutputFormat {
+    /// zstd-compressed Parquet.
+    #[default]
+    Parquet,
+    /// With a header.
+    Csv,
+    /// One object a line.
+    Ndjson,
+}

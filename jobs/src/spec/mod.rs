@@ -3,6 +3,9 @@
 //! [`parse`](parse::parse) turns a TOML text into a [`JobSpec`] or into an error that points at the line. A `JobSpec`
 //! serialises to a job file again, which is what a run keeps.
 
+pub mod parse;
+pub mod size;
+
 use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};

@@ -1,0 +1,189 @@
+//! The plan of a run: every task of every phase, fixed before the first one starts.
+
+use std::path::Path;
+
+use forebay_datasets::{
+    format::{self, Format},
+    snapshot::{Object, Snapshot},
+    source::{SourceError, globs},
+    split::{Cut, Cuttable, Part, Piece, Size, Split, split},
+    volume::{self, Volume, VolumeError},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    id::TaskId,
+    spec::{JobSpec, SplitBy, SplitSize, SqlSpec, Work},
+    task::{TaskInput, TaskSpec},
+};
+
+/// All tasks of a run over one snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Id of the snapshot.
+    pub snapshot: String,
+    /// The splits of the first phase's tasks.
+    pub splits: Vec<Split>,
+    /// Tasks of the second phase, if the kind of work has one; each reads one partition.
+    pub partitions: Option<u32>,
+}
+
+/// Why a plan cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// No object holds anything to work on.
+    #[error("the snapshot has nothing to work on: its objects are all folders")]
+    Nothing,
+    /// A table is made of no object.
+    #[error("the table `{table}` is empty: no key matches `{glob}`")]
+    EmptyTable {
+        /// Its name.
+        table: String,
+        /// Its glob.
+        glob: String,
+    },
+    /// A table's glob is none.
+    #[error(transparent)]
+    Glob(#[from] SourceError),
+    /// A Parquet object has no readable footer.
+    #[error("`{key}` is not a readable Parquet file")]
+    Footer {
+        /// Its key.
+        key: String,
+        /// Why.
+        #[source]
+        source: parquet::errors::ParquetError,
+    },
+    /// The volume failed.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// A plan on the volume cannot be understood.
+    #[error("{} is not a plan", path.display())]
+    Malformed {
+        /// Its path.
+        path: std::path::PathBuf,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// Plans a job over a snapshot.
+pub fn plan(job: &JobSpec, snapshot: &Snapshot, volume: &Volume) -> Result<Plan, PlanError> {
+    let cut = match (job.split.by, &job.work) {
+        (_, Work::Sql(_)) | (SplitBy::Whole, _) => Cut::Whole,
+        (SplitBy::File, _) => Cut::File,
+        (SplitBy::Bytes, _) => Cut::Bytes,
+        (SplitBy::RowGroups, _) => Cut::RowGroups,
+    };
+    let size = match job.split.size {
+        SplitSize::Bytes(bytes) => Size::Bytes(bytes),
+        SplitSize::Count(count) => Size::Count(count),
+        SplitSize::Each => Size::Each,
+    };
+    let selected = match &job.work {
+        Work::Sql(sql) => objects_of_tables(sql, &snapshot.manifest.objects)?,
+        _ => snapshot.manifest.objects.iter().collect(),
+    };
+    let cuttable = |object: &Object| -> Result<Cuttable, PlanError> {
+        let format = Format::of(&object.key);
+        let row_groups = match format == Format::Parquet && cut == Cut::RowGroups {
+            true => {
+                let path = snapshot.data_path(volume, object)?;
+                let footer = format::row_groups(&path);
+                Some(footer.map_err(|source| PlanError::Footer { key: object.key.clone(), source })?)
+            }
+            false => None,
+        };
+        Ok(Cuttable {
+            key: object.key.clone(),
+            path: snapshot.volume_path(object),
+            size: object.size,
+            lines: format.is_lines(),
+            row_groups,
+        })
+    };
+    let objects = selected.into_iter().map(cuttable).collect::<Result<Vec<_>, _>>()?;
+    let splits = split(&objects, cut, size);
+    if splits.is_empty() {
+        return Err(PlanError::Nothing);
+    }
+    let partitions = match &job.work {
+        Work::Mapreduce(mapreduce) => Some(mapreduce.partitions),
+        _ => None,
+    };
+    Ok(Plan { snapshot: snapshot.record.id.to_string(), splits, partitions })
+}
+
+/// The objects that the tables of a query are made of, each once.
+fn objects_of_tables<'a>(sql: &SqlSpec, objects: &'a [Object]) -> Result<Vec<&'a Object>, PlanError> {
+    let mut taken = vec![false; objects.len()];
+    for (table, glob) in &sql.tables {
+        let matcher = globs(std::slice::from_ref(glob))?;
+        let mut any = false;
+        for (taken, object) in taken.iter_mut().zip(objects) {
+            let matches = matcher.is_match(&object.key) && !object.key.ends_with('/');
+            *taken |= matches;
+            any |= matches;
+        }
+        if !any {
+            return Err(PlanError::EmptyTable { table: table.clone(), glob: glob.clone() });
+        }
+    }
+    Ok(objects.iter().zip(taken).filter_map(|(object, taken)| taken.then_some(object)).collect())
+}
+
+impl Plan {
+    /// Tasks of each phase.
+    pub fn phases(&self) -> Vec<u32> {
+        let first = u32::try_from(self.splits.len()).expect("a split is larger than a byte of memory");
+        std::iter::once(first).chain(self.partitions).collect()
+    }
+
+    /// What a task is to do. A task of the second phase gets its files from the driver.
+    pub fn task(&self, task: TaskId) -> Option<TaskSpec> {
+        let count = *self.phases().get(task.phase as usize)?;
+        let input = match task.phase {
+            0 => TaskInput::Split(self.splits.get(task.index as usize)?.clone()),
+            _ if task.index < count => TaskInput::Shuffle(Vec::new()),
+            _ => return None,
+        };
+        Some(TaskSpec { task, count, input })
+    }
+
+    /// Writes the plan, one line a split after a line that says the rest.
+    pub fn write(&self, path: &Path) -> Result<(), VolumeError> {
+        let head = Head { snapshot: self.snapshot.clone(), partitions: self.partitions };
+        let mut text = serde_json::to_vec(&head).expect("plain fields serialise");
+        for split in &self.splits {
+            text.push(b'\n');
+            serde_json::to_writer(&mut text, split).expect("plain fields serialise");
+        }
+        volume::replace(path, &text)
+    }
+
+    /// Reads a plan.
+    pub fn read(path: &Path) -> Result<Self, PlanError> {
+        let text = std::fs::read(path).map_err(|error| VolumeError::io("read", path, error))?;
+        let bad = |source| PlanError::Malformed { path: path.to_owned(), source };
+        let mut lines = text.split(|byte| *byte == b'\n');
+        let head: Head = serde_json::from_slice(lines.next().unwrap_or_default()).map_err(bad)?;
+        let splits = lines.map(|line| serde_json::from_slice(line).map_err(bad)).collect::<Result<_, _>>()?;
+        Ok(Self { snapshot: head.snapshot, splits, partitions: head.partitions })
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Head {
+    snapshot: String,
+    partitions: Option<u32>,
+}
+
+/// How a piece is shown to people: its key, and what of it.
+pub fn describe(piece: &Piece) -> String {
+    match piece.part {
+        Part::Whole => piece.key.clone(),
+        Part::Bytes { offset, length } => format!("{} bytes {offset}..{}", piece.key, offset + length),
+        Part::RowGroups { first, count } => format!("{} row groups {first}..{}", piece.key, first + count),
+    }
+}

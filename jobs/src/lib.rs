@@ -3,6 +3,7 @@
 
 pub mod id;
 pub mod kinds;
+pub mod link;
 pub mod plan;
 pub mod spec;
 pub mod task;

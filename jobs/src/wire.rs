@@ -64,3 +64,33 @@ pub enum FromWorker {
     /// Still there.
     Heartbeat,
 }
+
+/// Asks a run's coordinator to end it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CancelRequest {
+    /// Which run.
+    pub run: RunId,
+}
+
+/// The coordinator took note.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CancelReply {}
+
+/// `link.json`: how a coordinator is reached. It lies in a directory that only the run's user can read; who cannot
+/// read it cannot join the run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkFile {
+    /// Version of this file's format.
+    pub version: u32,
+    /// The coordinator's epoch.
+    pub epoch: Epoch,
+    /// `https://host:port`
+    pub address: String,
+    /// The only certificate that a worker trusts, made for this epoch; its name is [`SERVER_NAME`].
+    pub certificate: String,
+    /// Shown by every worker in each call.
+    pub token: String,
+}
+
+/// The name in the coordinator's certificate.
+pub const SERVER_NAME: &str = "forebay";

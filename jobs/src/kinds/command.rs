@@ -1,0 +1,110 @@
+//! What a program is told, and what it leaves.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use forebay_datasets::{output, snapshot::SnapshotId, volume::VolumeError};
+
+use super::{TaskContext, TaskError, TaskOutput, Written};
+use crate::{
+    id::{AttemptId, RunId},
+    task::TaskInput,
+};
+
+/// What a program's environment needs beyond its task.
+#[derive(Debug)]
+pub struct ProgramContext<'a> {
+    /// The run.
+    pub run: &'a RunId,
+    /// The attempt.
+    pub attempt: AttemptId,
+    /// The snapshot that is read.
+    pub snapshot: &'a SnapshotId,
+    /// Survives from one attempt of the task to the next.
+    pub checkpoint_dir: &'a Path,
+    /// When the attempt will be ended, since the Unix epoch.
+    pub deadline: Option<Duration>,
+    /// Variables that the job gives.
+    pub env: &'a BTreeMap<String, String>,
+}
+
+/// The environment of a task's program, on top of the worker's own. Writes the files that it names into the scratch
+/// directory.
+pub fn environment(ctx: &TaskContext<'_>, program: &ProgramContext<'_>) -> Result<Vec<(String, String)>, TaskError> {
+    let (inputs, split) = (ctx.scratch_dir.join("inputs.txt"), ctx.scratch_dir.join("split.json"));
+    let mut paths = String::new();
+    let mut pieces = Vec::new();
+    if let TaskInput::Split(input) = &ctx.spec.input {
+        let mut last: Option<PathBuf> = None;
+        for piece in &input.pieces {
+            let path = ctx.volume.resolve(&piece.path)?;
+            if last.as_ref() != Some(&path) {
+                let _ = writeln!(paths, "{}", path.display());
+            }
+            pieces.push(serde_json::json!({ "path": path, "key": piece.key, "size": piece.size, "part": piece.part }));
+            last = Some(path);
+        }
+    }
+    write(&inputs, paths.as_bytes())?;
+    write(&split, serde_json::json!({ "version": 1, "pieces": pieces }).to_string().as_bytes())?;
+    let dataset = format!("{}/snapshots/{}/data", ctx.job.dataset.name, program.snapshot);
+    let dataset = ctx.volume.datasets_dir().join(dataset);
+    let (index, count) = (ctx.spec.task.index.to_string(), ctx.spec.count.to_string());
+    let shown = |path: &Path| path.display().to_string();
+    let mut env = vec![
+        ("FOREBAY_RUN_ID".to_owned(), program.run.to_string()),
+        ("FOREBAY_TASK_INDEX".to_owned(), index.clone()),
+        ("FOREBAY_TASK_COUNT".to_owned(), count.clone()),
+        ("FOREBAY_ATTEMPT".to_owned(), program.attempt.number.to_string()),
+        ("FOREBAY_DATASET_DIR".to_owned(), shown(&dataset)),
+        ("FOREBAY_INPUTS".to_owned(), shown(&inputs)),
+        ("FOREBAY_SPLIT".to_owned(), shown(&split)),
+        ("FOREBAY_OUTPUT_DIR".to_owned(), shown(ctx.out_dir)),
+        ("FOREBAY_CHECKPOINT_DIR".to_owned(), shown(program.checkpoint_dir)),
+        ("FOREBAY_SCRATCH_DIR".to_owned(), shown(ctx.scratch_dir)),
+        // AWS Batch sets these only for arrays, which have two tasks or more; here a task always knows its place.
+        ("AWS_BATCH_JOB_ARRAY_INDEX".to_owned(), index.clone()),
+        ("AWS_BATCH_JOB_ARRAY_SIZE".to_owned(), count),
+        ("JOB_COMPLETION_INDEX".to_owned(), index),
+    ];
+    env.extend(program.deadline.map(|at| ("FOREBAY_DEADLINE".to_owned(), at.as_secs().to_string())));
+    let params = ctx.job.params.iter();
+    env.extend(params.map(|(name, value)| (format!("FOREBAY_PARAM_{}", name.to_ascii_uppercase()), value.clone())));
+    env.extend(program.env.iter().map(|(name, value)| (name.clone(), value.clone())));
+    Ok(env)
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<(), TaskError> {
+    fs::write(path, bytes).map_err(|error| VolumeError::io("write", path, error).into())
+}
+
+/// Everything a program left in its output directory, to be published as `task-<index>/<path>`, and the figures of
+/// its `metrics.json`, which is not published.
+pub fn collect(ctx: &TaskContext<'_>) -> Result<TaskOutput, TaskError> {
+    let metrics_path = ctx.out_dir.join("metrics.json");
+    let metrics = match fs::read(&metrics_path) {
+        Ok(text) => {
+            let bad = |error| TaskError::BadInput(format!("its metrics.json is no object of numbers: {error}"));
+            let metrics = serde_json::from_slice(&text).map_err(bad)?;
+            fs::remove_file(&metrics_path).map_err(|error| VolumeError::io("remove", &metrics_path, error))?;
+            metrics
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
+        Err(error) => return Err(VolumeError::io("read", &metrics_path, error).into()),
+    };
+    let written = |file: output::Finished| Written {
+        publish_as: Some(format!("task-{:05}/{}", ctx.spec.task.index, file.name)),
+        path: file.path,
+        partition: None,
+        size: file.size,
+        checksum: file.checksum,
+        rows: None,
+    };
+    let files = output::collect(ctx.out_dir)?.into_iter().map(written).collect();
+    Ok(TaskOutput { files, metrics })
+}

@@ -1,0 +1,40 @@
+//! Map-reduce: from splits to keys and values, from one partition of them, ordered by key, to output.
+//!
+//! A map task writes at most one file a partition, ordered by key. A reduce task merges the files of its partition in
+//! the order of the map tasks, so that the result does not depend on where the dataset was cut or who was first.
+
+mod builtin;
+mod columns;
+pub mod program;
+mod shuffle;
+
+use super::{TaskContext, TaskError, TaskOutput};
+use crate::{
+    spec::{MapReduceSpec, Mapper, Work},
+    task::TaskInput,
+};
+
+/// Executes a map or a reduce task of a built-in.
+pub fn execute(ctx: &TaskContext<'_>) -> Result<TaskOutput, TaskError> {
+    let spec = spec(ctx)?;
+    match (&ctx.spec.input, &spec.map) {
+        (TaskInput::Split(split), Mapper::WordCount) => builtin::count_words(ctx, &split.pieces, spec.partitions),
+        (TaskInput::Split(split), Mapper::LineCount) => builtin::count_lines(ctx, &split.pieces, spec.partitions),
+        (TaskInput::Split(split), Mapper::Grep(pattern)) => {
+            builtin::grep(ctx, &split.pieces, pattern, spec.partitions)
+        }
+        (TaskInput::Split(split), Mapper::ColumnStats) => columns::map(ctx, &split.pieces, spec.partitions),
+        (TaskInput::Shuffle(files), Mapper::WordCount) => builtin::sum(ctx, files, "word", "count"),
+        (TaskInput::Shuffle(files), Mapper::LineCount) => builtin::sum(ctx, files, "key", "lines"),
+        (TaskInput::Shuffle(files), Mapper::Grep(_)) => builtin::matches(ctx, files),
+        (TaskInput::Shuffle(files), Mapper::ColumnStats) => columns::reduce(ctx, files),
+        (_, Mapper::Program(_)) => Err(TaskError::BadInput("a program is no built-in".to_owned())),
+    }
+}
+
+fn spec<'a>(ctx: &TaskContext<'a>) -> Result<&'a MapReduceSpec, TaskError> {
+    match &ctx.job.work {
+        Work::Mapreduce(spec) => Ok(spec),
+        _ => Err(TaskError::BadInput("the task is no map-reduce".to_owned())),
+    }
+}

@@ -1,0 +1,87 @@
+//! Map and reduce as programs that read and write lines, as Hadoop's streaming does.
+//!
+//! A map program reads its split's lines and writes `key<TAB>value` lines; a line without a tab is a key with an empty
+//! value. A reduce program reads the `key<TAB>value` lines of its partition, ordered by key, and what it writes is
+//! published as it is.
+
+use std::io::{self, BufRead, BufWriter, Write};
+
+use forebay_datasets::{read::piece_bytes, volume::{NewFile, VolumeError}};
+
+use super::{shuffle, spec};
+use crate::{
+    kinds::{TaskContext, TaskError, TaskOutput, Written},
+    task::TaskInput,
+};
+
+/// Feeds a task's input to a program.
+///
+/// A program that ends without reading everything is no error: the pipe breaks, and its exit code tells.
+pub fn feed(ctx: &TaskContext<'_>, stdin: impl Write) -> Result<(), TaskError> {
+    let mut stdin = BufWriter::with_capacity(64 << 10, stdin);
+    let fed = match &ctx.spec.input {
+        TaskInput::Split(split) => {
+            let mut feed = || {
+                for piece in &split.pieces {
+                    let bytes = piece_bytes(ctx.volume, piece)?;
+                    stdin.write_all(&bytes).map_err(pipe)?;
+                    // The next piece begins a line of its own.
+                    if bytes.last().is_some_and(|last| *last != b'\n') {
+                        stdin.write_all(b"\n").map_err(pipe)?;
+                    }
+                }
+                stdin.flush().map_err(pipe)
+            };
+            feed()
+        }
+        TaskInput::Shuffle(files) => {
+            let merged = shuffle::merge(ctx, files, |key, value| {
+                stdin.write_all(key).and_then(|()| stdin.write_all(b"\t")).map_err(pipe)?;
+                stdin.write_all(value).and_then(|()| stdin.write_all(b"\n")).map_err(pipe)
+            });
+            merged.and_then(|()| stdin.flush().map_err(pipe))
+        }
+    };
+    match fed {
+        Err(TaskError::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        fed => fed,
+    }
+}
+
+fn pipe(source: io::Error) -> TaskError {
+    TaskError::Io { path: "the program's standard input".into(), source }
+}
+
+/// Takes what a program writes to its standard output, until its end.
+pub fn take(ctx: &TaskContext<'_>, stdout: impl BufRead) -> Result<TaskOutput, TaskError> {
+    let files = match ctx.spec.input {
+        TaskInput::Split(_) => take_pairs(ctx, stdout)?,
+        TaskInput::Shuffle(_) => vec![take_text(ctx, stdout)?],
+    };
+    Ok(TaskOutput { files, ..TaskOutput::default() })
+}
+
+fn take_pairs(ctx: &TaskContext<'_>, mut stdout: impl BufRead) -> Result<Vec<Written>, TaskError> {
+    let mut pairs = Vec::new();
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let read = stdout.read_until(b'\n', &mut line);
+        if read.map_err(|source| TaskError::Io { path: "the program's standard output".into(), source })? == 0 {
+            return shuffle::write(ctx, pairs, spec(ctx)?.partitions);
+        }
+        let text = line.strip_suffix(b"\n").unwrap_or(&line);
+        let tab = memchr::memchr(b'\t', text);
+        let (key, value) = tab.map_or((text, &b""[..]), |tab| (&text[..tab], &text[tab + 1..]));
+        pairs.push((key.to_vec(), value.to_vec()));
+    }
+}
+
+fn take_text(ctx: &TaskContext<'_>, mut stdout: impl BufRead) -> Result<Written, TaskError> {
+    let name = format!("part-{:05}.txt", ctx.spec.task.index);
+    let path = ctx.out_dir.join(&name);
+    let mut file = NewFile::create(&path)?;
+    io::copy(&mut stdout, &mut file).map_err(|error| VolumeError::io("write", &path, error))?;
+    let (size, checksum) = file.finish()?;
+    Ok(Written { path, publish_as: Some(name), partition: None, size, checksum, rows: None })
+}

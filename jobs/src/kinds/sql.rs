@@ -1,0 +1,213 @@
+//! SQL over the staged dataset, by DataFusion: one query, one task, all of its threads, one output file.
+//!
+//! A table is a list of exact files. No directory is listed, and what is not in the manifest is not read.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use arrow::datatypes::{Schema, SchemaRef};
+use datafusion::{
+    datasource::{
+        MemTable,
+        file_format::{FileFormat, csv::CsvFormat, json::JsonFormat, parquet::ParquetFormat},
+        listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl},
+    },
+    error::DataFusionError,
+    execution::context::SQLOptions,
+    prelude::{DataFrame, SessionConfig, SessionContext},
+    sql::{
+        parser::{DFParser, Statement},
+        sqlparser::ast,
+    },
+};
+use forebay_datasets::{format::Format, source::globs, split::{Piece, Split}, volume::Volume};
+use futures::StreamExt;
+
+use super::{
+    TaskContext, TaskError, TaskOutput,
+    table::{ROWS_FOR_TYPES, TableWriter},
+};
+use crate::{
+    spec::{SqlSpec, Work},
+    task::TaskInput,
+};
+
+/// Finds what is wrong with a query without knowing its tables.
+///
+/// # Errors
+/// What is wrong, for people.
+pub fn check_syntax(query: &str) -> Result<(), String> {
+    let statements = DFParser::parse_sql(query).map_err(|error| readable(&error))?;
+    match statements.iter().collect::<Vec<_>>()[..] {
+        [Statement::Statement(statement)] if matches!(**statement, ast::Statement::Query(_)) => Ok(()),
+        [] => Err("the query is empty".to_owned()),
+        [_] => Err("only a query can be run: SELECT, WITH or VALUES".to_owned()),
+        _ => Err("there are several statements; write one query".to_owned()),
+    }
+}
+
+/// Finds what is wrong with a query over tables of these columns.
+///
+/// # Errors
+/// What is wrong, for people.
+pub async fn check_columns(query: &str, tables: BTreeMap<String, SchemaRef>) -> Result<(), String> {
+    let context = SessionContext::new();
+    for (name, schema) in tables {
+        let table = MemTable::try_new(schema, vec![vec![]]).map_err(|error| readable(&error))?;
+        context.register_table(table_reference(&name), Arc::new(table)).map_err(|error| readable(&error))?;
+    }
+    frame(&context, query).await.map(drop).map_err(|error| readable(&error))
+}
+
+/// Finds what is wrong with a query over what is staged.
+///
+/// # Errors
+/// [`TaskError::BadInput`] with what is wrong.
+pub async fn check_staged(volume: &Volume, sql: &SqlSpec, split: &Split) -> Result<(), TaskError> {
+    let context = SessionContext::new();
+    register(&context, volume, sql, split).await?;
+    frame(&context, &sql.query).await.map(drop).map_err(|error| TaskError::BadInput(readable(&error)))
+}
+
+/// Executes the query of the task's job.
+pub async fn execute(ctx: &TaskContext<'_>) -> Result<TaskOutput, TaskError> {
+    let (Work::Sql(sql), TaskInput::Split(split)) = (&ctx.job.work, &ctx.spec.input) else {
+        return Err(TaskError::BadInput("the task is no query".to_owned()));
+    };
+    let mut config = SessionConfig::new().with_target_partitions(ctx.threads.max(1)).with_information_schema(false);
+    let options = config.options_mut();
+    // Views are fast inside, and a nuisance to whoever reads the output.
+    options.execution.parquet.schema_force_view_types = false;
+    options.sql_parser.map_string_types_to_utf8view = false;
+    options.execution.parquet.pushdown_filters = true;
+    let context = SessionContext::new_with_config(config);
+    register(&context, ctx.volume, sql, split).await?;
+    let failed = |error: DataFusionError| match error.find_root() {
+        DataFusionError::IoError(_) | DataFusionError::ObjectStore(_) | DataFusionError::ResourcesExhausted(_) => {
+            TaskError::Io { path: ctx.volume.root().to_owned(), source: std::io::Error::other(readable(&error)) }
+        }
+        _ => TaskError::BadInput(readable(&error)),
+    };
+    let frame = frame(&context, &sql.query).await.map_err(failed)?;
+    let mut stream = frame.execute_stream().await.map_err(failed)?;
+    let schema = stream.schema();
+    let mut writer = TableWriter::create(ctx.out_dir, ctx.spec.task.index, &schema, ctx.job.output.format)?;
+    loop {
+        let batch = tokio::select! {
+            () = ctx.cancel.cancelled() => return Err(TaskError::Cancelled),
+            batch = stream.next() => batch,
+        };
+        match batch {
+            Some(batch) => writer.write(&batch.map_err(failed)?)?,
+            None => return Ok(TaskOutput { files: vec![writer.finish()?], metrics: BTreeMap::new() }),
+        }
+    }
+}
+
+async fn frame(context: &SessionContext, query: &str) -> Result<DataFrame, DataFusionError> {
+    let nothing_else = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+    context.sql_with_options(query, nothing_else).await
+}
+
+/// Quoted, so that a table keeps the case it is written in; and lower-cased as an unquoted name in a query is.
+fn table_reference(name: &str) -> datafusion::common::TableReference {
+    datafusion::common::TableReference::bare(name.to_ascii_lowercase())
+}
+
+async fn register(context: &SessionContext, volume: &Volume, sql: &SqlSpec, split: &Split) -> Result<(), TaskError> {
+    for (name, glob) in &sql.tables {
+        let matcher = globs(std::slice::from_ref(glob)).map_err(|error| TaskError::BadInput(error.to_string()))?;
+        let pieces: Vec<_> = split.pieces.iter().filter(|piece| matcher.is_match(&piece.key)).collect();
+        let table = table(context, volume, name, &pieces).await?;
+        context.register_table(table_reference(name), Arc::new(table)).map_err(|error| bad(name, &error))?;
+    }
+    Ok(())
+}
+
+fn bad(table: &str, error: &DataFusionError) -> TaskError {
+    TaskError::BadInput(format!("the table `{table}`: {}", readable(error)))
+}
+
+async fn table(
+    context: &SessionContext,
+    volume: &Volume,
+    name: &str,
+    pieces: &[&Piece],
+) -> Result<ListingTable, TaskError> {
+    let wrong = |what: String| TaskError::BadInput(format!("the table `{name}`: {what}"));
+    let first = pieces.first().ok_or_else(|| wrong("no object".to_owned()))?;
+    let format = Format::of(&first.key);
+    if let Some(other) = pieces.iter().find(|piece| Format::of(&piece.key) != format) {
+        return Err(wrong(format!("`{}` and `{}` are of different formats: narrow its glob in `tables`", first.key, other.key)));
+    }
+    let reader: Arc<dyn FileFormat> = match format {
+        Format::Parquet => Arc::new(ParquetFormat::default().with_force_view_types(false)),
+        Format::Csv => Arc::new(CsvFormat::default().with_has_header(true).with_schema_infer_max_rec(ROWS_FOR_TYPES)),
+        Format::Ndjson => Arc::new(JsonFormat::default().with_schema_infer_max_rec(ROWS_FOR_TYPES)),
+        Format::Text | Format::Opaque => {
+            return Err(wrong(format!("`{}` ends in none of .parquet, .csv, .ndjson", first.key)));
+        }
+    };
+    // Files are given by exact name, whatever their extension.
+    let options = ListingOptions::new(reader).with_file_extension("");
+    let (mut urls, mut schemas) = (Vec::new(), Vec::new());
+    for piece in pieces {
+        let path = volume.resolve(&piece.path)?;
+        // A URL is taken as it is; a path would be searched for `*`, `?` and `[`.
+        let url = url::Url::from_file_path(&path).map_err(|()| wrong(format!("{} is not absolute", path.display())))?;
+        let url = ListingTableUrl::try_new(url, None).map_err(|error| bad(name, &error))?;
+        let schema = options.infer_schema(&context.state(), &url).await;
+        let schema = schema.map_err(|error| wrong(format!("`{}`: {}", piece.key, readable(&error))))?;
+        schemas.push(schema.as_ref().clone());
+        urls.push(url);
+    }
+    let schema = Schema::try_merge(schemas).map_err(|error| wrong(format!("its objects do not fit together: {error}")))?;
+    let config = ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options).with_schema(Arc::new(schema));
+    ListingTable::try_new(config).map_err(|error| bad(name, &error))
+}
+
+/// DataFusion's message without its own classification of it.
+fn readable(error: &DataFusionError) -> String {
+    let text = error.find_root().strip_backtrace();
+    let prefixes = ["Error during planning: ", "Schema error: ", "SQL error: ", "Execution error: ", "This feature is not implemented: ", "Arrow error: ", "Parquet error: "];
+    let mut text = text.trim();
+    while let Some(rest) = prefixes.iter().find_map(|prefix| text.strip_prefix(prefix)) {
+        text = rest;
+    }
+    match text.strip_prefix("ParserError(\"").and_then(|rest| rest.strip_suffix("\")")) {
+        Some(inner) => inner.replace("\\\"", "\"").replace("\\'", "'"),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::datatypes::{DataType, Field};
+
+    use super::*;
+
+    #[test]
+    fn only_one_query_is_taken() {
+        check_syntax("with a as (select 1) select * from a").unwrap();
+        for (query, part) in [
+            ("selct 1", "selct"),
+            ("", "empty"),
+            ("drop table x", "only a query"),
+            ("copy x to 'y'", "only a query"),
+            ("select 1; select 2", "several"),
+        ] {
+            let message = check_syntax(query).unwrap_err();
+            assert!(message.contains(part), "{query}: {message}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_unknown_column_is_named_with_what_there_is() {
+        let schema = Arc::new(Schema::new(vec![Field::new("carrier", DataType::Utf8, true)]));
+        let tables = || BTreeMap::from([("flights".to_owned(), schema.clone())]);
+        check_columns("select carrier from flights", tables()).await.unwrap();
+        let message = check_columns("select carier from flights", tables()).await.unwrap_err();
+        assert!(message.contains("carier") && message.contains("carrier"), "{message}");
+        let message = check_columns("select 1 from flihgts", tables()).await.unwrap_err();
+        assert!(message.contains("flihgts"), "{message}");
+    }
+}

@@ -15,7 +15,6 @@ use crate::{cli::Cli, error::CliError};
 fn main() -> ExitCode {
     let cli = Cli::parse();
     log_to_stderr();
-    error::install_renderer(cli.no_color());
     let outcome = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

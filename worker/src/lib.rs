@@ -1,1 +1,1 @@
-//! worker
+//! Executes attempts.

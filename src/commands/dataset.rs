@@ -1,0 +1,158 @@
+//! `forebay dataset stage|list|show|verify`
+
+use forebay_datasets::{
+    snapshot,
+    source::{S3Options, SourceOptions, SourceUrl},
+    stage::{self, StageRequest},
+    verify,
+    volume::Volume,
+};
+use serde_json::json;
+
+use crate::{
+    cli::{DatasetCommand, Global, StageArgs},
+    error::{CliError, Exit},
+    render::{self, StageBar, Table},
+};
+
+pub async fn execute(global: &Global, command: &DatasetCommand) -> Result<Exit, CliError> {
+    match command {
+        DatasetCommand::Stage(args) => stage(global, args).await,
+        DatasetCommand::List => list(global),
+        DatasetCommand::Show { name, snapshot, objects } => show(global, name, snapshot.as_deref(), *objects),
+        DatasetCommand::Verify { name, snapshot, full } => verify(global, name, snapshot.as_deref(), *full),
+    }
+}
+
+async fn stage(global: &Global, args: &StageArgs) -> Result<Exit, CliError> {
+    let url: SourceUrl = args.source.parse()?;
+    let request = StageRequest {
+        name: args.name.clone().unwrap_or_else(|| url.default_name()),
+        options: SourceOptions {
+            include: args.include.clone(),
+            exclude: args.exclude.clone(),
+            s3: S3Options {
+                endpoint: args.endpoint.clone(),
+                region: args.region.clone(),
+                anonymous: args.anonymous,
+                path_style: None,
+                requester_pays: args.requester_pays,
+            },
+        },
+        url,
+    };
+    let volume = Volume::open_or_create(&global.volume)?;
+    let bar = StageBar::new(global.quiet || global.json);
+    let staged = stage::stage(&volume, &request, &|progress| bar.advance(progress)).await?;
+    bar.finish();
+    let record = &staged.snapshot.record;
+    if global.json {
+        let object = json!({
+            "version": 1, "name": record.name, "source": record.source, "snapshot": record.id,
+            "path": staged.snapshot.dir, "objects": record.objects, "bytes": record.bytes,
+            "fetched_objects": staged.fetched_objects, "fetched_bytes": staged.fetched_bytes,
+            "seconds": staged.seconds,
+        });
+        println!("{object}");
+    } else {
+        println!("{}", record.id);
+        render::note(global.quiet, &match staged.fetched_objects {
+            0 => format!("{} is unchanged: {} objects, {}", record.name, record.objects, render::bytes(record.bytes)),
+            fetched => format!(
+                "{}: fetched {fetched} of {} objects, {} of {}, in {:.1} s",
+                record.name,
+                record.objects,
+                render::bytes(staged.fetched_bytes),
+                render::bytes(record.bytes),
+                staged.seconds,
+            ),
+        });
+    }
+    Ok(Exit::Done)
+}
+
+fn list(global: &Global) -> Result<Exit, CliError> {
+    let records = snapshot::list(&Volume::open(&global.volume)?)?;
+    if global.json {
+        println!("{}", json!({ "version": 1, "datasets": records }));
+        return Ok(Exit::Done);
+    }
+    let mut table = Table::new(["name", "objects", "size", "staged", "snapshot", "source"]);
+    for record in &records {
+        table.row([
+            record.name.clone(),
+            record.objects.to_string(),
+            render::bytes(record.bytes),
+            render::time(&record.created),
+            record.id.0[..12].to_owned(),
+            record.source.clone(),
+        ]);
+    }
+    table.print();
+    Ok(Exit::Done)
+}
+
+fn show(global: &Global, name: &str, id: Option<&str>, objects: bool) -> Result<Exit, CliError> {
+    let volume = Volume::open(&global.volume)?;
+    let snapshot = snapshot::open(&volume, name, id)?;
+    let records = snapshot::records(&volume, name)?;
+    if global.json {
+        let listed = snapshot.manifest.objects.iter().map(|object| {
+            json!({ "key": object.key, "path": object.path, "size": object.size, "etag": object.etag,
+                    "checksum": object.checksum })
+        });
+        let listed: Option<Vec<_>> = objects.then(|| listed.collect());
+        let snapshots = json!({ "version": 1, "name": name, "snapshot": snapshot.record, "path": snapshot.dir,
+                                "snapshots": records, "objects": listed });
+        println!("{snapshots}");
+        return Ok(Exit::Done);
+    }
+    if objects {
+        let mut table = Table::new(["key", "size", "crc64nvme"]);
+        for object in &snapshot.manifest.objects {
+            table.row([object.key.clone(), object.size.to_string(), object.checksum.to_string()]);
+        }
+        table.print();
+        return Ok(Exit::Done);
+    }
+    let mut table = Table::new(["snapshot", "objects", "size", "staged", "source"]);
+    for record in &records {
+        let shown = if record.id == snapshot.record.id { "*" } else { "" };
+        table.row([
+            format!("{}{shown}", record.id),
+            record.objects.to_string(),
+            render::bytes(record.bytes),
+            render::time(&record.created),
+            record.source.clone(),
+        ]);
+    }
+    table.print();
+    render::note(global.quiet, &format!("* stands at {}", snapshot.dir.display()));
+    Ok(Exit::Done)
+}
+
+fn verify(global: &Global, name: &str, id: Option<&str>, full: bool) -> Result<Exit, CliError> {
+    let volume = Volume::open(&global.volume)?;
+    let snapshot = snapshot::open(&volume, name, id)?;
+    let bar = render::bytes_bar(global.quiet || global.json, snapshot.manifest.bytes());
+    let report = verify::verify(&volume, &snapshot, full, &|bytes| bar.inc(bytes));
+    bar.finish_and_clear();
+    if global.json {
+        let bad: Vec<_> = report.bad.iter().map(|bad| json!({ "key": bad.key, "what": bad.what })).collect();
+        let object = json!({ "version": 1, "name": name, "snapshot": snapshot.record.id, "full": full,
+                             "checked": report.checked, "bytes": report.bytes, "bad": bad });
+        println!("{object}");
+    } else {
+        let what = if full { "every byte of" } else { "the sizes of" };
+        println!("{name}: compared {what} {} objects, {} bad", report.checked, report.bad.len());
+        for bad in &report.bad {
+            println!("  {}: {}", bad.key, bad.what);
+        }
+    }
+    match report.bad.is_empty() {
+        true => Ok(Exit::Done),
+        false if global.json => Ok(Exit::OutOfReach),
+        false => Err(CliError::new(Exit::OutOfReach, format!("{} objects of `{name}` are damaged", report.bad.len()))
+            .help(format!("remove {} and stage again", snapshot.dir.display()))),
+    }
+}

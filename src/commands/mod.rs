@@ -1,0 +1,15 @@
+//! What the commands do. Each returns its exit code or one error.
+
+mod dataset;
+
+use crate::{
+    cli::{Cli, Command},
+    error::{CliError, Exit},
+};
+
+/// Executes what was typed.
+pub async fn execute(cli: &Cli) -> Result<Exit, CliError> {
+    match &cli.command {
+        Command::Dataset(command) => dataset::execute(&cli.global, command).await,
+    }
+}

@@ -1,0 +1,187 @@
+//! From any failure to one message on standard error, and to the exit code.
+
+use std::{error::Error, process::ExitCode};
+
+use forebay_datasets::{
+    snapshot::SnapshotError,
+    source::{ErrorKind, SourceError},
+    stage::StageError,
+    volume::VolumeError,
+};
+use forebay_jobs::spec::parse::SpecError;
+use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, SourceSpan};
+
+/// How a command ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    Done = 0,
+    TasksFailed = 1,
+    Usage = 2,
+    NotFound = 3,
+    OutOfReach = 4,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// What a command ends with in place of a result.
+#[derive(Debug)]
+pub struct CliError {
+    exit: Exit,
+    message: String,
+    help: Option<String>,
+    place: Option<(NamedSource<String>, SourceSpan)>,
+}
+
+impl CliError {
+    pub fn new(exit: Exit, message: impl Into<String>) -> Self {
+        Self { exit, message: message.into(), help: None, place: None }
+    }
+
+    pub fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+
+    pub fn runtime(error: std::io::Error) -> Self {
+        Self::new(Exit::OutOfReach, format!("cannot start: {error}"))
+    }
+
+    /// A problem in a job file, shown where it is.
+    pub fn in_job(name: &str, text: String, error: SpecError) -> Self {
+        let source = NamedSource::new(name, text).with_language("TOML");
+        Self {
+            exit: Exit::Usage,
+            message: error.message,
+            help: error.help,
+            place: error.span.map(|span| (source, span.into())),
+        }
+    }
+
+    pub fn code(&self) -> Exit {
+        self.exit
+    }
+
+    /// With `--json` an object, so that a script need not read prose.
+    pub fn print(&self, json: bool) {
+        if json {
+            let object = serde_json::json!({
+                "version": 1, "error": { "message": self.message, "help": self.help, "code": self.exit as u8 },
+            });
+            println!("{object}");
+            return;
+        }
+        let terminal = rustix::termios::isatty(std::io::stderr());
+        let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let theme = match (terminal, no_color) {
+            (true, false) => GraphicalTheme::unicode(),
+            (true, true) => GraphicalTheme::unicode_nocolor(),
+            (false, _) => GraphicalTheme::none(),
+        };
+        let mut text = String::new();
+        let width = rustix::termios::tcgetwinsize(std::io::stderr()).map_or(100, |size| usize::from(size.ws_col).max(40));
+        match GraphicalReportHandler::new_themed(theme).with_width(width).render_report(&mut text, self) {
+            Ok(()) => eprint!("{text}"),
+            Err(_) => eprintln!("error: {}", self.message),
+        }
+    }
+
+    fn caused(exit: Exit, error: &(dyn Error + 'static)) -> Self {
+        let mut message = error.to_string();
+        let mut cause = error.source();
+        while let Some(next) = cause {
+            let text = next.to_string();
+            if !message.contains(&text) {
+                message = format!("{message}: {text}");
+            }
+            cause = next.source();
+        }
+        Self::new(exit, message)
+    }
+}
+
+impl std::fmt::Display for CliError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl Error for CliError {}
+
+impl Diagnostic for CliError {
+    fn help<'a>(&'a self) -> Option<Box<dyn std::fmt::Display + 'a>> {
+        self.help.as_ref().map(|help| Box::new(help) as Box<dyn std::fmt::Display>)
+    }
+
+    fn source_code(&self) -> Option<&dyn miette::SourceCode> {
+        self.place.as_ref().map(|(source, _)| source as &dyn miette::SourceCode)
+    }
+
+    fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
+        let (_, span) = self.place.as_ref()?;
+        Some(Box::new(std::iter::once(LabeledSpan::new_with_span(Some("here".to_owned()), *span))))
+    }
+}
+
+impl From<StageError> for CliError {
+    fn from(error: StageError) -> Self {
+        let exit = match error.kind() {
+            ErrorKind::Usage => Exit::Usage,
+            ErrorKind::NotFound => Exit::NotFound,
+            ErrorKind::Storage => Exit::OutOfReach,
+        };
+        let help = match &error {
+            StageError::Source(error) => help_for(error),
+            StageError::NoRoom { .. } | StageError::Volume(VolumeError::Full { .. }) => {
+                Some("free some space, or name another volume with --volume; nothing was published")
+            }
+            StageError::Volume(VolumeError::ReadOnly { .. }) => Some("name another volume with --volume"),
+            _ => None,
+        };
+        Self { help: help.map(str::to_owned), ..Self::caused(exit, &error) }
+    }
+}
+
+fn help_for(error: &SourceError) -> Option<&'static str> {
+    match error {
+        SourceError::NoCredentials => {
+            Some("set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; a public bucket needs --anonymous")
+        }
+        SourceError::Denied { .. } => Some("check the credentials, and that they may list and read the bucket"),
+        SourceError::Unreachable { .. } => Some("check the endpoint and the network"),
+        SourceError::Empty { .. } => Some("check the prefix, and the include and exclude globs"),
+        SourceError::Changed { .. } => Some("stage again when the source is at rest; nothing was published"),
+        _ => None,
+    }
+}
+
+impl From<SourceError> for CliError {
+    fn from(error: SourceError) -> Self {
+        StageError::from(error).into()
+    }
+}
+
+impl From<SnapshotError> for CliError {
+    fn from(error: SnapshotError) -> Self {
+        match error {
+            SnapshotError::NoDataset { .. } | SnapshotError::NoSnapshot { .. } => {
+                Self::caused(Exit::NotFound, &error).help("`forebay dataset list` shows what there is")
+            }
+            SnapshotError::BadName { .. } | SnapshotError::Ambiguous { .. } => Self::caused(Exit::Usage, &error),
+            error => Self::caused(Exit::OutOfReach, &error),
+        }
+    }
+}
+
+impl From<VolumeError> for CliError {
+    fn from(error: VolumeError) -> Self {
+        match error {
+            VolumeError::Missing { .. } => Self::caused(Exit::NotFound, &error)
+                .help("stage something first, or name the volume with --volume or FOREBAY_VOLUME"),
+            error => StageError::from(error).into(),
+        }
+    }
+}

@@ -6,9 +6,14 @@ use clap::{Args, Parser, Subcommand};
 
 /// Batch and parallel data processing on shared storage: stage once, read in parallel, publish in one step.
 #[derive(Debug, Parser)]
-#[command(name = "forebay", version, max_term_width = 100, after_help = "Exit codes: 0 all done; 1 tasks failed; \
+#[command(
+    name = "forebay",
+    version,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 all done; 1 tasks failed; \
 2 usage or job file; 3 not found; 4 storage or coordinator out of reach; 5 cannot ever run; 124 `wait` ran out of \
-time; 130 interrupted.")]
+time; 130 interrupted."
+)]
 pub struct Cli {
     #[command(flatten)]
     pub global: Global,

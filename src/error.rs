@@ -82,7 +82,8 @@ impl CliError {
             (false, _) => GraphicalTheme::none(),
         };
         let mut text = String::new();
-        let width = rustix::termios::tcgetwinsize(std::io::stderr()).map_or(100, |size| usize::from(size.ws_col).max(40));
+        let width =
+            rustix::termios::tcgetwinsize(std::io::stderr()).map_or(100, |size| usize::from(size.ws_col).max(40));
         match GraphicalReportHandler::new_themed(theme).with_width(width).render_report(&mut text, self) {
             Ok(()) => eprint!("{text}"),
             Err(_) => eprintln!("error: {}", self.message),

@@ -15,16 +15,14 @@ use crate::{cli::Cli, error::CliError};
 fn main() -> ExitCode {
     let cli = Cli::parse();
     log_to_stderr();
-    let outcome = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(CliError::runtime)
-        .and_then(|runtime| {
+    let outcome = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(CliError::runtime).and_then(
+        |runtime| {
             let outcome = runtime.block_on(commands::execute(&cli));
             // What still runs in here is abandoned work of a command that has ended; waiting for it helps nobody.
             runtime.shutdown_background();
             outcome
-        });
+        },
+    );
     match outcome {
         Ok(code) => code.into(),
         Err(error) => {

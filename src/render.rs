@@ -51,7 +51,8 @@ pub fn time(text: &str) -> String {
 /// A bar over bytes; hidden when quiet, and where standard error is no terminal.
 pub fn bytes_bar(quiet: bool, total: u64) -> ProgressBar {
     let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-    let style = ProgressStyle::with_template("{prefix:9} {bar:30} {bytes:>11} of {total_bytes}  {bytes_per_sec}  {msg}");
+    let style =
+        ProgressStyle::with_template("{prefix:9} {bar:30} {bytes:>11} of {total_bytes}  {bytes_per_sec}  {msg}");
     let bar = ProgressBar::with_draw_target(Some(total), target);
     bar.set_style(style.expect("the template is a constant"));
     bar

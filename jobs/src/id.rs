@@ -16,7 +16,9 @@ pub struct WorkerId(String);
 
 /// Why a text is no id.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is no {what} id: it takes 1 to 64 letters, digits, `.`, `_` or `-`, beginning with a letter or a digit")]
+#[error(
+    "`{text}` is no {what} id: it takes 1 to 64 letters, digits, `.`, `_` or `-`, beginning with a letter or a digit"
+)]
 pub struct IdError {
     what: &'static str,
     text: String,

@@ -56,17 +56,22 @@ async fn stage(global: &Global, args: &StageArgs) -> Result<Exit, CliError> {
         println!("{object}");
     } else {
         println!("{}", record.id);
-        render::note(global.quiet, &match staged.fetched_objects {
-            0 => format!("{} is unchanged: {} objects, {}", record.name, record.objects, render::bytes(record.bytes)),
-            fetched => format!(
-                "{}: fetched {fetched} of {} objects, {} of {}, in {:.1} s",
-                record.name,
-                record.objects,
-                render::bytes(staged.fetched_bytes),
-                render::bytes(record.bytes),
-                staged.seconds,
-            ),
-        });
+        render::note(
+            global.quiet,
+            &match staged.fetched_objects {
+                0 => {
+                    format!("{} is unchanged: {} objects, {}", record.name, record.objects, render::bytes(record.bytes))
+                }
+                fetched => format!(
+                    "{}: fetched {fetched} of {} objects, {} of {}, in {:.1} s",
+                    record.name,
+                    record.objects,
+                    render::bytes(staged.fetched_bytes),
+                    render::bytes(record.bytes),
+                    staged.seconds,
+                ),
+            },
+        );
     }
     Ok(Exit::Done)
 }

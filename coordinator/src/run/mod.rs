@@ -58,23 +58,69 @@ pub enum Input {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Event {
-    Opened { epoch: Epoch, at: Millis },
-    Planned { snapshot: String, phases: Vec<u32>, at: Millis },
-    WorkerJoined { worker: WorkerId, slots: u32 },
-    WorkerLeft { worker: WorkerId },
-    Assigned { attempt: AttemptId, worker: WorkerId },
-    Started { attempt: AttemptId, at: Millis },
-    Committed { attempt: AttemptId, outputs: Vec<OutputFile>, metrics: BTreeMap<String, f64>, at: Millis },
+    Opened {
+        epoch: Epoch,
+        at: Millis,
+    },
+    Planned {
+        snapshot: String,
+        phases: Vec<u32>,
+        at: Millis,
+    },
+    WorkerJoined {
+        worker: WorkerId,
+        slots: u32,
+    },
+    WorkerLeft {
+        worker: WorkerId,
+    },
+    Assigned {
+        attempt: AttemptId,
+        worker: WorkerId,
+    },
+    Started {
+        attempt: AttemptId,
+        at: Millis,
+    },
+    Committed {
+        attempt: AttemptId,
+        outputs: Vec<OutputFile>,
+        metrics: BTreeMap<String, f64>,
+        at: Millis,
+    },
     /// `retry_at`: none if the task has no try left and failed for good.
-    AttemptFailed { attempt: AttemptId, failure: Failure, retry_at: Option<Millis>, at: Millis },
+    AttemptFailed {
+        attempt: AttemptId,
+        failure: Failure,
+        retry_at: Option<Millis>,
+        at: Millis,
+    },
     /// Ended without using up a try: given back, drained, killed as surplus, or its coordinator or worker was lost.
-    AttemptReturned { attempt: AttemptId, retry_at: Millis },
-    CancelRequested { at: Millis },
+    AttemptReturned {
+        attempt: AttemptId,
+        retry_at: Millis,
+    },
+    CancelRequested {
+        at: Millis,
+    },
     /// The run failed before or beside its tasks.
-    Aborted { error: String, at: Millis },
-    Published { files: u64, bytes: u64, rows: Option<u64>, at: Millis },
-    Exported { at: Millis },
-    Ended { state: EndState, at: Millis },
+    Aborted {
+        error: String,
+        at: Millis,
+    },
+    Published {
+        files: u64,
+        bytes: u64,
+        rows: Option<u64>,
+        at: Millis,
+    },
+    Exported {
+        at: Millis,
+    },
+    Ended {
+        state: EndState,
+        at: Millis,
+    },
 }
 
 /// How a run ended.

@@ -14,7 +14,12 @@ use std::{
 };
 
 use arrow::error::ArrowError;
-use forebay_datasets::{checksum::Crc64, output::OutputError, read::ReadError, volume::{Volume, VolumeError}};
+use forebay_datasets::{
+    checksum::Crc64,
+    output::OutputError,
+    read::ReadError,
+    volume::{Volume, VolumeError},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{spec::JobSpec, task::TaskSpec};
@@ -105,6 +110,13 @@ pub enum TaskError {
 impl TaskError {
     /// Whether another try can help.
     pub fn is_retryable(&self) -> bool {
-        !matches!(self, Self::BadInput(_) | Self::Table { source: ArrowError::CsvError(_) | ArrowError::JsonError(_) | ArrowError::ParquetError(_), .. })
+        !matches!(
+            self,
+            Self::BadInput(_)
+                | Self::Table {
+                    source: ArrowError::CsvError(_) | ArrowError::JsonError(_) | ArrowError::ParquetError(_),
+                    ..
+                }
+        )
     }
 }

@@ -19,7 +19,12 @@ use datafusion::{
         sqlparser::ast,
     },
 };
-use forebay_datasets::{format::Format, source::globs, split::{Piece, Split}, volume::Volume};
+use forebay_datasets::{
+    format::Format,
+    source::globs,
+    split::{Piece, Split},
+    volume::Volume,
+};
 use futures::StreamExt;
 
 use super::{
@@ -137,7 +142,10 @@ async fn table(
     let first = pieces.first().ok_or_else(|| wrong("no object".to_owned()))?;
     let format = Format::of(&first.key);
     if let Some(other) = pieces.iter().find(|piece| Format::of(&piece.key) != format) {
-        return Err(wrong(format!("`{}` and `{}` are of different formats: narrow its glob in `tables`", first.key, other.key)));
+        return Err(wrong(format!(
+            "`{}` and `{}` are of different formats: narrow its glob in `tables`",
+            first.key, other.key
+        )));
     }
     let reader: Arc<dyn FileFormat> = match format {
         Format::Parquet => Arc::new(ParquetFormat::default().with_force_view_types(false)),
@@ -160,15 +168,25 @@ async fn table(
         schemas.push(schema.as_ref().clone());
         urls.push(url);
     }
-    let schema = Schema::try_merge(schemas).map_err(|error| wrong(format!("its objects do not fit together: {error}")))?;
-    let config = ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options).with_schema(Arc::new(schema));
+    let schema =
+        Schema::try_merge(schemas).map_err(|error| wrong(format!("its objects do not fit together: {error}")))?;
+    let config =
+        ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options).with_schema(Arc::new(schema));
     ListingTable::try_new(config).map_err(|error| bad(name, &error))
 }
 
 /// DataFusion's message without its own classification of it.
 fn readable(error: &DataFusionError) -> String {
     let text = error.find_root().strip_backtrace();
-    let prefixes = ["Error during planning: ", "Schema error: ", "SQL error: ", "Execution error: ", "This feature is not implemented: ", "Arrow error: ", "Parquet error: "];
+    let prefixes = [
+        "Error during planning: ",
+        "Schema error: ",
+        "SQL error: ",
+        "Execution error: ",
+        "This feature is not implemented: ",
+        "Arrow error: ",
+        "Parquet error: ",
+    ];
     let mut text = text.trim();
     while let Some(rest) = prefixes.iter().find_map(|prefix| text.strip_prefix(prefix)) {
         text = rest;

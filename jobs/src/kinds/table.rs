@@ -110,7 +110,10 @@ fn table(path: &Path, source: ArrowError) -> TaskError {
 }
 
 /// The rows of a CSV, NDJSON or Parquet piece, in batches.
-pub fn read(volume: &Volume, piece: &Piece) -> Result<Box<dyn Iterator<Item = Result<RecordBatch, ArrowError>>>, TaskError> {
+pub fn read(
+    volume: &Volume,
+    piece: &Piece,
+) -> Result<Box<dyn Iterator<Item = Result<RecordBatch, ArrowError>>>, TaskError> {
     let path = volume.resolve(&piece.path)?;
     let open = || File::open(&path).map_err(|source| TaskError::Io { path: path.clone(), source });
     let bad = |source| TaskError::Table { what: piece.key.clone(), source };
@@ -137,8 +140,9 @@ pub fn read(volume: &Volume, piece: &Piece) -> Result<Box<dyn Iterator<Item = Re
             let reader = json::ReaderBuilder::new(Arc::new(schema)).build(BufReader::new(open()?)).map_err(bad)?;
             Ok(Box::new(reader))
         }
-        Format::Text | Format::Opaque => {
-            Err(TaskError::BadInput(format!("`{}` is no table: its name ends in none of .parquet, .csv, .ndjson", piece.key)))
-        }
+        Format::Text | Format::Opaque => Err(TaskError::BadInput(format!(
+            "`{}` is no table: its name ends in none of .parquet, .csv, .ndjson",
+            piece.key
+        ))),
     }
 }

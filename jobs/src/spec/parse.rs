@@ -183,7 +183,8 @@ pub fn job_file(text: &str, base: &Path, overrides: &[(String, String)]) -> Resu
 fn syntax(error: &toml::de::Error) -> SpecError {
     let message = error.message().to_owned();
     let span = error.span();
-    let Some((unknown, known)) = message.strip_prefix("unknown field `").and_then(|rest| rest.split_once("`, expected "))
+    let Some((unknown, known)) =
+        message.strip_prefix("unknown field `").and_then(|rest| rest.split_once("`, expected "))
     else {
         return SpecError { message, help: None, span };
     };
@@ -272,7 +273,11 @@ fn filled(text: &str, place: &Range<usize>, params: &BTreeMap<String, String>) -
         let Some((name, after)) = after.split_once('}') else { break };
         let Some(value) = params.get(name) else {
             let message = format!("there is no parameter `{name}`");
-            return Err(SpecError { message, help: Some(format!("add `{name} = …` to [params]")), span: Some(place.clone()) });
+            return Err(SpecError {
+                message,
+                help: Some(format!("add `{name} = …` to [params]")),
+                span: Some(place.clone()),
+            });
         };
         out.push_str(before);
         out.push_str(value);
@@ -287,7 +292,8 @@ fn url(text: &Spanned<String>, base: &Path) -> Result<SourceUrl, SpecError> {
     let relative = given.starts_with("./") || given.starts_with("../");
     let whole = if relative { format!("file://{}", base.join(given).display()) } else { given.clone() };
     whole.parse().map_err(|error: SourceError| {
-        SpecError::at(text, error.to_string()).help("write s3://bucket/prefix, file:///dir, or ./dir beside the job file")
+        SpecError::at(text, error.to_string())
+            .help("write s3://bucket/prefix, file:///dir, or ./dir beside the job file")
     })
 }
 
@@ -349,7 +355,9 @@ fn command(raw: Spanned<RawCommand>, base: &Path, params: &BTreeMap<String, Stri
     let program = match (&raw.get_ref().argv, &raw.get_ref().shell) {
         (Some(argv), None) => self::argv(argv, params)?,
         (None, Some(shell)) => Program::Shell(filled(shell.get_ref(), &shell.span(), params)?),
-        (Some(_), Some(shell)) => return Err(SpecError::at(shell, "[command] has both argv and shell").help("keep one")),
+        (Some(_), Some(shell)) => {
+            return Err(SpecError::at(shell, "[command] has both argv and shell").help("keep one"));
+        }
         (None, None) => return Err(SpecError::at(&raw, "[command] has neither argv nor shell")),
     };
     let raw = raw.into_inner();
@@ -478,8 +486,9 @@ fn output(raw: RawOutput, base: &Path) -> Result<OutputSpec, SpecError> {
             "csv" => OutputFormat::Csv,
             "ndjson" => OutputFormat::Ndjson,
             other => {
-                return Err(SpecError::at(format, format!("`{other}` is no output format"))
-                    .help("use parquet, csv or ndjson"));
+                return Err(
+                    SpecError::at(format, format!("`{other}` is no output format")).help("use parquet, csv or ndjson")
+                );
             }
         },
     };
@@ -533,7 +542,11 @@ mod tests {
             ("[sql]\nquery = \"select 1\"\nquerry = 1", "unknown key `querry`", "querry"),
             ("[sql]\nquery = \"select 1\"\n[command]\nargv = [\"x\"]", "the job has two kinds of work", ""),
             ("include = [\"a{\"]\n[sql]\nquery = \"select 1\"", "`a{` is no glob", "\"a{\""),
-            ("[command]\nargv = [\"x\"]\n[split]\nsize = \"4XB\"", "`4XB` is no size: write 64KiB, 128MiB, 1GB", "\"4XB\""),
+            (
+                "[command]\nargv = [\"x\"]\n[split]\nsize = \"4XB\"",
+                "`4XB` is no size: write 64KiB, 128MiB, 1GB",
+                "\"4XB\"",
+            ),
             ("[sql]\nquery = \"select 1\"\n[sweep]\nx = [1]", "`sweep` is not supported by this version", "sweep"),
             ("[command]\nargv = []", "the program is missing", "[]"),
             ("[command]\nargv = [\"${params.x}\"]", "there is no parameter `x`", "[\"${params.x}\"]"),

@@ -20,9 +20,7 @@ pub fn execute(ctx: &TaskContext<'_>) -> Result<TaskOutput, TaskError> {
     match (&ctx.spec.input, &spec.map) {
         (TaskInput::Split(split), Mapper::WordCount) => builtin::count_words(ctx, &split.pieces, spec.partitions),
         (TaskInput::Split(split), Mapper::LineCount) => builtin::count_lines(ctx, &split.pieces, spec.partitions),
-        (TaskInput::Split(split), Mapper::Grep(pattern)) => {
-            builtin::grep(ctx, &split.pieces, pattern, spec.partitions)
-        }
+        (TaskInput::Split(split), Mapper::Grep(pattern)) => builtin::grep(ctx, &split.pieces, pattern, spec.partitions),
         (TaskInput::Split(split), Mapper::ColumnStats) => columns::map(ctx, &split.pieces, spec.partitions),
         (TaskInput::Shuffle(files), Mapper::WordCount) => builtin::sum(ctx, files, "word", "count"),
         (TaskInput::Shuffle(files), Mapper::LineCount) => builtin::sum(ctx, files, "key", "lines"),

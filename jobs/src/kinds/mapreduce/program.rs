@@ -6,7 +6,10 @@
 
 use std::io::{self, BufRead, BufWriter, Write};
 
-use forebay_datasets::{read::piece_bytes, volume::{NewFile, VolumeError}};
+use forebay_datasets::{
+    read::piece_bytes,
+    volume::{NewFile, VolumeError},
+};
 
 use super::{shuffle, spec};
 use crate::{

@@ -19,9 +19,9 @@ const ROWS: usize = 16 << 10;
 
 /// The partition of a key: FNV-1a, 64 bits. It must never change, or reused outputs would disagree.
 pub(super) fn partition(key: &[u8], partitions: u32) -> u32 {
-    let hash = key.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
+    let hash = key
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3));
     (hash % u64::from(partitions)) as u32
 }
 

@@ -1,3 +1,6 @@
-//! Decides, journals and does: the coordinator of a run.
+//! Decides and journals: the coordinator of a run.
+//!
+//! [`run`] is the pure state machine of a run, and [`journal`] makes its events durable.
 
+pub mod journal;
 pub mod run;

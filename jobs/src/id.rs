@@ -67,7 +67,7 @@ text_id!(RunId, "run");
 text_id!(WorkerId, "worker");
 
 /// The number of a coordinator's lease on a run, from 1. What an older epoch writes no longer counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Epoch(pub u32);
 

@@ -1,0 +1,66 @@
+//! What is always true of a run. Each has a name, and is used in tests and in debug builds alike.
+
+use std::collections::BTreeSet;
+
+use super::{Run, TaskState, capacity};
+
+/// Checks all of them.
+///
+/// # Errors
+/// The first that does not hold, by name.
+pub fn check(run: &Run) -> Result<(), String> {
+    no_task_is_lost(run)?;
+    held_attempts_are_held_once(run)?;
+    no_worker_holds_more_than_it_can(run)?;
+    no_task_fails_too_often(run)
+}
+
+/// A task is ready, held, committed or failed, and the counts and indices agree.
+fn no_task_is_lost(run: &Run) -> Result<(), String> {
+    let mut open = vec![0; run.phases.len()];
+    let mut ready = 0;
+    for (id, task) in run.tasks() {
+        match task.state {
+            TaskState::Ready(at) if !run.ready.contains(&(id, at)) => return Err(format!("no_task_is_lost: {id}")),
+            TaskState::Ready(_) => ready += 1,
+            _ => {}
+        }
+        open[id.phase as usize] += u32::from(matches!(task.state, TaskState::Ready(_) | TaskState::Held { .. }));
+    }
+    match open == run.open && ready == run.ready.len() {
+        true => Ok(()),
+        false => Err(format!("no_task_is_lost: {open:?} open, {:?} counted", run.open)),
+    }
+}
+
+/// What a task says of its worker, the worker says of its task.
+fn held_attempts_are_held_once(run: &Run) -> Result<(), String> {
+    let by_tasks: BTreeSet<_> = run
+        .tasks()
+        .filter_map(|(_, task)| match &task.state {
+            TaskState::Held { attempt, worker, .. } => Some((worker.clone(), *attempt)),
+            _ => None,
+        })
+        .collect();
+    let workers = run.workers.iter();
+    let by_workers =
+        workers.flat_map(|(id, worker)| worker.held.iter().map(|attempt| (id.clone(), *attempt))).collect();
+    match by_tasks == by_workers {
+        true => Ok(()),
+        false => Err(format!("held_attempts_are_held_once: {by_tasks:?} and {by_workers:?}")),
+    }
+}
+
+fn no_worker_holds_more_than_it_can(run: &Run) -> Result<(), String> {
+    match run.workers.iter().find(|(_, worker)| worker.held.len() > capacity(worker.slots)) {
+        Some((id, _)) => Err(format!("no_worker_holds_more_than_it_can: {id}")),
+        None => Ok(()),
+    }
+}
+
+fn no_task_fails_too_often(run: &Run) -> Result<(), String> {
+    match run.tasks().find(|(_, task)| task.failures > run.config.attempts) {
+        Some((id, _)) => Err(format!("no_task_fails_too_often: {id}")),
+        None => Ok(()),
+    }
+}

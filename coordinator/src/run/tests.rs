@@ -1,0 +1,239 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn config() -> RunConfig {
+    let (backoff_first, backoff_last) = (1000, 8000);
+    RunConfig {
+        attempts: 3,
+        backoff_first,
+        backoff_last,
+        timeout: Some(60_000),
+        max_failures: 0,
+        workers: 2,
+        export: false,
+    }
+}
+
+fn worker(n: u32) -> WorkerId {
+    format!("w{n}").parse().unwrap()
+}
+
+/// A run of these phases in its first epoch.
+fn planned(config: RunConfig, phases: &[u32]) -> Run {
+    let mut run = Run::new(config);
+    run.handle(&Input::Opened { epoch: Epoch(1) }, Millis(0));
+    run.handle(&Input::Planned { snapshot: "s".into(), phases: phases.to_vec() }, Millis(0));
+    run
+}
+
+fn held(run: &Run, by: &WorkerId) -> Vec<AttemptId> {
+    run.wanted().held.get(by).cloned().unwrap_or_default()
+}
+
+fn done(worker: &WorkerId, attempt: AttemptId) -> Input {
+    Input::Done { worker: worker.clone(), attempt, outputs: vec![], metrics: BTreeMap::new() }
+}
+
+fn failed(worker: &WorkerId, attempt: AttemptId) -> Input {
+    let failure = Failure::ExitCode { code: 1, stderr: String::new() };
+    Input::Failed { worker: worker.clone(), attempt, failure }
+}
+
+#[test]
+fn tasks_spread_over_workers_and_wait_for_the_phase_before() {
+    let mut run = planned(config(), &[3, 1]);
+    let (a, b) = (worker(1), worker(2));
+    run.handle(&Input::Joined { worker: a.clone(), slots: 1 }, Millis(1));
+    run.handle(&Input::Joined { worker: b.clone(), slots: 1 }, Millis(1));
+    let indices = |run: &Run, by| held(run, by).iter().map(|at| (at.task.phase, at.task.index)).collect::<Vec<_>>();
+    assert_eq!((indices(&run, &a), indices(&run, &b)), (vec![(0, 0), (0, 1)], vec![(0, 2)]));
+    for by in [&a, &a, &b] {
+        run.handle(&done(by, held(&run, by)[0]), Millis(2));
+    }
+    assert_eq!((indices(&run, &a), indices(&run, &b)), (vec![(1, 0)], vec![]));
+    run.handle(&done(&a, held(&run, &a)[0]), Millis(3));
+    assert!(run.wanted().publish && run.wanted().workers == 0);
+    run.handle(&Input::Published { files: 1, bytes: 1, rows: None }, Millis(4));
+    assert_eq!(run.ended(), Some(EndState::Succeeded));
+}
+
+#[test]
+fn a_failure_is_tried_again_after_a_wait_and_the_last_one_ends_the_run() {
+    let mut run = planned(config(), &[1]);
+    let a = worker(1);
+    run.handle(&Input::Joined { worker: a.clone(), slots: 1 }, Millis(0));
+    let mut now = 0;
+    for failures in 1..=3 {
+        let attempt = held(&run, &a)[0];
+        assert_eq!(attempt.number, failures);
+        run.handle(&failed(&a, attempt), Millis(now));
+        // The same report once more is stale.
+        assert!(run.handle(&failed(&a, attempt), Millis(now)).is_empty());
+        if failures < 3 {
+            assert!(held(&run, &a).is_empty(), "it waits");
+            now = run.wanted().wake_at.unwrap().0;
+            assert!((750..=2500).contains(&(now / u64::from(failures))), "{now}");
+            run.handle(&Input::Tick, Millis(now));
+        }
+    }
+    assert_eq!(run.ended(), Some(EndState::Failed));
+}
+
+#[test]
+fn giving_back_uses_up_no_try() {
+    let mut run = planned(config(), &[1]);
+    let a = worker(1);
+    run.handle(&Input::Joined { worker: a.clone(), slots: 1 }, Millis(0));
+    for n in 0..20 {
+        let attempt = held(&run, &a)[0];
+        run.handle(&Input::Started { worker: a.clone(), attempt }, Millis(n * 10_000));
+        run.handle(&Input::GivenBack { worker: a.clone(), attempt }, Millis(n * 10_000));
+        run.handle(&Input::Tick, Millis((n + 1) * 10_000));
+    }
+    let task = run.task(TaskId { phase: 0, index: 0 }).unwrap();
+    assert_eq!((task.failures, task.losses), (0, 0));
+    assert_eq!(held(&run, &a).len(), 1);
+}
+
+#[test]
+fn a_task_that_loses_its_workers_is_given_up() {
+    let mut run = planned(config(), &[1]);
+    for n in 0..MAX_WORKER_LOSSES {
+        assert_eq!(run.ended(), None);
+        let by = worker(n);
+        run.handle(&Input::Joined { worker: by.clone(), slots: 1 }, Millis(0));
+        let attempt = held(&run, &by)[0];
+        run.handle(&Input::Started { worker: by.clone(), attempt }, Millis(0));
+        run.handle(&Input::Left { worker: by }, Millis(0));
+    }
+    assert_eq!(run.ended(), Some(EndState::Failed));
+}
+
+#[test]
+fn a_new_epoch_takes_back_what_was_held_and_believes_no_old_report() {
+    let mut run = planned(config(), &[1]);
+    let a = worker(1);
+    run.handle(&Input::Joined { worker: a.clone(), slots: 1 }, Millis(0));
+    let old = held(&run, &a)[0];
+    run.handle(&Input::Opened { epoch: Epoch(2) }, Millis(1));
+    assert!(run.handle(&done(&a, old), Millis(2)).is_empty());
+    run.handle(&Input::Joined { worker: a.clone(), slots: 1 }, Millis(2));
+    let new = held(&run, &a)[0];
+    assert_eq!((new.number, new.epoch), (2, Epoch(2)));
+    assert!(run.handle(&done(&a, old), Millis(2)).is_empty());
+}
+
+#[test]
+fn cancelling_kills_what_is_held_and_then_ends() {
+    let mut run = planned(config(), &[1]);
+    let a = worker(1);
+    run.handle(&Input::Joined { worker: a.clone(), slots: 1 }, Millis(0));
+    let attempt = held(&run, &a)[0];
+    run.handle(&Input::Cancel, Millis(1));
+    assert!(held(&run, &a).is_empty() && run.ended().is_none());
+    run.handle(&Input::Failed { worker: a, attempt, failure: Failure::Cancelled }, Millis(2));
+    assert_eq!(run.ended(), Some(EndState::Cancelled));
+}
+
+#[test]
+fn an_attempt_that_its_worker_does_not_end_is_given_up() {
+    let mut run = planned(config(), &[1]);
+    let a = worker(1);
+    run.handle(&Input::Joined { worker: a.clone(), slots: 1 }, Millis(0));
+    let attempt = held(&run, &a)[0];
+    run.handle(&Input::Started { worker: a.clone(), attempt }, Millis(0));
+    assert!(run.handle(&Input::Tick, Millis(60_000)).is_empty());
+    run.handle(&Input::Tick, run.wanted().wake_at.unwrap());
+    assert_eq!(run.task(attempt.task).unwrap().failures, 1);
+}
+
+/// A step of a random history; numbers pick among what is there when it is taken.
+#[derive(Clone, Debug)]
+enum Step {
+    Join(u32, u32),
+    Leave(u32),
+    Start(usize),
+    Done(usize),
+    Fail(usize),
+    GiveBack(usize),
+    Stale(usize),
+    Wait(u64),
+    Restart,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        2 => (0u32..4, 1u32..4).prop_map(|(w, s)| Step::Join(w, s)),
+        1 => (0u32..4).prop_map(Step::Leave),
+        4 => any::<usize>().prop_map(Step::Start),
+        4 => any::<usize>().prop_map(Step::Done),
+        2 => any::<usize>().prop_map(Step::Fail),
+        1 => any::<usize>().prop_map(Step::GiveBack),
+        2 => any::<usize>().prop_map(Step::Stale),
+        3 => (0u64..5000).prop_map(Step::Wait),
+        1 => Just(Step::Restart),
+    ];
+    prop::collection::vec(step, 0..150)
+}
+
+proptest! {
+    #[test]
+    fn random_histories_keep_the_invariants_replay_and_end(steps in steps(), tasks in 1u32..12, reduces in 0u32..4) {
+        let config = RunConfig { max_failures: 2, ..config() };
+        let mut run = Run::new(config.clone());
+        let (mut journal, mut now, mut epoch) = (Vec::new(), 0, 1);
+        let mut past: Vec<Input> = Vec::new();
+        let phases = if reduces > 0 { vec![tasks, reduces] } else { vec![tasks] };
+        journal.extend(run.handle(&Input::Opened { epoch: Epoch(1) }, Millis(0)));
+        journal.extend(run.handle(&Input::Planned { snapshot: "s".into(), phases }, Millis(0)));
+        let pick = |run: &Run, n: usize| {
+            let all: Vec<_> = run.wanted().held.into_iter().flat_map(|(w, held)| held.into_iter().map(move |a| (w.clone(), a))).collect();
+            (!all.is_empty()).then(|| all[n % all.len()].clone())
+        };
+        for step in steps {
+            let input = match step {
+                Step::Join(w, slots) => Some(Input::Joined { worker: worker(w), slots }),
+                Step::Leave(w) => Some(Input::Left { worker: worker(w) }),
+                Step::Start(n) => pick(&run, n).map(|(worker, attempt)| Input::Started { worker, attempt }),
+                Step::Done(n) => pick(&run, n).map(|(worker, attempt)| done(&worker, attempt)),
+                Step::Fail(n) => pick(&run, n).map(|(worker, attempt)| failed(&worker, attempt)),
+                Step::GiveBack(n) => pick(&run, n).map(|(worker, attempt)| Input::GivenBack { worker, attempt }),
+                Step::Stale(n) => (!past.is_empty()).then(|| past[n % past.len()].clone()),
+                Step::Wait(millis) => { now += millis; Some(Input::Tick) }
+                Step::Restart => {
+                    // A new coordinator knows the journal and nothing else.
+                    let mut replayed = Run::new(config.clone());
+                    journal.iter().for_each(|event| replayed.apply(event));
+                    prop_assert!(replayed == run, "replay gives the live state");
+                    epoch += 1;
+                    Some(Input::Opened { epoch: Epoch(epoch) })
+                }
+            };
+            let Some(input) = input else { continue };
+            let committed: Vec<_> = run.tasks().filter(|(_, t)| matches!(t.state, TaskState::Committed { .. })).map(|(id, t)| (id, t.clone())).collect();
+            journal.extend(run.handle(&input, Millis(now)));
+            invariants::check(&run).map_err(TestCaseError::fail)?;
+            for (id, task) in committed {
+                prop_assert_eq!(run.task(id), Some(&task), "a commit is never withdrawn");
+            }
+            past.push(input);
+        }
+        // All faults heal: one good worker brings every run to its end.
+        run.handle(&Input::Joined { worker: worker(9), slots: 4 }, Millis(now));
+        for w in 0..4 {
+            run.handle(&Input::Left { worker: worker(w) }, Millis(now));
+        }
+        for _ in 0..200 {
+            if let Some((worker, attempt)) = pick(&run, 0) {
+                run.handle(&done(&worker, attempt), Millis(now));
+            } else if run.wanted().publish {
+                run.handle(&Input::Published { files: 0, bytes: 0, rows: None }, Millis(now));
+            } else if let Some(at) = run.wanted().wake_at {
+                now = now.max(at.0);
+                run.handle(&Input::Tick, Millis(now));
+            }
+        }
+        prop_assert!(run.ended().is_some(), "{:?}", run.wanted());
+    }
+}

@@ -1,0 +1,150 @@
+//! What the machine is told, what it decides, and what it wants.
+
+// The fields are named by their types and their variants' docs; a sentence for each would say the same again.
+#![allow(missing_docs)]
+
+use std::collections::BTreeMap;
+
+use forebay_jobs::{
+    id::{AttemptId, Epoch, WorkerId},
+    task::{Failure, OutputFile},
+};
+use serde::{Deserialize, Serialize};
+
+/// Milliseconds since the Unix epoch, as the driver read them from its clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Millis(pub u64);
+
+/// What the machine is told.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Input {
+    /// A coordinator took the run over. Attempts of older epochs end here, without using up a try.
+    Opened { epoch: Epoch },
+    /// The dataset is staged and the plan is durable.
+    Planned { snapshot: String, phases: Vec<u32> },
+    /// Staging or planning failed for good.
+    PlanFailed { error: String },
+    /// A worker said hello.
+    Joined { worker: WorkerId, slots: u32 },
+    /// A worker's stream ended, or it was silent for too long.
+    Left { worker: WorkerId },
+    /// The fleet cannot start workers.
+    FleetFailed { error: String },
+    /// An attempt entered a slot.
+    Started { worker: WorkerId, attempt: AttemptId },
+    /// An attempt ended with these outputs, which were checked on the volume.
+    Done { worker: WorkerId, attempt: AttemptId, outputs: Vec<OutputFile>, metrics: BTreeMap<String, f64> },
+    /// An attempt failed.
+    Failed { worker: WorkerId, attempt: AttemptId, failure: Failure },
+    /// An attempt asks to be run again.
+    GivenBack { worker: WorkerId, attempt: AttemptId },
+    /// Someone asked for the run's end.
+    Cancel,
+    /// Time went by.
+    Tick,
+    /// The output stands in its place.
+    Published { files: u64, bytes: u64, rows: Option<u64> },
+    /// Publishing failed for good.
+    PublishFailed { error: String },
+    /// The output was copied to where `[output] to` says.
+    Exported,
+    /// Copying failed; the published output stands.
+    ExportFailed { error: String },
+}
+
+/// What happened: the journal's records. Serialised as JSON; a field may be added, never renamed or removed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Event {
+    Opened {
+        epoch: Epoch,
+        at: Millis,
+    },
+    Planned {
+        snapshot: String,
+        phases: Vec<u32>,
+        at: Millis,
+    },
+    WorkerJoined {
+        worker: WorkerId,
+        slots: u32,
+    },
+    WorkerLeft {
+        worker: WorkerId,
+    },
+    Assigned {
+        attempt: AttemptId,
+        worker: WorkerId,
+    },
+    Started {
+        attempt: AttemptId,
+        at: Millis,
+    },
+    Committed {
+        attempt: AttemptId,
+        outputs: Vec<OutputFile>,
+        metrics: BTreeMap<String, f64>,
+        at: Millis,
+    },
+    /// `retry_at`: none if the task has no try left and failed for good.
+    AttemptFailed {
+        attempt: AttemptId,
+        failure: Failure,
+        retry_at: Option<Millis>,
+        at: Millis,
+    },
+    /// Ended without using up a try: given back, drained, killed, or `lost` with its worker after it had started.
+    AttemptReturned {
+        attempt: AttemptId,
+        retry_at: Millis,
+        lost: bool,
+    },
+    CancelRequested {
+        at: Millis,
+    },
+    /// The run failed before or beside its tasks.
+    Aborted {
+        error: String,
+        at: Millis,
+    },
+    Published {
+        files: u64,
+        bytes: u64,
+        rows: Option<u64>,
+        at: Millis,
+    },
+    Exported {
+        at: Millis,
+    },
+    Ended {
+        state: EndState,
+        at: Millis,
+    },
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EndState {
+    Succeeded,
+    Failed,
+    Cancelled,
+}
+
+/// What the world should look like, derived from the state alone. Doing it again changes nothing.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Wanted {
+    /// The attempts that each joined worker should hold, in order. What it holds beyond them is to be killed.
+    pub held: BTreeMap<WorkerId, Vec<AttemptId>>,
+    /// Workers that should exist.
+    pub workers: u32,
+    /// The committed attempt of every task of the last phase is to be published.
+    pub publish: bool,
+    /// The published output is to be copied.
+    pub export: bool,
+    /// The run has ended.
+    pub ended: Option<EndState>,
+    /// When `Input::Tick` can change something.
+    pub wake_at: Option<Millis>,
+}

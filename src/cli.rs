@@ -37,9 +37,20 @@ pub struct Global {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Find what is wrong with a job before any data moves
+    Check(CheckArgs),
     /// Stage, list, show and verify datasets
     #[command(subcommand)]
     Dataset(DatasetCommand),
+}
+
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// The job file
+    pub job: PathBuf,
+    /// Override one of the job's [params]
+    #[arg(long, value_parser = key_value, value_name = "NAME=VALUE")]
+    pub set: Vec<(String, String)>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -99,6 +110,13 @@ pub struct StageArgs {
     pub requester_pays: bool,
 }
 
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err(format!("`{text}` is not NAME=VALUE")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,5 +125,11 @@ mod tests {
     fn the_command_line_is_well_formed() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_param_may_hold_an_equals_sign() {
+        assert_eq!(key_value("filter=a=b"), Ok(("filter".into(), "a=b".into())));
+        assert!(key_value("=x").is_err() && key_value("x").is_err());
     }
 }

@@ -118,7 +118,7 @@ pub fn publish(
     if target.join(output::SUCCESS).exists() {
         return Ok(published);
     }
-    clear_unfinished(volume, run);
+    clear_unfinished(volume, run, epoch);
     let build = |what: &str| -> PathBuf { run.path().join(format!(".publishing-{epoch}-{what}")) };
     let whole = build("whole");
     let built = output::publish(&build("parts"), &whole, &files, summary)
@@ -135,17 +135,21 @@ pub fn publish(
             Ok(published)
         }
         Err(error) => {
-            clear_unfinished(volume, run);
+            clear_unfinished(volume, run, epoch);
             Err(error)
         }
     }
 }
 
-/// Trashes what a coordinator that died while publishing left in the run.
-fn clear_unfinished(volume: &Volume, run: &RunDir) {
-    let entries = fs::read_dir(run.path()).into_iter().flatten().flatten();
-    for entry in entries.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(b".publishing-")) {
-        output::discard(volume, &entry.path());
+/// Trashes what coordinators up to this epoch left in the run when they died while publishing. What a later one is
+/// building is none of ours.
+fn clear_unfinished(volume: &Volume, run: &RunDir, epoch: Epoch) {
+    for entry in fs::read_dir(run.path()).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|name| name.strip_prefix(".publishing-")?.split('-').next()?.parse().ok());
+        if number.is_some_and(|number: u32| number <= epoch.0) {
+            output::discard(volume, &entry.path());
+        }
     }
 }
 

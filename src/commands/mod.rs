@@ -1,5 +1,6 @@
 //! What the commands do. Each returns its exit code or one error.
 
+mod check;
 mod dataset;
 
 use crate::{
@@ -10,6 +11,7 @@ use crate::{
 /// Executes what was typed.
 pub async fn execute(cli: &Cli) -> Result<Exit, CliError> {
     match &cli.command {
+        Command::Check(args) => check::execute(&cli.global, args).await,
         Command::Dataset(command) => dataset::execute(&cli.global, command).await,
     }
 }

@@ -1,5 +1,8 @@
 //! A volume, an S3 server, and the built binary between them.
 
+#![allow(clippy::unwrap_used, reason = "clippy knows tests only by their attribute")]
+#![allow(dead_code, reason = "each test binary uses its part")]
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -57,6 +60,13 @@ impl Cluster {
         };
         let staging = self.volume.path().join("datasets").join(name).join("staging");
         [names(&staging), names(&self.volume.path().join("trash"))].concat()
+    }
+
+    /// Writes a file beside the volume, such as a job.
+    pub fn file(&self, name: &str, text: &str) -> String {
+        let path = self.volume.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
     }
 
     fn terminal(&self) -> Terminal {

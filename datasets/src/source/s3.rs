@@ -161,7 +161,7 @@ impl Bucket {
         let received = answer.content_length().unwrap_or(-1);
         match u64::try_from(received) {
             Ok(length) if length != expected => {
-                return Err(SourceError::WrongLength { key: key.clone(), expected, received: length });
+                Err(SourceError::WrongLength { key: key.clone(), expected, received: length })
             }
             _ => Ok(S3Body { key: key.clone(), stream: answer.body }),
         }

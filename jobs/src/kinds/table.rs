@@ -41,8 +41,8 @@ pub struct TableWriter {
 
 enum Sink {
     Parquet(Box<ArrowWriter<NewFile>>),
-    Csv(csv::Writer<NewFile>),
-    Ndjson(LineDelimitedWriter<NewFile>),
+    Csv(Box<csv::Writer<NewFile>>),
+    Ndjson(Box<LineDelimitedWriter<NewFile>>),
 }
 
 impl TableWriter {
@@ -68,9 +68,9 @@ impl TableWriter {
                 // An empty result still has its header.
                 let header = writer.write(&RecordBatch::new_empty(Arc::clone(schema)));
                 header.map_err(|error| table(&path, error))?;
-                Sink::Csv(writer)
+                Sink::Csv(Box::new(writer))
             }
-            OutputFormat::Ndjson => Sink::Ndjson(LineDelimitedWriter::new(file)),
+            OutputFormat::Ndjson => Sink::Ndjson(Box::new(LineDelimitedWriter::new(file))),
         };
         Ok(Self { path, publish_as, rows: 0, sink })
     }

@@ -8,6 +8,10 @@ pub mod size;
 
 use std::{collections::BTreeMap, time::Duration};
 
+use forebay_datasets::{
+    source::{S3Options, SourceError, SourceOptions},
+    stage::StageRequest,
+};
 use serde::{Deserialize, Serialize};
 
 /// A whole job, every default resolved.
@@ -46,6 +50,31 @@ pub struct DatasetSpec {
     pub version: Option<String>,
     /// How S3 is reached, where the environment does not say.
     pub s3: S3Spec,
+}
+
+impl DatasetSpec {
+    /// What is to be staged.
+    ///
+    /// # Errors
+    /// None for a spec that was parsed: its source has been understood once.
+    pub fn stage_request(&self) -> Result<StageRequest, SourceError> {
+        let options =
+            SourceOptions { include: self.include.clone(), exclude: self.exclude.clone(), s3: self.s3.options() };
+        Ok(StageRequest { name: self.name.clone(), url: self.source.parse()?, options })
+    }
+}
+
+impl S3Spec {
+    /// As [`forebay_datasets`] takes it.
+    pub fn options(&self) -> S3Options {
+        S3Options {
+            endpoint: self.endpoint.clone(),
+            region: self.region.clone(),
+            anonymous: self.anonymous,
+            path_style: self.path_style,
+            requester_pays: self.requester_pays,
+        }
+    }
 }
 
 /// The keys of `[dataset]` and `[output]` that say how S3 is reached; all else is found as the AWS SDK finds it.

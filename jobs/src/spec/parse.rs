@@ -290,7 +290,15 @@ fn filled(text: &str, place: &Range<usize>, params: &BTreeMap<String, String>) -
 fn url(text: &Spanned<String>, base: &Path) -> Result<SourceUrl, SpecError> {
     let given = text.get_ref();
     let relative = given.starts_with("./") || given.starts_with("../");
-    let whole = if relative { format!("file://{}", base.join(given).display()) } else { given.clone() };
+    let whole = match relative {
+        true => {
+            let dir = base.join(given);
+            // As `dataset stage` would be given it, so that both name the same source.
+            let dir = dir.canonicalize().unwrap_or_else(|_| dir.components().collect());
+            format!("file://{}", dir.display())
+        }
+        false => given.clone(),
+    };
     whole.parse().map_err(|error: SourceError| {
         SpecError::at(text, error.to_string())
             .help("write s3://bucket/prefix, file:///dir, or ./dir beside the job file")

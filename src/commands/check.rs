@@ -1,0 +1,64 @@
+//! `forebay check JOB`: everything that can be found out before any data moves.
+
+use std::path::Path;
+
+use forebay_datasets::{snapshot, source::Source, volume::Volume};
+use forebay_jobs::{
+    kinds::sql,
+    plan,
+    spec::{JobSpec, Work, parse},
+};
+use serde_json::json;
+
+use crate::{
+    cli::{CheckArgs, Global},
+    error::{CliError, Exit},
+    render,
+};
+
+pub async fn execute(global: &Global, args: &CheckArgs) -> Result<Exit, CliError> {
+    let job = read(&args.job, &args.set)?;
+    let request = job.dataset.stage_request()?;
+    let source = Source::connect(&request.url, &request.options).await?;
+    let objects = source.list(&|_| ()).await?;
+    let bytes: u64 = objects.iter().map(|object| object.size).sum();
+    // What is staged already tells the columns and the cuts; what is not, no listing can tell.
+    let staged = Volume::open(&global.volume).ok();
+    let staged = staged.and_then(|volume| Some((snapshot::open(&volume, &job.dataset.name, None).ok()?, volume)));
+    let mut tasks = None;
+    if let Some((snapshot, volume)) = staged.filter(|(snapshot, _)| snapshot.record.source == job.dataset.source) {
+        let plan = plan::plan(&job, &snapshot, &volume);
+        let plan = plan.map_err(|error| CliError::new(Exit::Usage, error.to_string()))?;
+        if let Work::Sql(spec) = &job.work {
+            let checked = sql::check_staged(&volume, spec, &plan.splits[0]).await;
+            checked
+                .map_err(|error| CliError::new(Exit::Usage, error.to_string()).help("correct [sql] in the job file"))?;
+        }
+        tasks = Some(plan.phases());
+    }
+    if global.json {
+        let source = json!({ "url": job.dataset.source, "objects": objects.len(), "bytes": bytes });
+        println!("{}", json!({ "version": 1, "job": job, "source": source, "tasks": tasks }));
+        return Ok(Exit::Done);
+    }
+    println!("{}: {} objects, {}", job.dataset.source, objects.len(), render::bytes(bytes));
+    match tasks {
+        Some(tasks) => {
+            let phases: Vec<_> = tasks.iter().map(ToString::to_string).collect();
+            println!("tasks: {}", phases.join(", then "));
+        }
+        None => render::note(global.quiet, "not staged yet: columns and cuts are checked once it is"),
+    }
+    Ok(Exit::Done)
+}
+
+/// Reads a job file; what is wrong with it is shown where it is.
+fn read(path: &Path, set: &[(String, String)]) -> Result<JobSpec, CliError> {
+    let shown = path.display().to_string();
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        let exit = if error.kind() == std::io::ErrorKind::NotFound { Exit::NotFound } else { Exit::Usage };
+        CliError::new(exit, format!("cannot read the job file {shown}: {error}"))
+    })?;
+    let base = std::path::absolute(path).ok().and_then(|path| path.parent().map(Path::to_owned)).unwrap_or_default();
+    parse::job_file(&text, &base, set).map_err(|error| CliError::in_job(&shown, text, error))
+}

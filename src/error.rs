@@ -33,7 +33,7 @@ pub struct CliError {
     exit: Exit,
     message: String,
     help: Option<String>,
-    place: Option<(NamedSource<String>, SourceSpan)>,
+    place: Option<Box<(NamedSource<String>, SourceSpan)>>,
 }
 
 impl CliError {
@@ -57,7 +57,7 @@ impl CliError {
             exit: Exit::Usage,
             message: error.message,
             help: error.help,
-            place: error.span.map(|span| (source, span.into())),
+            place: error.span.map(|span| Box::new((source, span.into()))),
         }
     }
 
@@ -118,12 +118,12 @@ impl Diagnostic for CliError {
     }
 
     fn source_code(&self) -> Option<&dyn miette::SourceCode> {
-        self.place.as_ref().map(|(source, _)| source as &dyn miette::SourceCode)
+        self.place.as_ref().map(|place| &place.0 as &dyn miette::SourceCode)
     }
 
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
-        let (_, span) = self.place.as_ref()?;
-        Some(Box::new(std::iter::once(LabeledSpan::new_with_span(Some("here".to_owned()), *span))))
+        let span = self.place.as_ref()?.1;
+        Some(Box::new(std::iter::once(LabeledSpan::new_with_span(Some("here".to_owned()), span))))
     }
 }
 

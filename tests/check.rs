@@ -13,9 +13,9 @@ async fn mistakes_are_shown_where_they_are() {
     for (text, parts) in [
         (JOB.replace("query", "querry"), vec!["unknown key `querry`", "did you mean `query`?", "job.toml:5"]),
         (JOB.replace("QUERY", "selct 1"), vec!["selct", "job.toml:5"]),
-        (JOB.to_owned() + "[command]\nargv = [\"x\"]\n", vec!["two kinds of work"]),
+        (JOB.replace("QUERY", "select 1") + "[command]\nargv = [\"x\"]\n", vec!["two kinds of work"]),
         (JOB.replace("[sql]", "include = [\"a{\"]\n[sql]"), vec!["`a{` is no glob", "job.toml:4"]),
-        (JOB.to_owned() + "[retry]\ntimeout = \"soon\"\n", vec!["`soon`", "job.toml:7"]),
+        (JOB.replace("QUERY", "select 1") + "[retry]\ntimeout = \"soon\"\n", vec!["`soon`", "job.toml:7"]),
     ] {
         let job = cluster.file("job.toml", &text);
         let error = cluster.forebay(["check", &job]).code(2);

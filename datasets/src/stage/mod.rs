@@ -1,8 +1,8 @@
 //! Staging: a source becomes an immutable, verified snapshot on the volume.
 //!
 //! 1. The source is listed. If a snapshot of exactly this listing is there, that is the result.
-//! 2. [`plan`] says for each object whether it is fetched, or shared with the latest snapshot.
-//! 3. [`fetch`] brings it into `staging/<nonce>/data/`: checksums verified, temporary names, every file synced.
+//! 2. `plan` says for each object whether it is fetched, or shared with the latest snapshot.
+//! 3. `fetch` brings it into `staging/<nonce>/data/`: checksums verified, temporary names, every file synced.
 //! 4. The manifest is written, then the commit record, then the directories are synced, and one rename makes
 //!    `staging/<nonce>` the snapshot. Whoever stages the same content at the same time arrives at the same id, and the
 //!    second one throws its copy away.

@@ -1,6 +1,6 @@
 //! The job: what the user writes, and what it means with every default written out.
 //!
-//! [`parse`](parse::parse) turns a TOML text into a [`JobSpec`] or into an error that points at the line. A `JobSpec`
+//! [`parse::job_file`] turns a TOML text into a [`JobSpec`] or into an error that points at the line. A `JobSpec`
 //! serialises to a job file again, which is what a run keeps.
 
 pub mod parse;

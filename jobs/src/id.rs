@@ -122,3 +122,54 @@ impl fmt::Display for AttemptId {
         write!(f, "{}.{}.{}", self.task, self.number, self.epoch)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_that_are_no_safe_names_are_refused() {
+        let longest = "a".repeat(64);
+        for good in ["a", "7", "Delay-by_carrier.2-20260102-030405-9f3c", &longest] {
+            assert_eq!(good.parse::<RunId>().unwrap().as_str(), good);
+        }
+        let longer = "a".repeat(65);
+        for bad in ["", ".", "..", ".hidden", "-x", "_x", "a/b", "a\\b", "a b", "a\n", "a\0", "ä", &longer] {
+            assert!(bad.parse::<RunId>().is_err(), "{bad:?}");
+            assert!(serde_json::from_value::<WorkerId>(bad.into()).is_err(), "{bad:?}: JSON is checked too");
+        }
+        let error = "a/b".parse::<WorkerId>().unwrap_err().to_string();
+        assert!(error.starts_with("`a/b` is no worker id"), "{error}");
+    }
+
+    #[test]
+    fn a_task_is_read_as_it_is_shown_and_without_its_phase() {
+        let task = TaskId { phase: 1, index: 17 };
+        assert_eq!(task.to_string().parse(), Ok(task));
+        assert_eq!("17".parse(), Ok(TaskId { phase: 0, index: 17 }));
+        for bad in ["", "-", "1-", "-1", "a-1", "1-2-3", "4294967296"] {
+            assert!(bad.parse::<TaskId>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn attempts_of_two_epochs_never_share_a_name() {
+        let attempt = |epoch| AttemptId { task: TaskId { phase: 0, index: 17 }, number: 2, epoch: Epoch(epoch) };
+        assert_eq!([attempt(1).to_string(), attempt(2).to_string()], ["0-17.2.1", "0-17.2.2"]);
+    }
+
+    #[test]
+    fn tasks_are_ordered_by_phase_and_then_by_number() {
+        let task = |phase, index| TaskId { phase, index };
+        assert!(task(0, 2) < task(0, 10) && task(0, 10) < task(1, 0));
+    }
+
+    #[test]
+    fn ids_survive_json() {
+        let attempt = AttemptId { task: TaskId { phase: 1, index: 2 }, number: 3, epoch: Epoch(4) };
+        let ids = ("r".parse::<RunId>().unwrap(), attempt);
+        let text = serde_json::to_string(&ids).unwrap();
+        assert_eq!(text, r#"["r",{"task":{"phase":1,"index":2},"number":3,"epoch":4}]"#);
+        assert_eq!(serde_json::from_str::<(RunId, AttemptId)>(&text).unwrap(), ids);
+    }
+}

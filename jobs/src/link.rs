@@ -65,7 +65,15 @@ impl<U: DeserializeOwned> Decoder for Json<(), U> {
     type Error = Status;
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        let message = serde_json::from_reader(buffer.reader());
+        // A message that lies in one piece need not be read byte by byte.
+        let message = match buffer.chunk().len() == buffer.remaining() {
+            true => {
+                let message = serde_json::from_slice(buffer.chunk());
+                buffer.advance(buffer.remaining());
+                message
+            }
+            false => serde_json::from_reader(buffer.reader()),
+        };
         message.map(Some).map_err(|error| Status::invalid_argument(format!("not a message of forebay's: {error}")))
     }
 }
@@ -195,5 +203,98 @@ impl LinkClient {
         let mut grpc = tonic::client::Grpc::new(self.0.clone()).max_decoding_message_size(LARGEST);
         grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
         Ok(grpc)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use futures::{StreamExt, channel::mpsc, stream, stream::BoxStream};
+    use tokio::net::TcpListener;
+    use tonic::{Code, transport::Server};
+
+    use super::*;
+    use crate::id::{AttemptId, Epoch, TaskId};
+
+    /// Answers every `Started` with `Kill` of the same attempts, until its worker's stream ends.
+    struct Echo;
+
+    impl Link for Echo {
+        type ToWorker = BoxStream<'static, Result<ToWorker, Status>>;
+
+        async fn work(&self, request: Request<Streaming<FromWorker>>) -> Result<Response<Self::ToWorker>, Status> {
+            let answers = request.into_inner().filter_map(|message| async {
+                match message {
+                    Ok(FromWorker::Started(attempts)) => Some(Ok(ToWorker::Kill(attempts))),
+                    Ok(_) => None,
+                    Err(status) => Some(Err(status)),
+                }
+            });
+            Ok(Response::new(answers.boxed()))
+        }
+
+        async fn cancel(&self, request: Request<CancelRequest>) -> Result<Response<CancelReply>, Status> {
+            match request.into_inner().run.as_str() {
+                "r" => Ok(Response::new(CancelReply {})),
+                other => Err(Status::not_found(format!("no run {other}"))),
+            }
+        }
+    }
+
+    /// A client of a server that lives as long as the test's runtime.
+    async fn client() -> LinkClient {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let incoming = stream::unfold(listener, |listener| async {
+            let connection = listener.accept().await.map(|(connection, _)| connection);
+            Some((connection, listener))
+        });
+        tokio::spawn(Server::builder().add_service(LinkServer::new(Echo)).serve_with_incoming(incoming));
+        LinkClient::new(Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap())
+    }
+
+    fn attempts(count: u32) -> Vec<AttemptId> {
+        (0..count).map(|index| AttemptId { task: TaskId { phase: 0, index }, number: 1, epoch: Epoch(1) }).collect()
+    }
+
+    #[tokio::test]
+    async fn messages_go_both_ways_while_the_stream_is_open() {
+        let client = client().await;
+        let (say, said) = mpsc::unbounded();
+        let mut heard = client.work(Request::new(said)).await.unwrap();
+        // The last is larger than any frame of HTTP/2, and comes in several pieces.
+        for count in [0, 1, 3, 50_000] {
+            say.unbounded_send(FromWorker::Heartbeat).unwrap();
+            say.unbounded_send(FromWorker::Started(attempts(count))).unwrap();
+            assert_eq!(heard.message().await.unwrap(), Some(ToWorker::Kill(attempts(count))));
+        }
+        drop(say);
+        assert_eq!(heard.message().await.unwrap(), None, "the worker's end ends the stream");
+    }
+
+    #[tokio::test]
+    async fn a_call_is_answered_or_refused_in_the_server_s_words() {
+        let client = client().await;
+        let cancel = |run: &str| Request::new(CancelRequest { run: run.parse().unwrap() });
+        assert_eq!(client.cancel(cancel("r")).await.unwrap(), CancelReply {});
+        let status = client.cancel(cancel("x")).await.unwrap_err();
+        assert_eq!((status.code(), status.message()), (Code::NotFound, "no run x"));
+    }
+
+    #[tokio::test]
+    async fn what_is_no_message_is_refused_and_harms_no_other_call() {
+        let client = client().await;
+        let call = async |path: &'static str, message: serde_json::Value| {
+            let path = http::uri::PathAndQuery::from_static(path);
+            let codec = Json::<serde_json::Value, CancelReply>::default();
+            client.ready().await.unwrap().unary(Request::new(message), path, codec).await.map(Response::into_inner)
+        };
+        let status = call(CANCEL, serde_json::json!({ "run": "../x" })).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert!(status.message().contains("is no run id"), "{}", status.message());
+        let status = call("/forebay.Link/Other", serde_json::Value::Null).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unimplemented);
+        assert_eq!(call(CANCEL, serde_json::json!({ "run": "r" })).await.unwrap(), CancelReply {});
     }
 }

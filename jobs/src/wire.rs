@@ -1,5 +1,7 @@
 //! What coordinator and worker say to each other: one bidirectional gRPC stream a worker, JSON messages, in batches.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -78,7 +80,7 @@ pub struct CancelReply {}
 
 /// `link.json`: how a coordinator is reached. It lies in a directory that only the run's user can read; who cannot
 /// read it cannot join the run.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinkFile {
     /// Version of this file's format.
     pub version: u32,
@@ -92,5 +94,63 @@ pub struct LinkFile {
     pub token: String,
 }
 
+/// Without the token, which must not end up in a log.
+impl fmt::Debug for LinkFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { version, epoch, address, .. } = self;
+        let mut shown = f.debug_struct("LinkFile");
+        shown.field("version", version).field("epoch", epoch).field("address", address).finish_non_exhaustive()
+    }
+}
+
 /// The name in the coordinator's certificate.
 pub const SERVER_NAME: &str = "forebay";
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use forebay_datasets::checksum::Crc64;
+
+    use super::*;
+    use crate::{
+        id::TaskId,
+        task::{Failure, Outcome, OutputFile, TaskInput},
+    };
+
+    #[test]
+    fn messages_survive_their_encoding() {
+        let task = TaskId { phase: 1, index: 7 };
+        let attempt = AttemptId { task, number: 2, epoch: Epoch(3) };
+        let file = OutputFile {
+            path: "runs/r/attempts/0-7.2.3/out/part".into(),
+            publish_as: None,
+            partition: Some(4),
+            size: u64::MAX,
+            checksum: Crc64(u64::MAX),
+            rows: Some(9),
+        };
+        let spec = TaskSpec { task, count: 8, input: TaskInput::Shuffle(vec![file.clone()]) };
+        let assign = ToWorker::Assign(vec![Assignment { attempt, spec }]);
+        let text = serde_json::to_vec(&assign).unwrap();
+        assert_eq!(serde_json::from_slice::<ToWorker>(&text).unwrap(), assign);
+        let outcomes = [
+            Outcome::Done { outputs: vec![file], metrics: BTreeMap::from([("rows".to_owned(), 0.1)]) },
+            Outcome::Failed(Failure::ExitCode { code: 1, stderr: "\u{1b}[31mno\n".into() }),
+            Outcome::Failed(Failure::WorkerLost),
+            Outcome::GivenBack,
+        ];
+        let reports = outcomes.map(|outcome| AttemptReport { attempt, outcome, seconds: 1.5 }).to_vec();
+        let reports = FromWorker::Reports(reports);
+        let text = serde_json::to_vec(&reports).unwrap();
+        assert_eq!(serde_json::from_slice::<FromWorker>(&text).unwrap(), reports);
+    }
+
+    #[test]
+    fn a_token_is_not_shown() {
+        let (address, token) = ("https://127.0.0.1:1".to_owned(), "secret".to_owned());
+        let link = LinkFile { version: 1, epoch: Epoch(1), address, certificate: String::new(), token };
+        let shown = format!("{link:?}");
+        assert!(shown.contains("127.0.0.1") && !shown.contains("secret"), "{shown}");
+    }
+}

@@ -1,0 +1,113 @@
+//! `[dataset]` and `[output]`: where bytes come from and go to.
+
+use std::path::Path;
+
+use forebay_datasets::source::{self, SourceError, SourceUrl};
+use toml::Spanned;
+
+use super::{
+    SpecError, name,
+    raw::{RawDataset, RawOutput},
+};
+use crate::spec::{DatasetSpec, OutputFormat, OutputSpec, S3Spec};
+
+pub(super) fn dataset(raw: RawDataset, base: &Path) -> Result<DatasetSpec, SpecError> {
+    let source = url(&raw.source, base)?;
+    let name = raw.name.as_ref().map(|text| name(text, 100)).transpose()?;
+    Ok(DatasetSpec {
+        name: name.unwrap_or_else(|| source.default_name()),
+        source: source.to_string(),
+        include: globs(&raw.include)?,
+        exclude: globs(&raw.exclude)?,
+        version: raw.version.as_ref().map(version).transpose()?.flatten(),
+        s3: S3Spec {
+            endpoint: raw.endpoint.as_ref().map(endpoint).transpose()?,
+            region: raw.region,
+            anonymous: raw.anonymous,
+            path_style: raw.path_style,
+            requester_pays: raw.requester_pays,
+        },
+    })
+}
+
+pub(super) fn output(raw: RawOutput, base: &Path, dataset: &DatasetSpec) -> Result<OutputSpec, SpecError> {
+    let format = match &raw.format {
+        None => OutputFormat::default(),
+        Some(format) => match format.get_ref().as_str() {
+            "parquet" => OutputFormat::Parquet,
+            "csv" => OutputFormat::Csv,
+            "ndjson" => OutputFormat::Ndjson,
+            other => {
+                let error = SpecError::at(format, format!("`{other}` is no output format"));
+                return Err(error.help("use parquet, csv or ndjson"));
+            }
+        },
+    };
+    let to = raw.to.as_ref().map(|to| url(to, base).map(|url| (url.to_string(), to))).transpose()?;
+    if let Some((url, to)) = &to
+        && *url == dataset.source
+    {
+        let error = SpecError::at(to, "the output would be copied into its own source");
+        return Err(error.help("the next run would read it as data: name another place"));
+    }
+    Ok(OutputSpec {
+        format,
+        to: to.map(|(url, _)| url),
+        s3: S3Spec {
+            endpoint: raw.endpoint.as_ref().map(endpoint).transpose()?,
+            region: raw.region,
+            path_style: raw.path_style,
+            ..S3Spec::default()
+        },
+    })
+}
+
+fn url(text: &Spanned<String>, base: &Path) -> Result<SourceUrl, SpecError> {
+    let given = text.get_ref();
+    let relative = given.starts_with("./") || given.starts_with("../") || given == "." || given == "..";
+    let whole = match relative {
+        true => {
+            let dir = base.join(given);
+            // As `dataset stage` would be given it, so that both name the same source.
+            let dir = dir.canonicalize().unwrap_or_else(|_| dir.components().collect());
+            format!("file://{}", dir.display())
+        }
+        false => given.clone(),
+    };
+    whole.parse().map_err(|error: SourceError| {
+        SpecError::at(text, error.to_string())
+            .help("write s3://bucket/prefix, file:///dir, or ./dir beside the job file")
+    })
+}
+
+/// Checks globs and returns them as they are written.
+pub(super) fn globs(raw: &[Spanned<String>]) -> Result<Vec<String>, SpecError> {
+    for glob in raw {
+        source::globs(std::slice::from_ref(glob.get_ref())).map_err(|error| {
+            let why = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+            SpecError::at(glob, error.to_string()).help(why)
+        })?;
+    }
+    Ok(raw.iter().map(|glob| glob.get_ref().clone()).collect())
+}
+
+/// A snapshot's id or the beginning of one; none for `latest`.
+fn version(text: &Spanned<String>) -> Result<Option<String>, SpecError> {
+    match text.get_ref().as_str() {
+        "latest" => Ok(None),
+        id if (1..=32).contains(&id.len()) && id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) => {
+            Ok(Some(id.to_owned()))
+        }
+        other => Err(SpecError::at(text, format!("`{other}` is no snapshot id"))
+            .help("write \"latest\", or an id that `forebay dataset show` prints")),
+    }
+}
+
+fn endpoint(text: &Spanned<String>) -> Result<String, SpecError> {
+    let given = text.get_ref();
+    let fits = url::Url::parse(given).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    match fits {
+        true => Ok(given.clone()),
+        false => Err(SpecError::at(text, format!("`{given}` is no endpoint")).help("write https://host:port")),
+    }
+}

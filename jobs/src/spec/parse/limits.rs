@@ -1,0 +1,101 @@
+//! `[split]`, `[workers]` and `[retry]`: how much at once, by whom, how often.
+
+use std::time::Duration;
+
+use toml::Spanned;
+
+use super::{
+    SpecError, positive,
+    raw::{RawRetry, RawSplit, RawWorkers},
+};
+use crate::spec::{FleetKind, RetrySpec, SplitBy, SplitSize, SplitSpec, Work, WorkersSpec, size};
+
+/// Of map-reduce, and of `by = "bytes"` without a size.
+const SPLIT_BYTES: u64 = 128 << 20;
+
+pub(super) fn split(raw: Option<Spanned<RawSplit>>, work: &Work) -> Result<SplitSpec, SpecError> {
+    let default = match work {
+        Work::Command(_) => SplitSpec { by: SplitBy::File, size: SplitSize::Each },
+        Work::Mapreduce(_) => SplitSpec { by: SplitBy::Bytes, size: SplitSize::Bytes(SPLIT_BYTES) },
+        Work::Sql(_) => SplitSpec { by: SplitBy::Whole, size: SplitSize::Each },
+    };
+    let Some(raw) = raw else { return Ok(default) };
+    if matches!(work, Work::Sql(_)) {
+        return Err(SpecError::at(&raw, "a query is one task, and takes no [split]").help("remove it"));
+    }
+    let raw = raw.into_inner();
+    let by = match &raw.by {
+        None => default.by,
+        Some(by) => match by.get_ref().as_str() {
+            "file" => SplitBy::File,
+            "bytes" | "lines" => SplitBy::Bytes,
+            "row-groups" => SplitBy::RowGroups,
+            "whole" => SplitBy::Whole,
+            other => {
+                let error = SpecError::at(by, format!("`{other}` is no way to split"));
+                return Err(error.help("use file, bytes, lines, row-groups or whole"));
+            }
+        },
+    };
+    if by == SplitBy::Whole
+        && let Some(span) = raw.size.as_ref().map(Spanned::span).or(raw.count.as_ref().map(Spanned::span))
+    {
+        let error = SpecError::at(&Spanned::new(span, ()), "the whole dataset is one split, of no other size");
+        return Err(error.help("remove it, or split by file, bytes, lines or row-groups"));
+    }
+    let size = match (&raw.size, &raw.count) {
+        (Some(_), Some(count)) => return Err(SpecError::at(count, "[split] has both size and count").help("keep one")),
+        (Some(size), None) => SplitSize::Bytes(sized(size, size::bytes)?),
+        (None, Some(_)) => SplitSize::Count(positive(raw.count.as_ref(), 1, crate::plan::MOST_TASKS)?),
+        (None, None) if by == SplitBy::Bytes => SplitSize::Bytes(SPLIT_BYTES),
+        (None, None) => SplitSize::Each,
+    };
+    Ok(SplitSpec { by, size })
+}
+
+pub(super) fn workers(raw: RawWorkers) -> Result<WorkersSpec, SpecError> {
+    if let Some(fleet) = &raw.fleet {
+        match fleet.get_ref().as_str() {
+            "local" => {}
+            later @ ("slurm" | "ecs" | "kubernetes") => {
+                let error = SpecError::at(fleet, format!("the fleet `{later}` is not supported by this version"));
+                return Err(error.help("use local"));
+            }
+            other => return Err(SpecError::at(fleet, format!("there is no fleet `{other}`")).help("use local")),
+        }
+    }
+    let slots = raw.slots.is_some().then(|| positive(raw.slots.as_ref(), 1, 1024)).transpose()?;
+    Ok(WorkersSpec { fleet: FleetKind::Local, count: positive(raw.count.as_ref(), 1, 10_000)?, slots })
+}
+
+pub(super) fn retry(raw: RawRetry) -> Result<RetrySpec, SpecError> {
+    let (backoff_first, backoff_last) = match &raw.backoff {
+        None => (Duration::from_secs(1), Duration::from_secs(60)),
+        Some(text) => {
+            let (first, last) = text.get_ref().split_once("..").unwrap_or((text.get_ref(), text.get_ref()));
+            let part = |part: &str| size::duration(part).map_err(|message| SpecError::at(text, message));
+            let (first, last) = (part(first)?, part(last)?);
+            if first > last {
+                return Err(SpecError::at(text, "the first wait is longer than the last").help("write \"1s..60s\""));
+            }
+            (first, last)
+        }
+    };
+    let timeout =
+        raw.timeout.as_ref().map(|text| match sized(text, size::duration)? {
+            Duration::ZERO => Err(SpecError::at(text, "a time-out of nothing ends every attempt")
+                .help("remove it for attempts without one")),
+            timeout => Ok(timeout),
+        });
+    Ok(RetrySpec {
+        attempts: positive(raw.attempts.as_ref(), 3, 1000)?,
+        backoff_first,
+        backoff_last,
+        timeout: timeout.transpose()?,
+        max_failures: raw.max_failures.unwrap_or(0),
+    })
+}
+
+fn sized<T>(text: &Spanned<String>, parse: fn(&str) -> Result<T, String>) -> Result<T, SpecError> {
+    parse(text.get_ref()).map_err(|message| SpecError::at(text, message))
+}

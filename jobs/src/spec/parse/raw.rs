@@ -1,0 +1,145 @@
+//! A job file as it is typed: every key that may stand in it, and where it stands.
+
+use std::{collections::BTreeMap, fmt};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error, SeqAccess, Visitor},
+};
+use toml::Spanned;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawJob {
+    pub(super) name: Spanned<String>,
+    pub(super) dataset: RawDataset,
+    pub(super) command: Option<Spanned<RawCommand>>,
+    pub(super) mapreduce: Option<Spanned<RawMapReduce>>,
+    pub(super) sql: Option<Spanned<RawSql>>,
+    pub(super) split: Option<Spanned<RawSplit>>,
+    #[serde(default)]
+    pub(super) workers: RawWorkers,
+    #[serde(default)]
+    pub(super) retry: RawRetry,
+    #[serde(default)]
+    pub(super) params: BTreeMap<String, Spanned<toml::Value>>,
+    #[serde(default)]
+    pub(super) output: RawOutput,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawDataset {
+    pub(super) source: Spanned<String>,
+    pub(super) name: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) include: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub(super) exclude: Vec<Spanned<String>>,
+    pub(super) version: Option<Spanned<String>>,
+    pub(super) endpoint: Option<Spanned<String>>,
+    pub(super) region: Option<String>,
+    #[serde(default)]
+    pub(super) anonymous: bool,
+    pub(super) path_style: Option<bool>,
+    #[serde(default)]
+    pub(super) requester_pays: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawCommand {
+    pub(super) argv: Option<Spanned<Vec<Spanned<String>>>>,
+    pub(super) shell: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) files: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub(super) env: BTreeMap<String, Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawMapReduce {
+    pub(super) map: Spanned<RawMapper>,
+    pub(super) reduce: Option<Spanned<Vec<Spanned<String>>>>,
+    pub(super) partitions: Option<Spanned<u32>>,
+    #[serde(default)]
+    pub(super) files: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub(super) env: BTreeMap<String, Spanned<String>>,
+}
+
+pub(super) enum RawMapper {
+    BuiltIn(String),
+    Argv(Vec<Spanned<String>>),
+}
+
+/// By hand: serde's untagged enums lose both the places inside and the message of what went wrong.
+impl<'de> Deserialize<'de> for RawMapper {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Mapper;
+        impl<'de> Visitor<'de> for Mapper {
+            type Value = RawMapper;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the name of a built-in, or an array of a program and its arguments")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<RawMapper, E> {
+                Ok(RawMapper::BuiltIn(text.to_owned()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut array: A) -> Result<RawMapper, A::Error> {
+                let mut argv = Vec::new();
+                while let Some(argument) = array.next_element()? {
+                    argv.push(argument);
+                }
+                Ok(RawMapper::Argv(argv))
+            }
+        }
+        deserializer.deserialize_any(Mapper)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawSql {
+    pub(super) query: Spanned<String>,
+    #[serde(default)]
+    pub(super) tables: BTreeMap<String, Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawSplit {
+    pub(super) by: Option<Spanned<String>>,
+    pub(super) size: Option<Spanned<String>>,
+    pub(super) count: Option<Spanned<u32>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawWorkers {
+    pub(super) fleet: Option<Spanned<String>>,
+    pub(super) count: Option<Spanned<u32>>,
+    pub(super) slots: Option<Spanned<u32>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawRetry {
+    pub(super) attempts: Option<Spanned<u32>>,
+    pub(super) backoff: Option<Spanned<String>>,
+    pub(super) timeout: Option<Spanned<String>>,
+    pub(super) max_failures: Option<u32>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawOutput {
+    pub(super) format: Option<Spanned<String>>,
+    pub(super) to: Option<Spanned<String>>,
+    pub(super) endpoint: Option<Spanned<String>>,
+    pub(super) region: Option<String>,
+    pub(super) path_style: Option<bool>,
+}

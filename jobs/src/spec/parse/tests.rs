@@ -1,0 +1,178 @@
+use std::{collections::BTreeMap, path::Path, time::Duration};
+
+use super::*;
+use crate::spec::{Mapper, OutputFormat, Program, SplitBy, SplitSize, SplitSpec};
+
+const HEAD: &str = "name = \"j\"\n[dataset]\nsource = \"s3://b/flights\"\n";
+
+fn parse(rest: &str) -> Result<JobSpec, SpecError> {
+    job_file(&format!("{HEAD}{rest}"), Path::new("/base"), &[])
+}
+
+/// The message, and the text that it points at.
+fn problem(text: &str) -> (String, String) {
+    let error = job_file(text, Path::new("/base"), &[]).unwrap_err();
+    (error.message, error.span.map(|span| text[span].to_owned()).unwrap_or_default())
+}
+
+#[test]
+fn the_shortest_jobs_have_every_default() {
+    let job = parse("[sql]\nquery = \"select 1\"").unwrap();
+    assert_eq!((&*job.dataset.name, &*job.dataset.source), ("flights", "s3://b/flights/"));
+    assert_eq!(job.split, SplitSpec { by: SplitBy::Whole, size: SplitSize::Each });
+    assert_eq!((job.retry.attempts, job.retry.max_failures, job.retry.timeout), (3, 0, None));
+    assert_eq!((job.retry.backoff_first, job.retry.backoff_last), (Duration::from_secs(1), Duration::from_secs(60)));
+    assert_eq!((job.workers.count, job.workers.slots), (1, None));
+    assert_eq!((job.output.format, &job.output.to), (OutputFormat::Parquet, &None));
+    let Work::Sql(sql) = job.work else { panic!("{:?}", job.work) };
+    assert_eq!(sql.tables, BTreeMap::from([("flights".to_owned(), "**".to_owned())]));
+    let command = parse("[command]\nargv = [\"x\"]").unwrap();
+    assert_eq!(command.split, SplitSpec { by: SplitBy::File, size: SplitSize::Each });
+    let mapreduce = parse("[mapreduce]\nmap = \"word-count\"").unwrap();
+    assert_eq!(mapreduce.split, SplitSpec { by: SplitBy::Bytes, size: SplitSize::Bytes(128 << 20) });
+}
+
+#[test]
+fn errors_point_at_what_is_wrong() {
+    let command = "[command]\nargv = [\"x\"]\n";
+    let sql = "[sql]\nquery = \"select 1\"\n";
+    for (rest, message, place) in [
+        (format!("{sql}querry = 1"), "unknown key `querry`", "querry"),
+        (format!("{sql}[command]\nargv = [\"x\"]"), "the job has two kinds of work", ""),
+        (format!("include = [\"a{{\"]\n{sql}"), "`a{` is no glob", "\"a{\""),
+        (format!("version = \"newest\"\n{sql}"), "`newest` is no snapshot id", "\"newest\""),
+        (format!("endpoint = \"localhost:9000\"\n{sql}"), "`localhost:9000` is no endpoint", "\"localhost:9000\""),
+        (format!("{command}[split]\nsize = \"4XB\""), "`4XB` is no size: write 64KiB, 128MiB, 1GB", "\"4XB\""),
+        (
+            format!("{command}[split]\nby = \"whole\"\ncount = 3"),
+            "the whole dataset is one split, of no other size",
+            "3",
+        ),
+        (format!("{command}[split]\nsize = \"1B\"\ncount = 3"), "[split] has both size and count", "3"),
+        (format!("{command}[split]\nby = \"word\""), "`word` is no way to split", "\"word\""),
+        (format!("{sql}[sweep]\nx = [1]"), "`sweep` is not supported by this version", "sweep"),
+        (format!("{command}gang = true"), "`gang` is not supported by this version", "gang"),
+        (format!("{command}[workers]\ncpus = 4"), "`cpus` is not supported by this version", "cpus"),
+        (format!("{command}[workers]\nfleet = \"ecs\""), "the fleet `ecs` is not supported by this version", "\"ecs\""),
+        (format!("{command}[workers]\ncount = 0"), "0 is out of range", "0"),
+        (format!("{command}[workers]\ncount = -1"), "-1 is out of range", "-1"),
+        (format!("{command}[retry]\ntimeout = \"0s\""), "a time-out of nothing ends every attempt", "\"0s\""),
+        (format!("{command}[retry]\nbackoff = \"9s..1s\""), "the first wait is longer than the last", "\"9s..1s\""),
+        (format!("{command}env = {{ \"A=B\" = \"1\" }}"), "`A=B` is no name of an environment variable", "\"1\""),
+        (format!("{command}env = {{ FOREBAY_RUN_ID = \"1\" }}"), "`FOREBAY_RUN_ID` is forebay's own", "\"1\""),
+        (format!("{command}files = [\"gone.py\"]"), "there is no file /base/gone.py", "\"gone.py\""),
+        (format!("{command}shell = \"y\""), "[command] has both argv and shell", "\"y\""),
+        (
+            format!("{command}[output]\nto = \"s3://b/flights\""),
+            "the output would be copied into its own source",
+            "\"s3://b/flights\"",
+        ),
+        (format!("{command}[params]\nlr = 1\nLR = 2"), "the parameters `LR` and `lr` differ in case alone", "1"),
+        (format!("{sql}tables = {{ A = \"a\", a = \"b\" }}"), "the tables `A` and `a` differ in case alone", "\"b\""),
+        (format!("{sql}[split]\nby = \"file\""), "a query is one task, and takes no [split]", ""),
+        ("[command]\nargv = []".into(), "the program is missing", "[]"),
+        ("[command]\nargv = [\"a\", \"b\\u0000\"]".into(), "the text holds a NUL", "\"b\\u0000\""),
+        ("[command]\nargv = [\"p\", \"${params.x}\"]".into(), "there is no parameter `x`", "\"${params.x}\""),
+        ("[command]\nshell = \"echo ${params.x\"".into(), "`${params.` is not closed", "\"echo ${params.x\""),
+        ("[mapreduce]\nmap = \"word-cont\"".into(), "there is no built-in `word-cont`", "\"word-cont\""),
+        ("[mapreduce]\nmap = \"grep (\"".into(), "`(` is no regular expression", "\"grep (\""),
+        ("[mapreduce]\nmap = \"grep\"".into(), "grep has no pattern", "\"grep\""),
+        ("[mapreduce]\nmap = [\"m\"]".into(), "a map program needs a reduce program", "[\"m\"]"),
+        ("[mapreduce]\nmap = \"word-count\"\nreduce = [\"r\"]".into(), "a built-in brings its own reduce", "[\"r\"]"),
+        (
+            "[mapreduce]\nmap = \"word-count\"\nenv = { A = \"1\" }".into(),
+            "a built-in takes neither files nor env",
+            "\"1\"",
+        ),
+        (String::new(), "the job does nothing: it has no kind of work", "\"j\""),
+    ] {
+        let (found, at) = problem(&format!("{HEAD}{rest}"));
+        assert_eq!(found, message, "{rest}");
+        assert!(place.is_empty() || at == place, "{rest}: {at}");
+    }
+}
+
+#[test]
+fn what_is_missing_or_of_another_type_is_said_in_words() {
+    assert_eq!(problem("[dataset]\nsource = \"s3://b\"\n").0, "the key `name` is missing");
+    assert_eq!(problem("name = \"j\"\n").0, "the table [dataset] is missing");
+    assert_eq!(
+        problem("name = \"j\"\n[dataset]\nname = \"d\"\n[sql]\nquery = \"select 1\"").0,
+        "the key `source` is missing"
+    );
+    let (message, place) = problem(&format!("{HEAD}[mapreduce]\nmap = 3"));
+    assert!(message.contains("the name of a built-in, or an array of a program"), "{message}");
+    assert_eq!(place, "3");
+    let (message, _) = problem(&format!("{HEAD}[command]\nargv = [\"x\"]\n[workers]\ncount = \"2\""));
+    assert!(message.ends_with("expected a whole number"), "{message}");
+    for source in ["/dir", "file://dir", "s3://", "http://x/y"] {
+        let (_, place) =
+            problem(&format!("name = \"j\"\n[dataset]\nsource = \"{source}\"\n[sql]\nquery = \"select 1\""));
+        assert_eq!(place, format!("\"{source}\""));
+    }
+}
+
+#[test]
+fn a_near_key_is_proposed_and_others_are_listed() {
+    let help = |rest: &str| parse(rest).unwrap_err().help.unwrap();
+    assert_eq!(help("[command]\nargz = []"), "did you mean `argv`?");
+    assert_eq!(help("[command]\nfrobnicate = 1"), "the keys here are argv, shell, files, env");
+}
+
+#[test]
+fn a_query_s_error_points_at_the_word() {
+    assert_eq!(problem(&format!("{HEAD}[sql]\nquery = \"selct 1\"")).1, "selct");
+    let text = format!("{HEAD}[sql]\nquery = \"\"\"\nselect 1,\n  ä frm\n  group where\"\"\"\n");
+    let (message, place) = problem(&text);
+    assert!(!message.contains("Line"), "{message}");
+    assert!(!place.is_empty() && place.len() < 10 && message.contains(&place), "{message}: {place}");
+    // What the file does not hold word for word is pointed at whole.
+    let (message, place) = problem(&format!("{HEAD}[sql]\nquery = \"selct \\u0031\"\n"));
+    assert!(message.contains("Line: 1") && place.starts_with('"'), "{message}: {place}");
+}
+
+#[test]
+fn params_are_filled_in_and_overridden() {
+    let text = format!("{HEAD}[command]\nargv = [\"p\", \"--lr=${{params.lr}}\"]\n[params]\nlr = 0.1");
+    let program = |set: &[(String, String)]| match job_file(&text, Path::new("/"), set).unwrap().work {
+        Work::Command(command) => command.program,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(program(&[]), Program::Argv(vec!["p".into(), "--lr=0.1".into()]));
+    assert_eq!(program(&[("lr".into(), "0.2".into())]), Program::Argv(vec!["p".into(), "--lr=0.2".into()]));
+    let error = job_file(&text, Path::new("/"), &[("nope".into(), "1".into())]).unwrap_err();
+    assert_eq!((error.help.as_deref(), error.span), (Some("it has lr"), None));
+}
+
+#[test]
+fn shipped_files_and_sources_are_relative_to_the_job_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = dir.path().canonicalize().unwrap();
+    std::fs::create_dir(base.join("data")).unwrap();
+    std::fs::write(base.join("data/map.py"), "").unwrap();
+    let text = "name = \"j\"\n[dataset]\nsource = \"./data\"\n[command]\nargv = [\"x\"]\nfiles = [\"data/map.py\"]";
+    let job = job_file(text, &base, &[]).unwrap();
+    assert_eq!(job.dataset.source, format!("file://{}/data", base.display()));
+    assert_eq!(job.dataset.name, "data");
+    let Work::Command(command) = job.work else { panic!() };
+    assert_eq!(command.files, BTreeMap::from([("map.py".to_owned(), format!("{}/data/map.py", base.display()))]));
+    let (message, _) =
+        problem(&text.replace("\"./data\"", "\"s3://b\"").replace("map.py\"", "map.py\", \"x/../map.py\""));
+    assert!(message.starts_with("there is no file"), "{message}");
+}
+
+#[test]
+fn a_resolved_job_survives_its_own_json() {
+    for rest in [
+        "[mapreduce]\nmap = \"grep a+\"\n[retry]\ntimeout = \"90s\"",
+        "[mapreduce]\nmap = [\"m\"]\nreduce = [\"r\"]\nenv = { A = \"1\" }",
+        "anonymous = true\nversion = \"0a1b\"\n[command]\nshell = \"x\"\n[split]\nby = \"row-groups\"\ncount = 7",
+        "[sql]\nquery = \"select 1\"\n[output]\nformat = \"csv\"\nto = \"file:///out\"",
+    ] {
+        let job = parse(rest).unwrap();
+        let text = serde_json::to_string(&job).unwrap();
+        assert_eq!(serde_json::from_str::<JobSpec>(&text).unwrap(), job);
+    }
+    let Work::Mapreduce(job) = parse("[mapreduce]\nmap = \"grep  a b \"").unwrap().work else { panic!() };
+    assert_eq!(job.map, Mapper::Grep(" a b ".into()), "a pattern keeps its blanks");
+}

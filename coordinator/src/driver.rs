@@ -1,0 +1,328 @@
+//! Coordinates a run: takes its lease, replays its journals, and brings it to its end.
+//!
+//! 1. The lease is claimed, which seals every epoch before. Whoever holds it already is reported as
+//!    [`CoordinateError::Held`].
+//! 2. The journals are replayed, this epoch's own is begun, the link is opened and announced.
+//! 3. The loop hears workers and the fleet, lets the machine decide, journals what it decided, and does what is then
+//!    wanted: stage and plan, assign and kill, start workers, publish, copy.
+//! 4. When the run has ended its result is written, the workers are stopped, and the lease is given back.
+//!
+//! Beside it all the lease is renewed. A coordinator that loses it stops at once: its successor has sealed its
+//! directory, so that nothing which it still might do could arrive.
+//!
+//! An error that may pass (storage out of reach, a full disk, an interrupt) ends the coordinator and not the run: it
+//! can be resumed. What can never succeed ends the run.
+
+mod keep;
+mod others;
+mod prepare;
+mod result;
+mod session;
+#[cfg(test)]
+mod tests;
+mod work;
+mod workers;
+
+use std::{net::IpAddr, path::PathBuf, sync::Arc};
+
+use forebay_datasets::{
+    output::{self, OutputError},
+    stage::{StageError, StageProgress},
+    volume::{Volume, VolumeError},
+};
+use forebay_jobs::{
+    id::{AttemptId, Epoch, WorkerId},
+    kinds::TaskError,
+    plan::{Plan, PlanError},
+    task::Failure,
+};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+pub use self::{
+    others::{Attached, Cancelled, Client, LinkError, Observed, attach, cancel, finish, observe, reach},
+    result::{FailureKind, Figures, OutputFigures, PhaseFigures, RunResult, StagedFigures, TaskFigures},
+};
+use self::{session::Session, work::Work};
+use crate::{
+    commit::CommitError,
+    fleet::{
+        Fleet,
+        local::{Local, LocalConfig},
+    },
+    journal::JournalError,
+    lease::{self, Claim, LeaseError},
+    run::EndState,
+    rundir::{RunDir, RunDirError},
+    server::{Server, ServerConfig, ServerError},
+};
+
+/// Messages of workers that wait for the loop; more make the workers wait.
+const INBOX: usize = 4096;
+
+/// Why a coordinator stopped before the run's end. All of these leave a run that can be resumed.
+#[derive(Debug, thiserror::Error)]
+pub enum CoordinateError {
+    /// Another coordinator has the run.
+    #[error("run has a coordinator already: {holder}")]
+    Held {
+        /// Who.
+        holder: String,
+    },
+    /// Another coordinator took the run over, or the lease could not be renewed in time.
+    #[error("the run was taken over by another coordinator, or its volume did not answer for too long")]
+    Deposed,
+    /// It was to stop.
+    #[error("interrupted")]
+    Interrupted,
+    /// The lease could not be taken or given back.
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
+    /// The run's directory failed.
+    #[error(transparent)]
+    RunDir(#[from] RunDirError),
+    /// The volume failed.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// The journal failed.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// Staging failed.
+    #[error(transparent)]
+    Stage(#[from] StageError),
+    /// The plan could not be read or written.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// What is staged could not be looked at.
+    #[error("what is staged could not be checked")]
+    Check(#[source] TaskError),
+    /// The output could not be published.
+    #[error("the output could not be published")]
+    Publish(#[source] CommitError),
+    /// The published output could not be copied.
+    #[error("the output is published, and could not be copied")]
+    Export(#[source] OutputError),
+    /// The published output could not be read.
+    #[error("the published output cannot be read")]
+    Published(#[source] OutputError),
+    /// Workers cannot reach the coordinator.
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    /// Another coordinator cannot be reached.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// Work beside the loop did not come to an end.
+    #[error("a part of the coordinator failed")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+/// What a run does, for those who watch it.
+#[derive(Clone, Debug)]
+pub enum RunProgress {
+    /// This process coordinates the run now.
+    Coordinating {
+        /// Its epoch; beyond the first one, the run is resumed.
+        epoch: Epoch,
+    },
+    /// Another process coordinates the run; this one waits for it.
+    Attached {
+        /// Who.
+        holder: String,
+    },
+    /// The dataset is being staged.
+    Staging(StageProgress),
+    /// The dataset is staged.
+    Staged {
+        /// Its snapshot.
+        snapshot: String,
+        /// What that took.
+        figures: StagedFigures,
+    },
+    /// How far the tasks are.
+    Tasks {
+        /// Each phase.
+        phases: Vec<PhaseFigures>,
+        /// Workers now.
+        workers: u32,
+    },
+    /// A worker said hello.
+    Joined {
+        /// Which.
+        worker: WorkerId,
+    },
+    /// A worker left.
+    Left {
+        /// Which.
+        worker: WorkerId,
+    },
+    /// An attempt failed; whether the task has another, its phase's figures tell.
+    AttemptFailed {
+        /// Which.
+        attempt: AttemptId,
+        /// Why.
+        failure: Failure,
+    },
+    /// The output is being published.
+    Publishing,
+    /// The output is being copied.
+    Exporting,
+}
+
+/// Is told what a run does. It is called from the loop, and must not block.
+pub type Tell = Arc<dyn Fn(RunProgress) + Send + Sync>;
+
+/// How a run is coordinated.
+#[derive(Clone)]
+pub struct CoordinateOptions {
+    /// The program whose subcommand `worker` the fleet starts.
+    pub worker_program: PathBuf,
+    /// Where the link listens.
+    pub listen: IpAddr,
+    /// Is told what happens.
+    pub tell: Tell,
+    /// Once cancelled, the coordinator stops its workers, gives the lease back, and ends.
+    pub interrupt: CancellationToken,
+}
+
+impl std::fmt::Debug for CoordinateOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut shown = f.debug_struct("CoordinateOptions");
+        shown.field("worker_program", &self.worker_program).field("listen", &self.listen).finish_non_exhaustive()
+    }
+}
+
+/// Brings a run to its end. One that has ended already gives its result.
+///
+/// # Errors
+/// [`CoordinateError::Held`] if another coordinator is alive. Any error leaves the run to be resumed.
+pub async fn coordinate(
+    volume: &Volume,
+    run: &RunDir,
+    options: &CoordinateOptions,
+) -> Result<RunResult, CoordinateError> {
+    if let Some(result) = run.result()? {
+        return Ok(result);
+    }
+    let claim = claim(run).await?;
+    let ended = tokio::select! {
+        ended = conduct(volume, run, &claim, options) => ended,
+        lost = keep::keep(&claim) => Err(lost),
+    };
+    let ended = match ended {
+        // What failed may have failed because the run is somebody else's now.
+        Err(error) if keep::is_deposed(&claim).await => {
+            tracing::debug!(%error, "after the lease was lost");
+            Err(CoordinateError::Deposed)
+        }
+        ended => ended,
+    };
+    keep::release(claim).await;
+    ended
+}
+
+async fn claim(run: &RunDir) -> Result<Arc<Claim>, CoordinateError> {
+    let dir = run.path().to_owned();
+    match tokio::task::spawn_blocking(move || lease::claim(&dir)).await? {
+        Ok(claim) => Ok(Arc::new(claim)),
+        Err(LeaseError::Held { holder }) => Err(CoordinateError::Held { holder: holder.to_string() }),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Everything between claim and release.
+async fn conduct(
+    volume: &Volume,
+    run: &RunDir,
+    claim: &Claim,
+    options: &CoordinateOptions,
+) -> Result<RunResult, CoordinateError> {
+    // The coordinator before may have ended between the result and its lease.
+    if let Some(result) = run.result()? {
+        return Ok(result);
+    }
+    (options.tell)(RunProgress::Coordinating { epoch: claim.epoch });
+    let (epoch, epoch_dir) = (claim.epoch, claim.dir.clone());
+    let session = open(run, epoch, epoch_dir.clone()).await?;
+    let plan = match session.figures.snapshot {
+        Some(_) => Some(Plan::read(&run.plan_path())?),
+        None => None,
+    };
+    let (sender, inbox) = mpsc::channel(INBOX);
+    let config = ServerConfig {
+        listen: options.listen,
+        run: run.id().clone(),
+        epoch,
+        job: run.job().clone(),
+        volume: volume.id().to_owned(),
+    };
+    let mut server = Server::start(config, sender).await?;
+    server.announce(&epoch_dir)?;
+    let mut fleet = Local::new(LocalConfig {
+        program: options.worker_program.clone(),
+        volume: volume.root().to_owned(),
+        run: run.id().clone(),
+        epoch,
+        slots: run.job().workers.slots,
+        logs: run.logs_dir(),
+    });
+    let tell = Arc::clone(&options.tell);
+    let mut work = Work::new((volume, run), (epoch, epoch_dir.clone()), (session, plan), inbox, tell);
+    let ended = tokio::select! {
+        ended = work.until_ended(&mut fleet, &mut server) => ended,
+        () = options.interrupt.cancelled() => Err(CoordinateError::Interrupted),
+    };
+    let ended = match ended {
+        Ok(state) => conclude(run, &epoch_dir, &work.session, state).await,
+        Err(error) => Err(error),
+    };
+    // Whatever happened, no worker of this epoch stays.
+    work.workers.shut_down();
+    work.stop().await;
+    drop(work);
+    fleet.stop_all().await;
+    server.stop().await;
+    ended
+}
+
+async fn open(run: &RunDir, epoch: Epoch, epoch_dir: PathBuf) -> Result<Session, CoordinateError> {
+    let run = run.clone();
+    tokio::task::spawn_blocking(move || Session::open(&run, epoch, &epoch_dir)).await?
+}
+
+/// Writes the result of a run whose machine has ended.
+async fn conclude(
+    run: &RunDir,
+    epoch_dir: &std::path::Path,
+    session: &Session,
+    state: EndState,
+) -> Result<RunResult, CoordinateError> {
+    let (run, epoch_dir, figures) = (run.clone(), epoch_dir.to_owned(), session.figures.clone());
+    let write = move || {
+        let output = match figures.published {
+            Some((bytes, rows)) => {
+                let dir = run.output_dir();
+                let manifest = output::read_published(&dir).map_err(CoordinateError::Published)?;
+                let files = manifest.objects.into_iter().map(|object| object.key).collect();
+                Some(OutputFigures { path: dir.display().to_string(), files, rows, bytes })
+            }
+            None => None,
+        };
+        let (error, failure) = figures.error(state).unzip();
+        let result = RunResult {
+            version: 1,
+            run: run.id().clone(),
+            state,
+            snapshot: figures.snapshot.clone(),
+            staged: run.staged()?,
+            tasks: figures.tasks(),
+            workers: figures.most_workers,
+            seconds: figures.seconds(),
+            output,
+            error,
+            failure,
+        };
+        run.write_result(&epoch_dir, &result)?;
+        Ok(result)
+    };
+    tokio::task::spawn_blocking(write).await?
+}

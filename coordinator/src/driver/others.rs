@@ -1,0 +1,233 @@
+//! What others do with a run that this process does not coordinate: watch it, wait for it, end it.
+
+use std::{fs, path::Path, time::Duration};
+
+use forebay_datasets::volume::Volume;
+use forebay_jobs::{
+    id::RunId,
+    link::LinkClient,
+    wire::{CancelRequest, LinkFile, SERVER_NAME},
+};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Request, Status,
+    metadata::{Ascii, MetadataValue},
+    transport::{Certificate, ClientTlsConfig, Endpoint},
+};
+
+use super::{
+    CoordinateError, CoordinateOptions, RunProgress, RunResult, claim, conclude, coordinate, keep, open,
+    result::Figures,
+    session::{fold, replay},
+};
+use crate::{
+    lease::{self, LeaseState},
+    run::{Input, Run},
+    rundir::RunDir,
+    server::LINK,
+};
+
+/// How often a result is looked for.
+const LOOK: Duration = Duration::from_millis(200);
+/// How often a lease is looked at, which creates a file on the volume.
+const LOOK_AT_LEASE: Duration = Duration::from_secs(2);
+
+/// How long a coordinator may take to say how it is reached.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why another coordinator could not be reached.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// How it is reached cannot be read.
+    #[error("the run's coordinator does not say how it is reached")]
+    Unknown(#[source] std::io::Error),
+    /// How it is reached cannot be understood.
+    #[error("the run's coordinator says in an unknown way how it is reached")]
+    Malformed(#[source] serde_json::Error),
+    /// No connection.
+    #[error("cannot reach the run's coordinator at {address}")]
+    Unreachable {
+        /// Where.
+        address: String,
+        /// Why.
+        #[source]
+        source: tonic::transport::Error,
+    },
+    /// It refused.
+    #[error("the run's coordinator did not do it: {}", .0.message())]
+    Refused(Box<Status>),
+}
+
+/// A connection to a coordinator.
+#[derive(Clone, Debug)]
+pub struct Client {
+    client: LinkClient,
+    authorization: MetadataValue<Ascii>,
+}
+
+impl Client {
+    /// What calls it.
+    pub fn client(&self) -> &LinkClient {
+        &self.client
+    }
+
+    /// A request that shows the run's token.
+    pub fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.metadata_mut().insert("authorization", self.authorization.clone());
+        request
+    }
+}
+
+/// Connects to a coordinator, and to nobody else who may listen where it did.
+pub async fn reach(link: &LinkFile) -> Result<Client, LinkError> {
+    let unreachable = |source| LinkError::Unreachable { address: link.address.clone(), source };
+    let tls = ClientTlsConfig::new().domain_name(SERVER_NAME).ca_certificate(Certificate::from_pem(&link.certificate));
+    let endpoint = Endpoint::from_shared(link.address.clone())
+        .and_then(|endpoint| endpoint.tls_config(tls))
+        .map_err(unreachable)?
+        .connect_timeout(Duration::from_secs(5));
+    let channel = endpoint.connect().await.map_err(unreachable)?;
+    let authorization = format!("Bearer {}", link.token).parse();
+    let authorization = authorization.map_err(|_| LinkError::Refused(Box::new(Status::internal("no such token"))))?;
+    Ok(Client { client: LinkClient::new(channel), authorization })
+}
+
+/// What waiting for another coordinator came to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Attached {
+    /// The run has ended.
+    Ended(Box<RunResult>),
+    /// The run has no live coordinator: this process may take it over.
+    Abandoned,
+}
+
+/// Waits for a run that another process coordinates.
+pub async fn attach(run: &RunDir, interrupt: &CancellationToken) -> Result<Attached, CoordinateError> {
+    let mut looked_at_lease = Instant::now();
+    loop {
+        if let Some(result) = run.result()? {
+            return Ok(Attached::Ended(Box::new(result)));
+        }
+        if looked_at_lease.elapsed() >= LOOK_AT_LEASE {
+            if !matches!(lease_of(run).await?, LeaseState::Live { .. }) {
+                // It may have ended in the order result, lease.
+                let result = run.result()?.map(Box::new);
+                return Ok(result.map_or(Attached::Abandoned, Attached::Ended));
+            }
+            looked_at_lease = Instant::now();
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            () = interrupt.cancelled() => return Err(CoordinateError::Interrupted),
+        }
+    }
+}
+
+async fn lease_of(run: &RunDir) -> Result<LeaseState, CoordinateError> {
+    let dir = run.path().to_owned();
+    Ok(tokio::task::spawn_blocking(move || lease::observe(&dir)).await??)
+}
+
+/// Coordinates a run, or waits for whoever does, and takes over if they die.
+pub async fn finish(volume: &Volume, run: &RunDir, options: &CoordinateOptions) -> Result<RunResult, CoordinateError> {
+    loop {
+        match coordinate(volume, run, options).await {
+            Err(CoordinateError::Held { holder }) => (options.tell)(RunProgress::Attached { holder }),
+            ended => return ended,
+        }
+        if let Attached::Ended(result) = attach(run, &options.interrupt).await? {
+            return Ok(*result);
+        }
+    }
+}
+
+/// What asking for a run's end came to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Cancelled {
+    /// Its coordinator took note, and ends it.
+    Noted,
+    /// It has ended: now, since it had no coordinator, or long ago.
+    Ended(Box<RunResult>),
+}
+
+/// Ends a run, through its coordinator if it has one.
+pub async fn cancel(run: &RunDir) -> Result<Cancelled, CoordinateError> {
+    let asked = Instant::now();
+    loop {
+        if let Some(result) = run.result()? {
+            return Ok(Cancelled::Ended(Box::new(result)));
+        }
+        match claim(run).await {
+            Ok(claim) => {
+                let ended = end_unattended(run, &claim).await;
+                keep::release(claim).await;
+                return ended.map(|result| Cancelled::Ended(Box::new(result)));
+            }
+            Err(CoordinateError::Held { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        match ask_to_cancel(run.id(), &run.path().join("epochs")).await {
+            Ok(()) => return Ok(Cancelled::Noted),
+            // It may have ended at this moment, or died; the lease tells which.
+            Err(error) => match (lease_of(run).await?, error) {
+                // It has claimed the run, and is about to say how it is reached.
+                (LeaseState::Live { .. }, LinkError::Unknown(_)) if asked.elapsed() < PATIENCE => {
+                    tokio::time::sleep(LOOK).await;
+                }
+                (LeaseState::Live { .. }, error) if run.result()?.is_none() => return Err(error.into()),
+                _ => {}
+            },
+        }
+    }
+}
+
+async fn ask_to_cancel(run: &RunId, epochs: &Path) -> Result<(), LinkError> {
+    let entries = fs::read_dir(epochs).map_err(LinkError::Unknown)?.flatten();
+    let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let newest = epochs.join(numbers.max().unwrap_or(0).to_string());
+    let text = fs::read(newest.join(LINK)).map_err(LinkError::Unknown)?;
+    let link: LinkFile = serde_json::from_slice(&text).map_err(LinkError::Malformed)?;
+    let client = reach(&link).await?;
+    let mut request = client.request(CancelRequest { run: run.clone() });
+    request.set_timeout(Duration::from_secs(30));
+    client.client().cancel(request).await.map_err(|status| LinkError::Refused(Box::new(status)))?;
+    Ok(())
+}
+
+/// Ends a run that nobody coordinates: without workers nothing has to be waited for.
+async fn end_unattended(run: &RunDir, claim: &lease::Claim) -> Result<RunResult, CoordinateError> {
+    if let Some(result) = run.result()? {
+        return Ok(result);
+    }
+    let mut session = open(run, claim.epoch, claim.dir.clone()).await?;
+    session.take(&Input::Opened { epoch: claim.epoch });
+    session.take(&Input::Cancel);
+    session.commit().await?;
+    let state = session.machine.ended().unwrap_or(crate::run::EndState::Cancelled);
+    conclude(run, &claim.dir, &session, state).await
+}
+
+/// A run as its journals tell it, whether or not it is being coordinated.
+#[derive(Debug)]
+pub struct Observed {
+    /// Its machine.
+    pub machine: Run,
+    /// Its figures.
+    pub figures: Figures,
+    /// Who coordinates it.
+    pub lease: LeaseState,
+    /// Its result, once it has ended.
+    pub result: Option<RunResult>,
+}
+
+/// Looks at a run, and changes nothing.
+pub async fn observe(run: &RunDir) -> Result<Observed, CoordinateError> {
+    let run = run.clone();
+    let look = move || {
+        let (machine, figures) = fold(&run, &replay(&run, None)?.events);
+        Ok(Observed { machine, figures, lease: lease::observe(run.path())?, result: run.result()? })
+    };
+    tokio::task::spawn_blocking(look).await?
+}

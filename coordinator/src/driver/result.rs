@@ -1,0 +1,306 @@
+//! What a run came to, in figures.
+
+use std::collections::BTreeSet;
+
+use forebay_jobs::{
+    id::{AttemptId, RunId, TaskId},
+    task::Failure,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::run::{EndState, Event, Millis};
+
+/// The final object of a run: what `forebay run --json` prints and `result.json` holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunResult {
+    /// Of this object.
+    pub version: u32,
+    /// The run.
+    pub run: RunId,
+    /// How it ended.
+    pub state: EndState,
+    /// The snapshot that was worked on; none if none was planned.
+    pub snapshot: Option<String>,
+    /// What staging took; none if it did not come to its end.
+    pub staged: Option<StagedFigures>,
+    /// What became of the tasks.
+    pub tasks: TaskFigures,
+    /// The most workers at once.
+    pub workers: u32,
+    /// From the first coordinator's start to the end.
+    pub seconds: f64,
+    /// The published output; none if there is none.
+    pub output: Option<OutputFigures>,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// What kind of failure that was.
+    #[serde(default)]
+    pub failure: Option<FailureKind>,
+}
+
+/// What made a run fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FailureKind {
+    /// More tasks failed than may.
+    Tasks,
+    /// The job cannot be planned over what was staged: a table without objects, a column that is not there.
+    Plan,
+    /// Workers could not be started, or the output could not be published or copied.
+    Coordination,
+}
+
+/// What staging took.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StagedFigures {
+    /// Objects of the snapshot.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Objects that had to be fetched.
+    pub fetched_objects: u64,
+    /// Their bytes.
+    pub fetched_bytes: u64,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// What became of the tasks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskFigures {
+    /// Of all phases.
+    pub total: u64,
+    /// Committed.
+    pub succeeded: u64,
+    /// Failed for good.
+    pub failed: u64,
+    /// Taken over from an earlier run.
+    pub reused: u64,
+    /// Attempts that entered a slot.
+    pub attempts: u64,
+}
+
+/// The published output.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputFigures {
+    /// Its directory.
+    pub path: String,
+    /// Paths below it, in order.
+    pub files: Vec<String>,
+    /// Records, where the kind of work knows.
+    pub rows: Option<u64>,
+    /// Bytes of the files.
+    pub bytes: u64,
+}
+
+/// How far one phase is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PhaseFigures {
+    /// Tasks.
+    pub total: u64,
+    /// Tasks that are done.
+    pub succeeded: u64,
+    /// Tasks that failed for good.
+    pub failed: u64,
+    /// Attempts in slots.
+    pub running: u64,
+}
+
+/// Counts events: those that were replayed and those that are new.
+#[derive(Clone, Debug, Default)]
+pub struct Figures {
+    /// When the first coordinator started.
+    pub started: Option<Millis>,
+    /// The latest time that any event bears.
+    pub latest: Millis,
+    /// The snapshot of the plan.
+    pub snapshot: Option<String>,
+    /// How far each phase is.
+    pub phases: Vec<PhaseFigures>,
+    /// Attempts that entered a slot.
+    pub attempts: u64,
+    /// Workers now.
+    pub workers: u32,
+    /// The most workers at once.
+    pub most_workers: u32,
+    /// What was published.
+    pub published: Option<(u64, Option<u64>)>,
+    /// Why the run failed beside its tasks.
+    pub aborted: Option<String>,
+    /// The task that failed first, and why.
+    pub first_failure: Option<(TaskId, Failure)>,
+    running: BTreeSet<AttemptId>,
+}
+
+impl Figures {
+    /// Counts one event.
+    pub fn note(&mut self, event: &Event) {
+        let phase = |phases: &mut Vec<PhaseFigures>, task: TaskId, change: &dyn Fn(&mut PhaseFigures)| {
+            phases.get_mut(task.phase as usize).map(change);
+        };
+        match event {
+            Event::Opened { at, .. } => {
+                self.started.get_or_insert(*at);
+                self.workers = 0;
+                self.running.clear();
+                self.phases.iter_mut().for_each(|phase| phase.running = 0);
+            }
+            Event::Planned { snapshot, phases, .. } => {
+                self.snapshot = Some(snapshot.clone());
+                let phase = |total: &u32| PhaseFigures { total: u64::from(*total), ..PhaseFigures::default() };
+                self.phases = phases.iter().map(phase).collect();
+            }
+            Event::WorkerJoined { .. } => {
+                self.workers += 1;
+                self.most_workers = self.most_workers.max(self.workers);
+            }
+            Event::WorkerLeft { .. } => self.workers = self.workers.saturating_sub(1),
+            Event::Started { attempt, .. } => {
+                if self.running.insert(*attempt) {
+                    self.attempts += 1;
+                    phase(&mut self.phases, attempt.task, &|phase| phase.running += 1);
+                }
+            }
+            Event::Committed { attempt, .. } => {
+                self.stopped(*attempt);
+                phase(&mut self.phases, attempt.task, &|phase| phase.succeeded += 1);
+            }
+            Event::AttemptFailed { attempt, failure, retry_at, .. } => {
+                self.stopped(*attempt);
+                if retry_at.is_none() {
+                    self.first_failure.get_or_insert_with(|| (attempt.task, failure.clone()));
+                    phase(&mut self.phases, attempt.task, &|phase| phase.failed += 1);
+                }
+            }
+            Event::AttemptReturned { attempt, .. } => self.stopped(*attempt),
+            Event::Aborted { error, .. } => self.aborted = Some(error.clone()),
+            Event::Published { bytes, rows, .. } => self.published = Some((*bytes, *rows)),
+            Event::Assigned { .. } | Event::CancelRequested { .. } | Event::Exported { .. } | Event::Ended { .. } => {}
+        }
+        self.latest = self.latest.max(time(event).unwrap_or_default());
+    }
+
+    fn stopped(&mut self, attempt: AttemptId) {
+        if self.running.remove(&attempt)
+            && let Some(phase) = self.phases.get_mut(attempt.task.phase as usize)
+        {
+            phase.running -= 1;
+        }
+    }
+
+    /// Of all phases.
+    pub fn tasks(&self) -> TaskFigures {
+        let sum = |field: fn(&PhaseFigures) -> u64| self.phases.iter().map(field).sum();
+        TaskFigures {
+            total: sum(|phase| phase.total),
+            succeeded: sum(|phase| phase.succeeded),
+            failed: sum(|phase| phase.failed),
+            reused: 0,
+            attempts: self.attempts,
+        }
+    }
+
+    /// Seconds from the first coordinator's start to the latest event.
+    pub fn seconds(&self) -> f64 {
+        let started = self.started.unwrap_or(self.latest);
+        std::time::Duration::from_millis(self.latest.0.saturating_sub(started.0)).as_secs_f64()
+    }
+
+    /// Why the run failed, for people, and what kind of failure it is.
+    pub fn error(&self, state: EndState) -> Option<(String, FailureKind)> {
+        if state != EndState::Failed {
+            return None;
+        }
+        if let Some(error) = &self.aborted {
+            let kind = if self.snapshot.is_none() { FailureKind::Plan } else { FailureKind::Coordination };
+            return Some((error.clone(), kind));
+        }
+        let tasks = self.tasks();
+        let first = match &self.first_failure {
+            Some((task, failure)) => format!("; the first was task {task}: {failure}"),
+            None => String::new(),
+        };
+        Some((format!("{} of {} tasks failed{first}", tasks.failed, tasks.total), FailureKind::Tasks))
+    }
+}
+
+fn time(event: &Event) -> Option<Millis> {
+    match event {
+        Event::Opened { at, .. }
+        | Event::Planned { at, .. }
+        | Event::Started { at, .. }
+        | Event::Committed { at, .. }
+        | Event::AttemptFailed { at, .. }
+        | Event::CancelRequested { at }
+        | Event::Aborted { at, .. }
+        | Event::Published { at, .. }
+        | Event::Exported { at }
+        | Event::Ended { at, .. } => Some(*at),
+        Event::WorkerJoined { .. }
+        | Event::WorkerLeft { .. }
+        | Event::Assigned { .. }
+        | Event::AttemptReturned { .. } => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use forebay_jobs::id::Epoch;
+
+    use super::*;
+
+    fn attempt(index: u32) -> AttemptId {
+        AttemptId { task: TaskId { phase: 0, index }, number: 1, epoch: Epoch(1) }
+    }
+
+    #[test]
+    fn figures_follow_the_events() {
+        let failure = Failure::ExitCode { code: 1, stderr: String::new() };
+        let events = [
+            Event::Opened { epoch: Epoch(1), at: Millis(1000) },
+            Event::Planned { snapshot: "s".into(), phases: vec![3], at: Millis(1100) },
+            Event::WorkerJoined { worker: "w".parse().unwrap(), slots: 3 },
+            Event::Started { attempt: attempt(0), at: Millis(1200) },
+            Event::Started { attempt: attempt(1), at: Millis(1200) },
+            Event::Started { attempt: attempt(2), at: Millis(1200) },
+            Event::Committed { attempt: attempt(0), outputs: vec![], metrics: Default::default(), at: Millis(1300) },
+            Event::AttemptFailed { attempt: attempt(1), failure, retry_at: None, at: Millis(3500) },
+        ];
+        let mut figures = Figures::default();
+        events.iter().for_each(|event| figures.note(event));
+        assert_eq!(figures.phases, [PhaseFigures { total: 3, succeeded: 1, failed: 1, running: 1 }]);
+        assert_eq!(figures.tasks(), TaskFigures { total: 3, succeeded: 1, failed: 1, reused: 0, attempts: 3 });
+        assert_eq!((figures.most_workers, figures.seconds()), (1, 2.5));
+        let (error, kind) = figures.error(EndState::Failed).unwrap();
+        assert_eq!(kind, FailureKind::Tasks);
+        assert_eq!(error, "1 of 3 tasks failed; the first was task 0-1: its program ended with exit code 1");
+        figures.note(&Event::Opened { epoch: Epoch(2), at: Millis(4000) });
+        assert_eq!((figures.phases[0].running, figures.workers, figures.seconds()), (0, 0, 3.0));
+    }
+
+    #[test]
+    fn the_final_object_has_the_keys_that_are_documented() {
+        let result = RunResult {
+            version: 1,
+            run: "r".parse().unwrap(),
+            state: EndState::Succeeded,
+            snapshot: Some("s".into()),
+            staged: Some(StagedFigures::default()),
+            tasks: TaskFigures::default(),
+            workers: 2,
+            seconds: 1.5,
+            output: Some(OutputFigures { path: "/o".into(), files: vec!["a".into()], rows: Some(1), bytes: 2 }),
+            error: None,
+            failure: None,
+        };
+        let text = serde_json::to_string(&result).unwrap();
+        assert_eq!(
+            text,
+            r#"{"version":1,"run":"r","state":"succeeded","snapshot":"s","staged":{"objects":0,"bytes":0,"#.to_owned()
+                + r#""fetched_objects":0,"fetched_bytes":0,"seconds":0.0},"tasks":{"total":0,"succeeded":0,"#
+                + r#""failed":0,"reused":0,"attempts":0},"workers":2,"seconds":1.5,"#
+                + r#""output":{"path":"/o","files":["a"],"rows":1,"bytes":2},"error":null,"failure":null}"#
+        );
+        assert_eq!(serde_json::from_str::<RunResult>(&text).unwrap(), result);
+    }
+}

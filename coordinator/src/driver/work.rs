@@ -1,0 +1,409 @@
+//! The loop: hear, decide, journal, apply, do.
+//!
+//! What is to be done is derived from the machine's state each time round, and compared with what is under way. So a
+//! restart needs nothing but the replayed state, and doing something twice is harmless.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+
+use forebay_datasets::{
+    output::{self, OutputError},
+    source::{ErrorKind, SourceUrl},
+    volume::Volume,
+};
+use forebay_jobs::{
+    id::{AttemptId, Epoch, TaskId, WorkerId},
+    plan::Plan,
+    task::{AttemptReport, Failure, Outcome, OutputFile, TaskInput, TaskSpec},
+};
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, mpsc, oneshot},
+    task::JoinSet,
+    time::Instant,
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::{
+    CoordinateError, RunProgress, Tell,
+    prepare::{self, Prepared},
+    session::Session,
+    workers::Workers,
+};
+use crate::{
+    commit::{self, CommitError, Published, chain},
+    fleet::{Fleet, FleetEvent},
+    run::{EndState, Input, TaskState},
+    rundir::RunDir,
+    server::{Heard, Server},
+};
+
+/// Attempts whose outputs are read at the same time.
+const CHECKS: usize = 4;
+/// Messages that are decided, and journaled, together.
+const BATCH: usize = 1024;
+/// How long what was spawned may take to end.
+const CLEANING_UP: Duration = Duration::from_secs(5);
+/// Between two ticks: what was due at the first and could not be done then needs an event, not another tick.
+const TICK: Duration = Duration::from_millis(200);
+
+/// Work beside the loop that has ended.
+enum Finished {
+    Prepared(Result<Prepared, CoordinateError>),
+    Checked {
+        worker: WorkerId,
+        stream: u64,
+        input: Input,
+    },
+    Published(Result<Published, CommitError>),
+    Exported(Result<(), OutputError>),
+    /// It was told to end before its time.
+    Stopped,
+}
+
+/// What the loop has in its hands.
+pub(super) struct Work<'a> {
+    pub(super) volume: &'a Volume,
+    pub(super) run: &'a RunDir,
+    pub(super) epoch: Epoch,
+    pub(super) epoch_dir: PathBuf,
+    pub(super) session: Session,
+    pub(super) inbox: mpsc::Receiver<Heard>,
+    pub(super) tell: Tell,
+    pub(super) workers: Workers,
+    plan: Option<Plan>,
+    /// Everything spawned; dropped, all of it ends.
+    tasks: JoinSet<Finished>,
+    checks: Arc<Semaphore>,
+    /// Ends what runs on threads of its own; cancelled when this is dropped, too.
+    stop: CancellationToken,
+    _stop_when_dropped: DropGuard,
+    /// Committed files by partition, of the phase before this one.
+    shuffle: Option<(u32, BTreeMap<u32, Vec<OutputFile>>)>,
+    /// Those who wait for a cancel to be durable.
+    cancelling: Vec<oneshot::Sender<()>>,
+    preparing: bool,
+    publishing: bool,
+    exporting: bool,
+}
+
+impl<'a> Work<'a> {
+    pub(super) fn new(
+        (volume, run): (&'a Volume, &'a RunDir),
+        (epoch, epoch_dir): (Epoch, PathBuf),
+        (session, plan): (Session, Option<Plan>),
+        inbox: mpsc::Receiver<Heard>,
+        tell: Tell,
+    ) -> Self {
+        let stop = CancellationToken::new();
+        Self {
+            _stop_when_dropped: stop.clone().drop_guard(),
+            stop,
+            volume,
+            run,
+            epoch,
+            epoch_dir,
+            session,
+            inbox,
+            tell,
+            workers: Workers::default(),
+            plan,
+            tasks: JoinSet::new(),
+            checks: Arc::new(Semaphore::new(CHECKS)),
+            shuffle: None,
+            cancelling: Vec::new(),
+            preparing: false,
+            publishing: false,
+            exporting: false,
+        }
+    }
+
+    /// Works until the run has ended.
+    pub(super) async fn until_ended(
+        &mut self,
+        fleet: &mut dyn Fleet,
+        server: &mut Server,
+    ) -> Result<EndState, CoordinateError> {
+        self.session.take(&Input::Opened { epoch: self.epoch });
+        let mut heard = Vec::with_capacity(BATCH);
+        let mut ticked = Instant::now();
+        loop {
+            if self.session.commit().await? {
+                (self.tell)(RunProgress::Tasks {
+                    phases: self.session.figures.phases.clone(),
+                    workers: self.session.figures.workers,
+                });
+            }
+            for noted in self.cancelling.drain(..) {
+                // Who asked may have gone.
+                let _ = noted.send(());
+            }
+            let wanted = self.session.machine.wanted();
+            if let Some(state) = wanted.ended {
+                return Ok(state);
+            }
+            self.sync_workers(&wanted.held);
+            fleet.want(wanted.workers);
+            self.start_what_is_wanted(wanted.publish, wanted.export);
+            let wake = wanted.wake_at.map(|at| {
+                let wait = Duration::from_millis(at.0.saturating_sub(self.session.now().0));
+                (Instant::now() + wait).max(ticked + TICK)
+            });
+            let alarm = async {
+                match wake {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                count = self.inbox.recv_many(&mut heard, BATCH) => {
+                    if count == 0 {
+                        return Err(server.failed().await.into());
+                    }
+                    for heard in heard.drain(..) {
+                        self.hear(heard, fleet);
+                    }
+                }
+                Some(finished) = self.tasks.join_next() => self.finished(finished?)?,
+                event = fleet.observe() => self.observed(event),
+                error = server.failed() => return Err(error.into()),
+                () = alarm => {
+                    ticked = Instant::now();
+                    self.session.take(&Input::Tick);
+                }
+            }
+        }
+    }
+
+    fn hear(&mut self, heard: Heard, fleet: &mut dyn Fleet) {
+        match heard {
+            Heard::Joined { worker, stream, slots, sender } => {
+                fleet.joined(&worker);
+                (self.tell)(RunProgress::Joined { worker: worker.clone() });
+                self.session.take(&Input::Joined { worker: worker.clone(), slots });
+                self.workers.joined(worker, stream, sender);
+            }
+            Heard::Started { worker, stream, attempts } if self.workers.is_current(&worker, stream) => {
+                for attempt in attempts {
+                    self.session.take(&Input::Started { worker: worker.clone(), attempt });
+                }
+            }
+            Heard::Reports { worker, stream, reports } if self.workers.is_current(&worker, stream) => {
+                for report in reports {
+                    self.report(&worker, stream, report);
+                }
+            }
+            Heard::Left { worker, stream } => {
+                if self.workers.is_current(&worker, stream) {
+                    fleet.lost(&worker);
+                }
+                if self.workers.left(&worker, stream) {
+                    self.left(worker);
+                }
+            }
+            Heard::Cancel { noted } => {
+                self.session.take(&Input::Cancel);
+                self.cancelling.push(noted);
+            }
+            // A stream that was replaced.
+            Heard::Started { .. } | Heard::Reports { .. } => {}
+        }
+    }
+
+    fn left(&mut self, worker: WorkerId) {
+        (self.tell)(RunProgress::Left { worker: worker.clone() });
+        self.session.take(&Input::Left { worker });
+    }
+
+    fn report(&mut self, worker: &WorkerId, stream: u64, report: AttemptReport) {
+        let (worker, attempt) = (worker.clone(), report.attempt);
+        let checking = matches!(report.outcome, Outcome::Done { .. });
+        self.workers.reported(&worker, attempt, checking);
+        match report.outcome {
+            Outcome::Done { outputs, metrics } => self.check(worker, stream, attempt, outputs, metrics),
+            Outcome::Failed(failure) => {
+                (self.tell)(RunProgress::AttemptFailed { attempt, failure: failure.clone() });
+                self.session.take(&Input::Failed { worker, attempt, failure });
+            }
+            Outcome::GivenBack => self.session.take(&Input::GivenBack { worker, attempt }),
+        }
+    }
+
+    /// Looks at what a worker says that it made, beside the loop.
+    fn check(
+        &mut self,
+        worker: WorkerId,
+        stream: u64,
+        attempt: AttemptId,
+        outputs: Vec<OutputFile>,
+        metrics: BTreeMap<String, f64>,
+    ) {
+        let (volume, run, checks) = (self.volume.clone(), self.run.clone(), Arc::clone(&self.checks));
+        self.tasks.spawn(async move {
+            let permit = checks.acquire_owned().await;
+            let check = move || {
+                let checked = commit::check(&volume, &run, attempt, &outputs);
+                drop(permit);
+                (checked, outputs)
+            };
+            let bad = |message| Failure::BadOutput { message };
+            let result = match tokio::task::spawn_blocking(check).await {
+                Ok((Ok(()), outputs)) => Ok(outputs),
+                Ok((Err(error), _)) => Err(bad(chain(&error))),
+                Err(error) => Err(bad(error.to_string())),
+            };
+            let input = match result {
+                Ok(outputs) => Input::Done { worker: worker.clone(), attempt, outputs, metrics },
+                Err(failure) => Input::Failed { worker: worker.clone(), attempt, failure },
+            };
+            Finished::Checked { worker, stream, input }
+        });
+    }
+
+    fn finished(&mut self, finished: Finished) -> Result<(), CoordinateError> {
+        match finished {
+            Finished::Stopped => {}
+            Finished::Prepared(prepared) => match prepared? {
+                Prepared::Plan(plan) => {
+                    let (snapshot, phases) = (plan.snapshot.clone(), plan.phases());
+                    self.plan = Some(plan);
+                    self.session.take(&Input::Planned { snapshot, phases });
+                }
+                Prepared::Never(error) => self.session.take(&Input::PlanFailed { error }),
+            },
+            Finished::Checked { worker, stream, input } => {
+                if let Input::Failed { attempt, failure, .. } = &input {
+                    (self.tell)(RunProgress::AttemptFailed { attempt: *attempt, failure: failure.clone() });
+                }
+                self.session.take(&input);
+                if self.workers.checked(&worker, stream) {
+                    self.left(worker);
+                }
+            }
+            Finished::Published(Ok(Published { files, bytes, rows })) => {
+                self.session.take(&Input::Published { files, bytes, rows });
+            }
+            Finished::Published(Err(error)) if error.is_permanent() => {
+                self.session.take(&Input::PublishFailed { error: chain(&error) });
+            }
+            Finished::Published(Err(error)) => return Err(CoordinateError::Publish(error)),
+            Finished::Exported(Ok(())) => self.session.take(&Input::Exported),
+            // What is wrong with the target itself will stay wrong; all else may be better at the next resume.
+            Finished::Exported(Err(OutputError::Target(error))) if error.kind() != ErrorKind::Storage => {
+                self.session.take(&Input::ExportFailed { error: chain(&error) });
+            }
+            Finished::Exported(Err(error)) => return Err(CoordinateError::Export(error)),
+        }
+        Ok(())
+    }
+
+    fn observed(&mut self, event: FleetEvent) {
+        match event {
+            FleetEvent::Ended { worker } => tracing::debug!(%worker, "ended"),
+            FleetEvent::Failed { error } => self.session.take(&Input::FleetFailed { error }),
+        }
+    }
+
+    fn sync_workers(&mut self, held: &BTreeMap<WorkerId, Vec<AttemptId>>) {
+        let Some(plan) = &self.plan else { return };
+        let (machine, shuffle) = (&self.session.machine, &mut self.shuffle);
+        self.workers.sync(held, |task| {
+            let spec = plan.task(task)?;
+            let TaskInput::Shuffle(_) = spec.input else { return Some(spec) };
+            // The phase before is complete once a task of this one is assigned, and stays as it is.
+            if shuffle.as_ref().is_none_or(|(phase, _)| *phase != task.phase) {
+                let mut files: BTreeMap<u32, Vec<OutputFile>> = BTreeMap::new();
+                for file in committed(machine, task.phase.checked_sub(1)?) {
+                    if let Some(partition) = file.partition {
+                        files.entry(partition).or_default().push(file.clone());
+                    }
+                }
+                *shuffle = Some((task.phase, files));
+            }
+            let files = shuffle.as_ref().and_then(|(_, files)| files.get(&task.index)).cloned().unwrap_or_default();
+            Some(TaskSpec { input: TaskInput::Shuffle(files), ..spec })
+        });
+    }
+
+    fn start_what_is_wanted(&mut self, publish: bool, export: bool) {
+        if self.plan.is_none() && !self.preparing {
+            self.preparing = true;
+            let (volume, run, epoch_dir) = (self.volume.clone(), self.run.clone(), self.epoch_dir.clone());
+            let tell = Arc::clone(&self.tell);
+            self.spawn_apart(
+                || async move { Finished::Prepared(prepare::prepare(volume, run, epoch_dir, tell).await) },
+            );
+        }
+        if publish && !self.publishing {
+            self.publishing = true;
+            (self.tell)(RunProgress::Publishing);
+            self.publish();
+        }
+        if export && !self.exporting {
+            self.exporting = true;
+            (self.tell)(RunProgress::Exporting);
+            self.export();
+        }
+    }
+
+    /// Runs on a thread of its own what rustc cannot prove to be `Send` for every lifetime (rust-lang/rust#96865), and
+    /// what computes between its awaits.
+    fn spawn_apart<F: Future<Output = Finished>>(&mut self, future: impl FnOnce() -> F + Send + 'static) {
+        let (stop, runtime) = (self.stop.clone(), Handle::current());
+        self.tasks.spawn_blocking(move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => Finished::Stopped,
+                    finished = future() => finished,
+                }
+            })
+        });
+    }
+
+    /// Ends what was spawned, and waits until it has cleaned up behind itself.
+    pub(super) async fn stop(&mut self) {
+        self.stop.cancel();
+        let ended = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(CLEANING_UP, ended).await.is_err() {
+            tracing::warn!("some work beside the loop did not end in time");
+        }
+    }
+
+    fn publish(&mut self) {
+        let figures = &self.session.figures;
+        let last = u32::try_from(figures.phases.len().saturating_sub(1)).unwrap_or(u32::MAX);
+        let outputs: Vec<_> = committed(&self.session.machine, last).cloned().collect();
+        let tasks = figures.tasks();
+        let summary = serde_json::json!({
+            "version": 1, "run": self.run.id(), "snapshot": figures.snapshot,
+            "tasks": { "total": tasks.total, "succeeded": tasks.succeeded, "failed": tasks.failed },
+        });
+        let (volume, run, epoch_dir) = (self.volume.clone(), self.run.clone(), self.epoch_dir.clone());
+        let epoch = self.epoch;
+        self.tasks.spawn_blocking(move || {
+            Finished::Published(commit::publish(&volume, &run, epoch, &epoch_dir, &outputs, &summary))
+        });
+    }
+
+    fn export(&mut self) {
+        let output = &self.run.job().output;
+        let (to, options, from) = (output.to.clone().unwrap_or_default(), output.s3.options(), self.run.output_dir());
+        self.spawn_apart(|| async move {
+            let exported = match to.parse::<SourceUrl>() {
+                Ok(to) => output::export(&from, &to, &options).await,
+                Err(error) => Err(error.into()),
+            };
+            Finished::Exported(exported)
+        });
+    }
+}
+
+/// Files of the committed attempts of a phase, in the order of its tasks.
+fn committed(machine: &crate::run::Run, phase: u32) -> impl Iterator<Item = &OutputFile> {
+    let first = TaskId { phase, index: 0 };
+    let tasks = machine.tasks().skip_while(move |(id, _)| *id < first).take_while(move |(id, _)| id.phase == phase);
+    tasks.flat_map(|(_, task)| match &task.state {
+        TaskState::Committed { outputs, .. } => outputs.as_slice(),
+        _ => &[],
+    })
+}

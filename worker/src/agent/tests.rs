@@ -1,0 +1,404 @@
+//! The worker against a coordinator of the tests' own: real TLS, real programs, a real volume.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use forebay_datasets::{
+    output,
+    split::{Part, Piece, Split},
+};
+use forebay_jobs::{
+    id::{Epoch, TaskId},
+    link::{Link, LinkServer},
+    plan::Plan,
+    spec::{JobSpec, parse},
+    task::{OutputFile, TaskInput, TaskSpec},
+    wire::{CancelReply, CancelRequest, LinkFile, SERVER_NAME},
+};
+use futures::{StreamExt, stream::BoxStream};
+use rcgen::{CertifiedKey, generate_simple_self_signed};
+use tokio::{net::TcpListener, task::JoinHandle};
+use tonic::{
+    Request, Response,
+    transport::{Identity, Server, ServerTlsConfig, server::TcpIncoming},
+};
+
+use super::*;
+use crate::logs::{self, Content};
+
+const TOKEN: &str = "a-token";
+
+/// Answers one worker's stream with what the test sends, and shows the test what the worker says.
+struct Coordinator {
+    said: mpsc::UnboundedSender<FromWorker>,
+    answers: Mutex<Option<mpsc::UnboundedReceiver<ToWorker>>>,
+}
+
+impl Link for Coordinator {
+    type ToWorker = BoxStream<'static, Result<ToWorker, Status>>;
+
+    async fn work(&self, request: Request<Streaming<FromWorker>>) -> Result<Response<Self::ToWorker>, Status> {
+        let shown = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
+        if shown != Some(&format!("Bearer {TOKEN}")) {
+            return Err(Status::unauthenticated("the token is wrong"));
+        }
+        let (said, mut messages) = (self.said.clone(), request.into_inner());
+        let mut answers = self.answers.lock().unwrap().take().unwrap();
+        let (done, mut ended) = tokio::sync::oneshot::channel::<()>();
+        tokio::spawn(async move {
+            while let Ok(Some(message)) = messages.message().await {
+                if message != FromWorker::Heartbeat {
+                    let _ = said.send(message);
+                }
+            }
+            drop(done);
+        });
+        // The stream ends with the test's sender, or after the worker's own.
+        let stream = futures::stream::poll_fn(move |context| match answers.poll_recv(context) {
+            std::task::Poll::Pending => std::pin::Pin::new(&mut ended).poll(context).map(|_| None),
+            answer => answer.map(|answer| answer.map(Ok)),
+        });
+        Ok(Response::new(stream.boxed()))
+    }
+
+    async fn cancel(&self, _: Request<CancelRequest>) -> Result<Response<CancelReply>, Status> {
+        Ok(Response::new(CancelReply {}))
+    }
+}
+
+struct Fixture {
+    dir: tempfile::TempDir,
+    volume: Volume,
+    server: JoinHandle<()>,
+    answers: Option<mpsc::UnboundedSender<ToWorker>>,
+    said: mpsc::UnboundedReceiver<FromWorker>,
+    tell: mpsc::Sender<()>,
+    worker: JoinHandle<Result<(), WorkerError>>,
+}
+
+impl Fixture {
+    /// A worker of two slots that has said hello, and was welcomed to a job with this kind of work.
+    async fn start(kind: &str) -> Self {
+        Self::start_with_token(kind, TOKEN).await
+    }
+
+    async fn start_with_token(kind: &str, token: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = Volume::open_or_create(&dir.path().join("volume")).unwrap();
+        let run_dir = volume.run_dir("r");
+        fs::create_dir_all(run_dir.join("files")).unwrap();
+        fs::create_dir_all(run_dir.join("epochs/1")).unwrap();
+        fs::write(run_dir.join("files/tool.sh"), "#!/bin/sh\necho shipped \"$@\"\n").unwrap();
+        make_executable(&run_dir.join("files/tool.sh"));
+        Plan { snapshot: "5nap".into(), splits: vec![], partitions: None }.write(&run_dir.join("plan.ndjson")).unwrap();
+
+        let CertifiedKey { cert, signing_key } = generate_simple_self_signed([SERVER_NAME.to_owned()]).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let link = LinkFile {
+            version: 1,
+            epoch: Epoch(1),
+            address: format!("https://{}", listener.local_addr().unwrap()),
+            certificate: cert.pem(),
+            token: token.into(),
+        };
+        fs::write(run_dir.join("epochs/1/link.json"), serde_json::to_vec(&link).unwrap()).unwrap();
+        let (said, heard) = mpsc::unbounded_channel();
+        let (answers, to_worker) = mpsc::unbounded_channel();
+        let tls = ServerTlsConfig::new().identity(Identity::from_pem(cert.pem(), signing_key.serialize_pem()));
+        let service = LinkServer::new(Coordinator { said, answers: Mutex::new(Some(to_worker)) });
+        let serve = Server::builder().tls_config(tls).unwrap().add_service(service);
+        let serve = serve.serve_with_incoming(TcpIncoming::from(listener));
+        let server = tokio::spawn(async move { serve.await.unwrap() });
+
+        let config = WorkerConfig {
+            volume_root: dir.path().join("volume"),
+            run: "r".parse().unwrap(),
+            worker: "w".parse().unwrap(),
+            slots: Some(2),
+        };
+        let (tell, told) = mpsc::channel(2);
+        let worker = tokio::spawn(run_until(config, told));
+        let welcome = ToWorker::Welcome { epoch: Epoch(1), job: Box::new(job(kind, dir.path())) };
+        answers.send(welcome).unwrap();
+        let mut this = Self { dir, volume, server, answers: Some(answers), said: heard, tell, worker };
+        if token == TOKEN {
+            let hello = this.hear().await;
+            assert!(matches!(&hello, FromWorker::Hello { slots: 2, volume, .. } if volume == this.volume.id()));
+        }
+        this
+    }
+
+    fn send(&self, message: ToWorker) {
+        self.answers.as_ref().unwrap().send(message).unwrap();
+    }
+
+    fn assign(&self, tasks: impl IntoIterator<Item = (u32, TaskInput)>) {
+        let one = |(index, input)| Assignment { attempt: attempt(index), spec: spec(index, input) };
+        self.send(ToWorker::Assign(tasks.into_iter().map(one).collect()));
+    }
+
+    async fn hear(&mut self) -> FromWorker {
+        tokio::time::timeout(Duration::from_secs(60), self.said.recv()).await.unwrap().unwrap()
+    }
+
+    async fn reports(&mut self, count: usize) -> BTreeMap<u32, Outcome> {
+        let mut reports = BTreeMap::new();
+        while reports.len() < count {
+            if let FromWorker::Reports(batch) = self.hear().await {
+                reports.extend(batch.into_iter().map(|report| (report.attempt.task.index, report.outcome)));
+            }
+        }
+        reports
+    }
+
+    /// The outputs of the only attempt, checked as a coordinator does; their content by the name that they get.
+    async fn done(&mut self) -> BTreeMap<String, String> {
+        let outcome = self.reports(1).await.into_values().next().unwrap();
+        self.read(&outcome)
+    }
+
+    fn read(&self, outcome: &Outcome) -> BTreeMap<String, String> {
+        let Outcome::Done { outputs, .. } = outcome else { panic!("{outcome:?}") };
+        let read = |file: &OutputFile| {
+            let path = self.volume.resolve(&file.path).unwrap();
+            output::check(&path, file.size, file.checksum).unwrap();
+            (
+                file.publish_as.clone().unwrap_or_default(),
+                String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned(),
+            )
+        };
+        outputs.iter().map(read).collect()
+    }
+
+    /// What the worker ends with once it was told that nothing more will come.
+    async fn shut_down(mut self) {
+        self.send(ToWorker::Shutdown);
+        (&mut self.worker).await.unwrap().unwrap();
+    }
+
+    fn attempts(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.volume.run_dir("r").join("attempts")).into_iter().flatten();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    fn stage(&self, name: &str, text: &str) -> TaskInput {
+        let path = format!("datasets/d/snapshots/5nap/data/{name}");
+        let file = self.volume.resolve(&path).unwrap();
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, text).unwrap();
+        let piece = Piece { key: name.into(), path, size: text.len() as u64, part: Part::Whole };
+        TaskInput::Split(Split { pieces: vec![piece] })
+    }
+
+    /// Waits for a file that a program makes.
+    async fn appears(&self, name: &str) {
+        for _ in 0..3000 {
+            if self.dir.path().join(name).exists() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{name} does not appear");
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        self.server.abort();
+        self.worker.abort();
+    }
+}
+
+fn make_executable(path: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// `@` in the job's text is the test's directory.
+fn job(kind: &str, dir: &Path) -> JobSpec {
+    let kind = kind.replace('@', &dir.display().to_string());
+    let text = format!("name = \"t\"\n[dataset]\nsource = \"file:///d\"\nname = \"d\"\n{kind}");
+    parse::job_file(&text, dir, &[]).unwrap()
+}
+
+fn attempt(index: u32) -> AttemptId {
+    AttemptId { task: TaskId { phase: 0, index }, number: 1, epoch: Epoch(1) }
+}
+
+fn spec(index: u32, input: TaskInput) -> TaskSpec {
+    TaskSpec { task: TaskId { phase: 0, index }, count: 9, input }
+}
+
+fn nothing() -> TaskInput {
+    TaskInput::Split(Split::default())
+}
+
+#[tokio::test]
+async fn a_command_gets_its_input_and_its_files_and_leaves_its_output() {
+    let text = "[command]\nshell = 'cat $(cat $FOREBAY_INPUTS) > $FOREBAY_OUTPUT_DIR/copy; cat; \
+        echo to the log; test -d $FOREBAY_CHECKPOINT_DIR; echo $FOREBAY_TASK_INDEX $FOREBAY_DATASET_DIR > \
+        $FOREBAY_OUTPUT_DIR/told'";
+    let mut this = Fixture::start(text).await;
+    this.assign([(3, this.stage("a.txt", "hello\n"))]);
+    assert_eq!(this.hear().await, FromWorker::Started(vec![attempt(3)]));
+    let files = this.done().await;
+    assert_eq!(files["task-00003/copy"], "hello\n");
+    let dataset = this.volume.root().join("datasets/d/snapshots/5nap/data");
+    assert_eq!(files["task-00003/told"], format!("3 {}\n", dataset.display()));
+    // Its scratch directory is gone, its output stays.
+    assert!(!this.volume.run_dir("r").join("attempts/0-3.1.1/scratch").exists());
+    let mut printed = Vec::new();
+    let take = |entry: logs::Entry<'_>| {
+        if let Content::Bytes(bytes) = entry.content {
+            printed.extend_from_slice(bytes);
+        }
+        Ok(())
+    };
+    logs::read(&this.volume.run_dir("r"), Some(attempt(3).task), take).unwrap();
+    assert_eq!(printed, b"to the log\n");
+    this.shut_down().await;
+}
+
+#[tokio::test]
+async fn shipped_files_are_the_working_directory_and_an_attempts_own() {
+    // Only the files that the job names are there.
+    let text = "[command]\nargv = ['./tool.sh', 'one', 'two words']\nfiles = ['@/tool.sh']";
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("tool.sh"), "").unwrap();
+    let text = text.replace('@', &dir.path().display().to_string());
+    let mut this = Fixture::start(&text).await;
+    this.assign([(0, nothing())]);
+    assert!(this.done().await.is_empty());
+    let mut printed = Vec::new();
+    let take = |entry: logs::Entry<'_>| {
+        if let Content::Bytes(bytes) = entry.content {
+            printed.extend_from_slice(bytes);
+        }
+        Ok(())
+    };
+    logs::read(&this.volume.run_dir("r"), None, take).unwrap();
+    assert_eq!(String::from_utf8(printed).unwrap(), "shipped one two words\n");
+    this.shut_down().await;
+}
+
+#[tokio::test]
+async fn exit_codes_signals_and_missing_programs_are_told_apart() {
+    let text =
+        "[command]\nshell = '''case $FOREBAY_TASK_INDEX in 0) exit 75;; 1) echo why >&2; exit 4;; 2) kill -9 $$;;
+        3) ln -s /etc $FOREBAY_OUTPUT_DIR/l;; esac'''";
+    let mut this = Fixture::start(text).await;
+    this.assign((0..4).map(|index| (index, nothing())));
+    let reports = this.reports(4).await;
+    assert_eq!(reports[&0], Outcome::GivenBack);
+    assert_eq!(reports[&1], Outcome::Failed(Failure::ExitCode { code: 4, stderr: "why".into() }));
+    assert_eq!(reports[&2], Outcome::Failed(Failure::Signal { signal: 9, stderr: String::new() }));
+    let Outcome::Failed(Failure::Error { message, .. }) = &reports[&3] else { panic!("{:?}", reports[&3]) };
+    assert!(message.contains("neither a file nor a directory"), "{message}");
+    assert_eq!(this.attempts(), [""; 0], "what failed leaves nothing");
+    this.shut_down().await;
+
+    let mut this = Fixture::start("[command]\nargv = ['no-such-program']").await;
+    this.assign([(0, nothing())]);
+    let expected = Failure::Error {
+        message: "cannot start `no-such-program`: No such file or directory (os error 2)".into(),
+        retryable: false,
+    };
+    assert_eq!(this.reports(1).await[&0], Outcome::Failed(expected));
+    this.shut_down().await;
+}
+
+#[tokio::test]
+async fn slots_are_filled_in_order_and_what_is_killed_is_reported() {
+    let mut this = Fixture::start("[command]\nshell = 'touch @/$FOREBAY_TASK_INDEX; exec sleep 1000'").await;
+    this.assign((0..4).map(|index| (index, nothing())));
+    // A second time changes nothing.
+    this.assign([(0, nothing()), (3, nothing())]);
+    assert_eq!(this.hear().await, FromWorker::Started(vec![attempt(0), attempt(1)]));
+    this.appears("0").await;
+    this.send(ToWorker::Kill(vec![attempt(0), attempt(3)]));
+    let cancelled = Outcome::Failed(Failure::Cancelled);
+    assert_eq!(this.reports(1).await, BTreeMap::from([(3, cancelled.clone())]));
+    assert_eq!(this.reports(1).await, BTreeMap::from([(0, cancelled)]));
+    assert_eq!(this.hear().await, FromWorker::Started(vec![attempt(2)]));
+    this.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_time_out_ends_a_program() {
+    let mut this = Fixture::start("[command]\nargv = ['sleep', '1000']\n[retry]\ntimeout = '1s'").await;
+    this.assign([(0, nothing())]);
+    assert_eq!(this.reports(1).await[&0], Outcome::Failed(Failure::TimedOut { seconds: 1 }));
+    this.shut_down().await;
+}
+
+#[tokio::test]
+async fn told_to_end_a_worker_gives_back_what_is_not_done() {
+    let text = "[command]\nshell = 'trap \"exit 0\" TERM; touch @/$FOREBAY_TASK_INDEX; while :; do sleep 0.01; done'";
+    let mut this = Fixture::start(text).await;
+    this.assign((0..3).map(|index| (index, nothing())));
+    this.appears("0").await;
+    this.appears("1").await;
+    this.tell.send(()).await.unwrap();
+    // One that ends well because it was told to end has not done its work.
+    let given_back = (0..3).map(|index| (index, Outcome::GivenBack)).collect();
+    assert_eq!(this.reports(3).await, given_back);
+    (&mut this.worker).await.unwrap().unwrap();
+    assert_eq!(this.attempts(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_lost_link_ends_the_worker_and_its_programs() {
+    let text = "[command]\nshell = 'trap \"\" TERM; echo $$ > @/p; mv @/p @/pid; while :; do sleep 0.01; done'";
+    let mut this = Fixture::start(text).await;
+    this.assign([(0, nothing())]);
+    this.appears("pid").await;
+    this.answers = None;
+    let ended = (&mut this.worker).await.unwrap();
+    assert!(matches!(ended, Err(WorkerError::LinkLost { source: None, .. })), "{ended:?}");
+    let pid = fs::read_to_string(this.dir.path().join("pid")).unwrap();
+    assert!(!Path::new("/proc").join(pid.trim()).exists());
+}
+
+#[tokio::test]
+async fn a_worker_with_a_wrong_token_is_refused() {
+    let mut this = Fixture::start_with_token("[command]\nargv = ['true']", "another").await;
+    let error = (&mut this.worker).await.unwrap().unwrap_err();
+    assert!(error.to_string().ends_with("refuses this worker: the token is wrong"), "{error}");
+}
+
+#[tokio::test]
+async fn built_in_map_and_reduce_count_words() {
+    let mut this = Fixture::start("[mapreduce]\nmap = 'word-count'\npartitions = 1\n[output]\nformat = 'csv'").await;
+    this.assign([(0, this.stage("a.txt", "b a\nb\n"))]);
+    let outcome = this.reports(1).await.remove(&0).unwrap();
+    let Outcome::Done { outputs, .. } = outcome else { panic!("{outcome:?}") };
+    let mut reduce = spec(0, TaskInput::Shuffle(outputs));
+    reduce.task.phase = 1;
+    let attempt = AttemptId { task: reduce.task, ..attempt(0) };
+    this.send(ToWorker::Assign(vec![Assignment { attempt, spec: reduce }]));
+    assert_eq!(this.done().await["part-00000.csv"], "word,count\na,1\nb,2\n");
+    this.shut_down().await;
+}
+
+#[tokio::test]
+async fn map_and_reduce_programs_read_and_write_lines() {
+    let text = "[mapreduce]\nmap = ['sed', 's/ /\\t/']\nreduce = ['cut', '-f', '2']\npartitions = 1";
+    let mut this = Fixture::start(&text.replace("\\t", "\\\\t").replace('\'', "\"")).await;
+    this.assign([(0, this.stage("a.txt", "b 1\na 2\n"))]);
+    let outcome = this.reports(1).await.remove(&0).unwrap();
+    let Outcome::Done { outputs, .. } = outcome else { panic!("{outcome:?}") };
+    let mut reduce = spec(0, TaskInput::Shuffle(outputs));
+    reduce.task.phase = 1;
+    let attempt = AttemptId { task: reduce.task, ..attempt(0) };
+    this.send(ToWorker::Assign(vec![Assignment { attempt, spec: reduce }]));
+    assert_eq!(this.done().await["part-00000.txt"], "2\n1\n");
+    this.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_query_takes_the_whole_worker() {
+    let text = "[sql]\nquery = 'SELECT sum(x) AS x FROM d'\ntables = { d = '*.csv' }\n[output]\nformat = 'csv'";
+    let mut this = Fixture::start(text).await;
+    this.assign([(0, this.stage("a.csv", "x\n1\n2\n"))]);
+    assert_eq!(this.done().await["part-00000.csv"], "x\n3\n");
+    this.shut_down().await;
+}

@@ -1,0 +1,274 @@
+//! One attempt: its directory, its work, its report.
+//!
+//! An attempt writes into `attempts/<id>/` and nowhere else: what is to stay into `out/`, what goes with it into
+//! `scratch/`. When it has succeeded, `out/` is synced, and each of its files is reported with size and checksum; else
+//! the whole directory goes.
+
+mod program;
+
+use std::{
+    error::Error,
+    fs, io,
+    os::unix::process::ExitStatusExt,
+    path::PathBuf,
+    process::ExitStatus,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use forebay_datasets::{
+    output,
+    snapshot::SnapshotId,
+    volume::{self, Volume, VolumeError},
+};
+use forebay_jobs::{
+    id::{AttemptId, RunId},
+    kinds::{TaskContext, TaskError, TaskOutput, command, mapreduce, sql},
+    plan::PlanError,
+    spec::{JobSpec, MapReduceSpec, Mapper, Work},
+    task::{AttemptReport, Failure, Outcome, OutputFile, TaskInput, TaskSpec},
+    wire::Assignment,
+};
+
+use self::program::{run_command, run_filter};
+use crate::{
+    guard::Guard,
+    logs::Logs,
+    process::{ProcessError, on_thread},
+    stop::{Stop, Why},
+};
+
+/// A program that asks to be run again (`EX_TEMPFAIL`).
+const AGAIN: i32 = 75;
+
+/// What all attempts of a worker share.
+#[derive(Debug)]
+pub(crate) struct Bench {
+    /// The volume as this host mounts it.
+    pub(crate) volume: Volume,
+    /// The run.
+    pub(crate) run: RunId,
+    /// Its job.
+    pub(crate) job: JobSpec,
+    /// How many attempts the worker executes at once.
+    pub(crate) slots: u32,
+    /// Where programs print.
+    pub(crate) logs: Arc<Logs>,
+    /// Ends programs when the worker is killed.
+    pub(crate) guard: Option<Guard>,
+    /// The run's snapshot, once a program needed to know it.
+    pub(crate) snapshot: Mutex<Option<SnapshotId>>,
+}
+
+/// Why an attempt did not do its work.
+#[derive(Debug, thiserror::Error)]
+enum ExecuteError {
+    /// The kind of work failed.
+    #[error(transparent)]
+    Task(#[from] TaskError),
+    /// The program could not be run.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// The volume failed.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// What the run reads is not known.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The program ended in another way than with exit code 0.
+    #[error("its program ended with {status}")]
+    Status {
+        /// How.
+        status: ExitStatus,
+        /// Its last words.
+        stderr: String,
+    },
+    /// The program's end was ordered.
+    #[error("its program was stopped")]
+    Stopped,
+    /// A bug.
+    #[error("its work panicked")]
+    Panicked,
+    /// No thread, or no runtime.
+    #[error("the system gives no thread")]
+    Thread(#[source] io::Error),
+    /// A shipped file's name leads out of its directory.
+    #[error("no shipped file can be named `{0}`")]
+    BadName(String),
+    /// The job and the task do not fit together.
+    #[error("the job has no program for this task")]
+    NoProgram,
+}
+
+impl ExecuteError {
+    fn is_retryable(&self) -> bool {
+        match self {
+            Self::Task(error) => error.is_retryable(),
+            Self::Process(error) => error.is_retryable(),
+            Self::Volume(error) => !matches!(error, VolumeError::Escapes { .. }),
+            Self::Plan(_) | Self::Status { .. } | Self::Stopped | Self::Panicked | Self::Thread(_) => true,
+            Self::BadName(_) | Self::NoProgram => false,
+        }
+    }
+}
+
+/// Executes an attempt to its end, or to the end that `stop` orders. Always gives a report.
+pub(crate) async fn execute(bench: Arc<Bench>, assignment: Assignment, stop: Stop) -> AttemptReport {
+    let started = Instant::now();
+    let timeout = bench.job.retry.timeout;
+    let this = Arc::new(Attempt::new(bench, assignment, stop));
+    let time_is_up = async {
+        match timeout {
+            Some(timeout) => tokio::time::sleep(timeout).await,
+            None => std::future::pending().await,
+        }
+    };
+    let mut work = std::pin::pin!(work(&this));
+    let done = tokio::select! {
+        done = &mut work => done,
+        () = time_is_up => {
+            this.stop.order(Why::TimedOut);
+            work.await
+        }
+    };
+    let outcome = match done {
+        // What is done counts, even if its end was ordered meanwhile.
+        Ok(done) => done,
+        Err(error) => match this.stop.why() {
+            Some(Why::Drain | Why::Abort) => Outcome::GivenBack,
+            Some(Why::Cancelled) => Outcome::Failed(Failure::Cancelled),
+            Some(Why::TimedOut) => {
+                Outcome::Failed(Failure::TimedOut { seconds: timeout.unwrap_or_default().as_secs() })
+            }
+            None => outcome(error),
+        },
+    };
+    let goes = if matches!(outcome, Outcome::Done { .. }) { &this.scratch_dir } else { &this.dir };
+    let (volume, goes) = (this.bench.volume.clone(), goes.clone());
+    if let Err(error) = blocking("discard", move || output::discard(&volume, &goes)).await {
+        tracing::debug!(%error, attempt = %this.id, "its directory was not removed");
+    }
+    AttemptReport { attempt: this.id, outcome, seconds: started.elapsed().as_secs_f64() }
+}
+
+/// What the failure of an attempt that nobody stopped is reported as.
+fn outcome(error: ExecuteError) -> Outcome {
+    let retryable = error.is_retryable();
+    match error {
+        ExecuteError::Status { status, stderr } => match (status.code(), status.signal()) {
+            (Some(AGAIN), _) => Outcome::GivenBack,
+            (Some(code), _) => Outcome::Failed(Failure::ExitCode { code, stderr }),
+            (None, signal) => Outcome::Failed(Failure::Signal { signal: signal.unwrap_or_default(), stderr }),
+        },
+        error => Outcome::Failed(Failure::Error { message: chain(&error), retryable }),
+    }
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line = format!("{line}: {error}");
+        cause = error.source();
+    }
+    line
+}
+
+/// An attempt under way.
+struct Attempt {
+    bench: Arc<Bench>,
+    id: AttemptId,
+    spec: TaskSpec,
+    dir: PathBuf,
+    out_dir: PathBuf,
+    scratch_dir: PathBuf,
+    /// When its time is up, since the Unix epoch.
+    deadline: Option<Duration>,
+    stop: Stop,
+}
+
+impl Attempt {
+    fn new(bench: Arc<Bench>, assignment: Assignment, stop: Stop) -> Self {
+        let Assignment { attempt: id, spec } = assignment;
+        let dir = bench.volume.run_dir(bench.run.as_str()).join("attempts").join(id.to_string());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let deadline = bench.job.retry.timeout.and_then(|timeout| now.checked_add(timeout));
+        Self { bench, id, spec, out_dir: dir.join("out"), scratch_dir: dir.join("scratch"), dir, deadline, stop }
+    }
+
+    fn context(&self, threads: usize) -> TaskContext<'_> {
+        TaskContext {
+            volume: &self.bench.volume,
+            job: &self.bench.job,
+            spec: &self.spec,
+            out_dir: &self.out_dir,
+            scratch_dir: &self.scratch_dir,
+            threads,
+            cancel: self.stop.token(),
+        }
+    }
+
+    /// Makes its directories.
+    fn prepare(&self) -> Result<(), ExecuteError> {
+        for dir in [&self.out_dir, &self.scratch_dir] {
+            fs::create_dir_all(dir).map_err(|error| VolumeError::io("create", dir, error))?;
+        }
+        Ok(())
+    }
+
+    /// Makes its files durable up to the run's own directory, and lists them as they are reported.
+    fn finish(&self, output: TaskOutput) -> Result<Outcome, ExecuteError> {
+        let dirs = [Some(self.out_dir.as_path()), Some(&self.dir), self.dir.parent()];
+        dirs.into_iter().flatten().try_for_each(volume::sync_dir)?;
+        let mut outputs = Vec::with_capacity(output.files.len());
+        for file in output.files {
+            let path = self.bench.volume.relative(&file.path);
+            let path = path.ok_or_else(|| VolumeError::Escapes { path: file.path.display().to_string() })?;
+            outputs.push(OutputFile {
+                path,
+                publish_as: file.publish_as,
+                partition: file.partition,
+                size: file.size,
+                checksum: file.checksum,
+                rows: file.rows,
+            });
+        }
+        Ok(Outcome::Done { outputs, metrics: output.metrics })
+    }
+}
+
+async fn work(this: &Arc<Attempt>) -> Result<Outcome, ExecuteError> {
+    let attempt = Arc::clone(this);
+    blocking("prepare", move || attempt.prepare()).await??;
+    let attempt = Arc::clone(this);
+    let output = match &this.bench.job.work {
+        Work::Command(spec) => {
+            run_command(this, &spec.program, &spec.files, &spec.env).await?;
+            blocking("collect", move || command::collect(&attempt.context(1))).await??
+        }
+        Work::Mapreduce(MapReduceSpec { map: Mapper::Program(map), reduce, files, env, .. }) => {
+            let program = match this.spec.input {
+                TaskInput::Split(_) => map,
+                TaskInput::Shuffle(_) => reduce.as_ref().ok_or(ExecuteError::NoProgram)?,
+            };
+            run_filter(this, program, files, env).await?
+        }
+        Work::Mapreduce(_) => blocking("map-reduce", move || mapreduce::execute(&attempt.context(1))).await??,
+        Work::Sql(_) => blocking("sql", move || run_sql(&attempt)).await??,
+    };
+    let attempt = Arc::clone(this);
+    blocking("finish", move || attempt.finish(output)).await?
+}
+
+/// Runs something that blocks on a thread of its own: the agent's runtime stays free to say that the worker lives.
+async fn blocking<T: Send + 'static>(name: &str, run: impl FnOnce() -> T + Send + 'static) -> Result<T, ExecuteError> {
+    on_thread(name, run).map_err(ExecuteError::Thread)?.await.map_err(|_| ExecuteError::Panicked)
+}
+
+/// Runs the query on a runtime of its own, with a thread a slot: a task that takes the whole worker.
+fn run_sql(attempt: &Attempt) -> Result<TaskOutput, ExecuteError> {
+    let threads = attempt.bench.slots.max(1) as usize;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).thread_name("sql").build();
+    Ok(runtime.map_err(ExecuteError::Thread)?.block_on(sql::execute(&attempt.context(threads)))?)
+}

@@ -1,0 +1,153 @@
+//! Programs of an attempt: their environment, their files, their streams.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Component, Path},
+    process::{Command, ExitStatus},
+    sync::Arc,
+};
+
+use forebay_datasets::{snapshot::SnapshotId, volume::VolumeError};
+use forebay_jobs::{
+    kinds::{
+        TaskOutput,
+        command::{self, ProgramContext},
+        mapreduce,
+    },
+    plan::{Plan, PlanError},
+    spec::Program,
+};
+
+use super::{Attempt, Bench, ExecuteError, blocking};
+use crate::{
+    logs::Stream,
+    process::{self, Ended, Output, Streams, held},
+};
+
+/// Shipped files up to this size are copied for each attempt; larger ones are linked, and must not be written to.
+const COPIED: u64 = 1 << 20;
+/// The plan's name in a run's directory.
+const PLAN: &str = "plan.ndjson";
+
+/// Runs a program that reads and writes files.
+pub(super) async fn run_command(
+    this: &Arc<Attempt>,
+    program: &Program,
+    files: &BTreeMap<String, String>,
+    env: &BTreeMap<String, String>,
+) -> Result<(), ExecuteError> {
+    let command = command(this, program, files, env).await?;
+    let ended = run_program(this, command, None::<fn(io::PipeWriter)>, None::<fn(Output)>).await?;
+    check(ended.status, ended.stderr)
+}
+
+/// Runs a program that reads its task's input and writes its task's output as lines.
+pub(super) async fn run_filter(
+    this: &Arc<Attempt>,
+    program: &Program,
+    files: &BTreeMap<String, String>,
+    env: &BTreeMap<String, String>,
+) -> Result<TaskOutput, ExecuteError> {
+    let command = command(this, program, files, env).await?;
+    let (feeder, taker) = (Arc::clone(this), Arc::clone(this));
+    let feed = move |pipe: io::PipeWriter| mapreduce::program::feed(&feeder.context(1), pipe);
+    let take = move |output: Output| mapreduce::program::take(&taker.context(1), output);
+    let ended = run_program(this, command, Some(feed), Some(take)).await?;
+    // Without its whole input, or with nobody to take its output, what the program itself says means nothing.
+    let output = ended.taken.transpose()?.unwrap_or_default();
+    ended.fed.transpose()?;
+    check(ended.status, ended.stderr)?;
+    Ok(output)
+}
+
+async fn run_program<F: Send + 'static, T: Send + 'static>(
+    this: &Attempt,
+    command: Command,
+    feed: Option<impl FnOnce(io::PipeWriter) -> F + Send + 'static>,
+    take: Option<impl FnOnce(Output) -> T + Send + 'static>,
+) -> Result<Ended<F, T>, ExecuteError> {
+    let sink = |stream| this.bench.logs.sink(this.id, stream);
+    let streams = Streams { feed, take, stdout: sink(Stream::Stdout), stderr: sink(Stream::Stderr) };
+    // As `command::environment` writes it.
+    let mark = format!("FOREBAY_SCRATCH_DIR={}", this.scratch_dir.display());
+    let ended = process::run(command, &mark, streams, &this.stop, this.bench.guard.as_ref()).await?;
+    // A program that was told to end has not done its work, whatever it says.
+    if ended.stopped { Err(ExecuteError::Stopped) } else { Ok(ended) }
+}
+
+fn check(status: ExitStatus, stderr: String) -> Result<(), ExecuteError> {
+    if status.success() { Ok(()) } else { Err(ExecuteError::Status { status, stderr }) }
+}
+
+/// A program with its environment, in a directory of its own that holds the files shipped with the run.
+async fn command(
+    this: &Arc<Attempt>,
+    program: &Program,
+    files: &BTreeMap<String, String>,
+    env: &BTreeMap<String, String>,
+) -> Result<Command, ExecuteError> {
+    let mut command = match program {
+        Program::Shell(text) => {
+            let mut command = Command::new("/bin/sh");
+            command.args(["-c", text]);
+            command
+        }
+        Program::Argv(argv) => {
+            let (program, args) = argv.split_first().ok_or(ExecuteError::NoProgram)?;
+            let mut command = Command::new(program);
+            command.args(args);
+            command
+        }
+    };
+    let (attempt, env, names) = (Arc::clone(this), env.clone(), files.keys().cloned().collect::<Vec<_>>());
+    let prepare = move || -> Result<Command, ExecuteError> {
+        let run_dir = attempt.bench.volume.run_dir(attempt.bench.run.as_str());
+        let work_dir = attempt.scratch_dir.join("work");
+        let checkpoint_dir = run_dir.join("checkpoints").join(attempt.id.task.to_string());
+        for dir in [&work_dir, &checkpoint_dir] {
+            fs::create_dir_all(dir).map_err(|error| VolumeError::io("create", dir, error))?;
+        }
+        for name in names {
+            ship(&run_dir.join("files"), &work_dir, name)?;
+        }
+        let program = ProgramContext {
+            run: &attempt.bench.run,
+            attempt: attempt.id,
+            snapshot: &snapshot(&attempt.bench, &run_dir)?,
+            checkpoint_dir: &checkpoint_dir,
+            deadline: attempt.deadline,
+            env: &env,
+        };
+        command.envs(command::environment(&attempt.context(1), &program)?).current_dir(work_dir);
+        Ok(command)
+    };
+    blocking("prepare", prepare).await?
+}
+
+/// The snapshot that the run reads, by its plan.
+fn snapshot(bench: &Bench, run_dir: &Path) -> Result<SnapshotId, PlanError> {
+    let mut known = held(&bench.snapshot);
+    if let Some(id) = &*known {
+        return Ok(id.clone());
+    }
+    let id = SnapshotId(Plan::read(&run_dir.join(PLAN))?.snapshot);
+    Ok(known.insert(id).clone())
+}
+
+/// Gives an attempt its own copy of a shipped file.
+fn ship(from: &Path, to: &Path, name: String) -> Result<(), ExecuteError> {
+    if name.is_empty() || !Path::new(&name).components().all(|part| matches!(part, Component::Normal(_))) {
+        return Err(ExecuteError::BadName(name));
+    }
+    let (from, to) = (from.join(&name), to.join(&name));
+    let parent = to.parent().unwrap_or(&to);
+    fs::create_dir_all(parent).map_err(|error| VolumeError::io("create", parent, error))?;
+    let size = fs::metadata(&from).map_err(|error| VolumeError::io("open", &from, error))?.len();
+    if size > COPIED && fs::hard_link(&from, &to).is_ok() {
+        return Ok(());
+    }
+    let copied = process::while_nothing_is_spawned(|| fs::copy(&from, &to));
+    copied.map_err(|error| VolumeError::io("copy", &to, error))?;
+    Ok(())
+}

@@ -1,0 +1,125 @@
+//! The processes that a worker is the parent of: those that it spawns, and those that their parents left to it.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    process::{Child, Command, ExitStatus},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use rustix::process::{
+    Pid, Signal, WaitId, WaitIdOptions, WaitOptions, kill_process, kill_process_group, test_kill_process_group, waitid,
+    waitpgid, waitpid,
+};
+
+/// The children of this process, so that reaping orphans never takes a child's status from whoever waits for it. Held
+/// while a child is spawned, and while files are written that are to be executed: a child that is forked between
+/// open and close would keep them open for writing, and their execution would fail (ETXTBSY).
+static CHILDREN: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+
+/// Locks; what a panic left is whole, since every change here is one call.
+pub(crate) fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Spawns a child and knows it from then on. Every child of a worker is spawned here and reaped by [`reap`].
+pub(crate) fn spawn(command: &mut Command) -> io::Result<Child> {
+    let mut children = held(&CHILDREN);
+    let child = command.spawn()?;
+    children.insert(Pid::from_child(&child).as_raw_nonzero().get());
+    Ok(child)
+}
+
+/// Waits for a child.
+pub(crate) fn reap(child: &mut Child) -> io::Result<ExitStatus> {
+    let pid = Pid::from_child(child).as_raw_nonzero().get();
+    let status = child.wait();
+    held(&CHILDREN).remove(&pid);
+    status
+}
+
+/// Does something during which no child is spawned.
+pub(crate) fn while_nothing_is_spawned<T>(act: impl FnOnce() -> T) -> T {
+    let _children = held(&CHILDREN);
+    act()
+}
+
+/// Makes this process the parent of its descendants' orphans.
+pub(crate) fn become_subreaper() {
+    if let Err(error) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
+        tracing::warn!(%error, "programs that detach themselves will not be found");
+    }
+}
+
+/// Waits until a child has ended, and leaves it unreaped.
+pub(super) fn wait_for_end(pid: Pid) -> io::Result<()> {
+    loop {
+        match waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT) {
+            Ok(_) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Signals a process group, which may have ended.
+pub(super) fn signal(group: Pid, signal: Signal) {
+    match kill_process_group(group, signal) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+        Err(error) => tracing::warn!(group = group.as_raw_nonzero(), %error, "a process group cannot be signalled"),
+    }
+}
+
+/// Waits until nothing of a killed group is left. Its orphans are this process's to reap.
+pub(super) async fn end_group(group: Pid) {
+    for pause in pauses() {
+        while let Ok(Some(_)) = waitpgid(group, WaitOptions::NOHANG) {}
+        if test_kill_process_group(group).is_err() {
+            return;
+        }
+        tokio::time::sleep(pause).await;
+    }
+    tracing::warn!(group = group.as_raw_nonzero(), "a killed process group does not end");
+}
+
+/// Kills the orphans that left their group, and those that they leave behind.
+pub(super) async fn end_marked(mark: &str) {
+    for pause in pauses() {
+        if !kill_marked_orphans(mark) {
+            return;
+        }
+        tokio::time::sleep(pause).await;
+    }
+    tracing::warn!(mark, "killed processes do not end");
+}
+
+/// Two seconds, the first looks in quick succession.
+fn pauses() -> impl Iterator<Item = Duration> {
+    (0..50).map(|turn: u64| Duration::from_millis((1 << turn.min(5)) + turn))
+}
+
+/// One look at this process's adopted children. Says whether there was one with the mark.
+fn kill_marked_orphans(mark: &str) -> bool {
+    let children = held(&CHILDREN);
+    let mut found = false;
+    for pid in own_children().into_iter().filter(|pid| !children.contains(pid)).filter_map(Pid::from_raw) {
+        // An ended process has no environment any more.
+        let environment = fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())).unwrap_or_default();
+        if environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes()) {
+            found = true;
+            if let Err(error) = kill_process(pid, Signal::KILL) {
+                tracing::debug!(pid = pid.as_raw_nonzero(), %error, "a detached process cannot be killed");
+            }
+        }
+        // No child that anybody waits for is looked at here.
+        let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+    }
+    found
+}
+
+fn own_children() -> Vec<i32> {
+    let tasks = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
+}

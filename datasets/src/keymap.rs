@@ -1,14 +1,14 @@
 //! From keys to paths, reversibly.
 //!
-//! A key is any text of up to 1,024 bytes; a path is not. An ordinary key keeps its own name. A key that is no usable
-//! path (an empty, `.` or `..` segment, a NUL, a segment over 255 bytes, a trailing slash), that is also a directory
-//! of another key, or that looks like an escaped one, becomes `%/` and its bytes in hexadecimal, 200 digits a
-//! directory, the last with the suffix `.key`, so that no escaped path is a directory of another.
-//!
-//! Keys that differ only in case or in Unicode form keep their own names: EFS, NFS and Linux's own file systems tell
-//! them apart.
+//! A key is any text of up to 1,024 bytes; a path is not. An ordinary key keeps its own name. A key gives way that is
+//! no usable path (an empty, `.` or `..` segment, a NUL, a segment over 255 bytes, a trailing slash), that is also a
+//! directory of another key, that differs from a smaller key only in case or in Unicode form (some file systems take
+//! the two for one file), or that looks like an escaped one. It becomes `%/` and its bytes in hexadecimal, 200 digits
+//! a directory, the last with the suffix `.key`, so that no escaped path is a directory of another.
 
-use std::collections::BTreeSet;
+use std::collections::{HashMap, HashSet};
+
+use icu_normalizer::DecomposingNormalizer;
 
 const ESCAPED: &str = "%/";
 const SUFFIX: &str = ".key";
@@ -16,19 +16,32 @@ const DIGITS: usize = 200;
 /// NAME_MAX of every file system that forebay meets.
 const LONGEST_NAME: usize = 255;
 
-/// The paths of a dataset's keys, in the order given. No two are equal, and none is a directory of another.
+/// The paths of a dataset's keys, in the order given; which path a key gets depends on the set of keys only. No two
+/// paths are equal, and none is a directory of another, even where case and Unicode form are not told apart.
 pub fn paths<'a>(keys: impl IntoIterator<Item = &'a str> + Clone) -> Vec<String> {
-    let mut directories = BTreeSet::new();
-    for key in keys.clone().into_iter().filter(|key| is_plain(key)) {
-        for (at, _) in key.match_indices('/') {
-            directories.insert(&key[..at]);
-        }
+    let folded: Vec<_> = keys.into_iter().map(|key| (key, is_plain(key).then(|| fold(key)))).collect();
+    let mut directories = HashSet::new();
+    let mut holders = HashMap::new();
+    for (key, fold) in folded.iter().filter_map(|(key, fold)| Some((*key, fold.as_deref()?))) {
+        directories.extend(fold.match_indices('/').map(|(at, _)| &fold[..at]));
+        let holder = holders.entry(fold).or_insert(key);
+        *holder = key.min(*holder);
     }
-    let path = |key: &str| match is_plain(key) && !directories.contains(key) {
-        true => key.to_owned(),
-        false => escape(key),
+    let path = |(key, fold): &(&str, Option<String>)| match fold {
+        Some(fold) if !directories.contains(&**fold) && holders[&**fold] == *key => (*key).to_owned(),
+        _ => escape(key),
     };
-    keys.into_iter().map(path).collect()
+    folded.iter().map(path).collect()
+}
+
+/// What a file system that ignores case and Unicode form sees of a key.
+fn fold(key: &str) -> String {
+    if key.is_ascii() {
+        return key.to_ascii_lowercase();
+    }
+    let normal = DecomposingNormalizer::new_nfd();
+    // Upper case first: it tells fewer characters apart than lower case does, as with ß, ſ and final ς.
+    normal.normalize(&normal.normalize(key).to_uppercase().to_lowercase()).into_owned()
 }
 
 /// The key of a path that [`paths`] made; none for any other path.
@@ -64,7 +77,7 @@ mod tests {
 
     #[test]
     fn ordinary_keys_keep_their_names() {
-        let keys = ["a/b.csv", "c%20d", "ä/ö", "x.y"];
+        let keys = ["a/b.csv", "c%20d", "ä/ö", "x.y", "README", ".hidden", "a b"];
         assert_eq!(paths(keys), keys);
     }
 
@@ -81,21 +94,32 @@ mod tests {
     #[test]
     fn a_key_that_is_a_directory_of_another_gives_way() {
         assert_eq!(paths(["a", "a/b"]), ["%/61.key", "a/b"]);
+        assert_eq!(paths(["A", "a/b"]), ["%/41.key", "a/b"]);
+    }
+
+    #[test]
+    fn of_keys_that_some_file_systems_take_for_one_the_smallest_keeps_its_name() {
+        assert_eq!(paths(["x/README", "x/readme"]), ["x/README", "%/782f726561646d65.key"]);
+        assert_eq!(paths(["x/readme", "x/README"]), ["%/782f726561646d65.key", "x/README"]);
+        assert_eq!(paths(["e\u{301}", "\u{e9}"]), ["e\u{301}", "%/c3a9.key"]);
+        assert_eq!(paths(["STRASSE", "straße"]), ["STRASSE", "%/73747261c39f65.key"]);
+        assert_eq!(paths(["Dir/a", "dir/b"]), ["Dir/a", "dir/b"], "a directory may be shared");
     }
 
     proptest! {
         #[test]
         fn the_mapping_is_injective_inside_and_reversible(
-            keys in prop::collection::btree_set("([a%.\\x00ä]|/|x{100,300}|%/){0,6}", 0..20)
+            keys in prop::collection::btree_set("([aA%.\\x00äÄ]|a\u{308}|/|x{100,300}|%/){0,6}", 0..20)
         ) {
             let keys: Vec<_> = keys.iter().map(String::as_str).collect();
             let paths = paths(keys.iter().copied());
-            prop_assert_eq!(paths.iter().collect::<BTreeSet<_>>().len(), keys.len());
+            let seen: BTreeSet<_> = paths.iter().map(|path| fold(path)).collect();
+            prop_assert_eq!(seen.len(), keys.len());
             for (path, original) in paths.iter().zip(&keys) {
                 prop_assert!(key(path).as_deref() == Some(*original), "{} of {:?}", path, original);
                 prop_assert!(path.split('/').all(|name| !matches!(name, "" | "." | "..") && name.len() <= 255));
-                let below = format!("{path}/");
-                prop_assert!(!paths.iter().any(|other| other.starts_with(&below)), "{} is a directory too", path);
+                let below = format!("{}/", fold(path));
+                prop_assert!(!seen.iter().any(|other| other.starts_with(&below)), "{} is a directory too", path);
             }
         }
     }

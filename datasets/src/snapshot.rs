@@ -2,28 +2,20 @@
 //!
 //! The manifest says what exists; a directory listing never does. The commit record, `snapshot.json`, is written last.
 
+mod manifest;
+
 use std::{
-    fmt, fs,
+    fmt, fs, io,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
-use arrow::{
-    array::{Array, RecordBatch, StringArray, UInt64Array},
-    datatypes::{DataType, Field, Schema},
-};
-use parquet::{
-    arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder},
-    basic::{Compression, ZstdLevel},
-    file::properties::WriterProperties,
-};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use crate::{
-    checksum::Crc64,
-    volume::{self, NewFile, Volume, VolumeError},
-};
+pub use self::manifest::{Manifest, Object};
+use crate::volume::{self, Volume, VolumeError};
+
+/// The version of the commit record's format.
+pub(crate) const FORMAT: u32 = 1;
 
 /// The digest of a manifest: the first 32 hexadecimal digits of a SHA-256 over its keys, sizes and checksums.
 ///
@@ -36,30 +28,6 @@ impl fmt::Display for SnapshotId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
-}
-
-/// One object of a snapshot, or one file of a published output.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Object {
-    /// Its key below the source's prefix.
-    pub key: String,
-    /// Its path below the snapshot's `data/`; the key itself, unless the key is no usable path.
-    pub path: String,
-    /// Bytes.
-    pub size: u64,
-    /// As the source gave it; for files, from size and modification time.
-    pub etag: Option<String>,
-    /// Where the bucket is versioned.
-    pub version_id: Option<String>,
-    /// Of the whole object.
-    pub checksum: Crc64,
-}
-
-/// What a snapshot holds, ordered by key.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Manifest {
-    /// The objects, ordered by key, no key twice.
-    pub objects: Vec<Object>,
 }
 
 /// Why a manifest or a snapshot could not be read or written.
@@ -113,7 +81,15 @@ pub enum SnapshotError {
         #[source]
         source: parquet::errors::ParquetError,
     },
-    /// The manifest is well formed and yet not what the record, or its own format, says.
+    /// A later forebay wrote it.
+    #[error("{} has format {found}, and this forebay knows only {FORMAT}", path.display())]
+    TooNew {
+        /// Its path.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+    },
+    /// The manifest or the record is well formed and yet not what the record, or its own format, says.
     #[error("{}: {what}", path.display())]
     Inconsistent {
         /// Its path.
@@ -124,108 +100,6 @@ pub enum SnapshotError {
     /// The volume failed.
     #[error(transparent)]
     Volume(#[from] VolumeError),
-}
-
-impl Manifest {
-    /// Bytes of all objects.
-    pub fn bytes(&self) -> u64 {
-        self.objects.iter().map(|object| object.size).sum()
-    }
-
-    /// The digest of the content.
-    pub fn id(&self) -> SnapshotId {
-        let mut digest = Sha256::new();
-        for object in &self.objects {
-            // Lengths go first, so that no two manifests have the same bytes.
-            digest.update((object.key.len() as u64).to_le_bytes());
-            digest.update(object.key.as_bytes());
-            digest.update(object.size.to_le_bytes());
-            digest.update(object.checksum.0.to_le_bytes());
-        }
-        SnapshotId(hex(&digest.finalize()[..16]))
-    }
-
-    /// Writes the manifest as a new, synced Parquet file.
-    pub fn write(&self, path: &Path) -> Result<(), SnapshotError> {
-        let bad = |source| SnapshotError::BadManifest { path: path.to_owned(), source };
-        let column = |of: fn(&Object) -> Option<&str>| {
-            Arc::new(self.objects.iter().map(of).collect::<StringArray>()) as Arc<dyn Array>
-        };
-        let number = |of: fn(&Object) -> u64| {
-            Arc::new(UInt64Array::from_iter_values(self.objects.iter().map(of))) as Arc<dyn Array>
-        };
-        let batch = RecordBatch::try_new(
-            schema(),
-            vec![
-                column(|object| Some(&object.key)),
-                column(|object| Some(&object.path)),
-                number(|object| object.size),
-                column(|object| object.etag.as_deref()),
-                column(|object| object.version_id.as_deref()),
-                number(|object| object.checksum.0),
-            ],
-        )
-        .map_err(|error| bad(error.into()))?;
-        let properties = WriterProperties::builder()
-            .set_compression(Compression::ZSTD(ZstdLevel::try_new(1).expect("1 is a level")))
-            .build();
-        let mut writer = ArrowWriter::try_new(NewFile::create(path)?, schema(), Some(properties)).map_err(bad)?;
-        writer.write(&batch).map_err(bad)?;
-        writer.into_inner().map_err(bad)?.finish()?;
-        Ok(())
-    }
-
-    /// Reads a manifest. Its paths are checked when they are used, by [`Volume::resolve`].
-    pub fn read(path: &Path) -> Result<Self, SnapshotError> {
-        let bad = |source| SnapshotError::BadManifest { path: path.to_owned(), source };
-        let file = fs::File::open(path).map_err(|error| VolumeError::io("open", path, error))?;
-        let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(bad)?;
-        let mut objects = Vec::new();
-        for batch in builder.build().map_err(bad)? {
-            let batch = batch.map_err(|error| bad(error.into()))?;
-            let missing = |name: &str| SnapshotError::Inconsistent {
-                path: path.to_owned(),
-                what: format!("it has no column `{name}` of the right type"),
-            };
-            let text = |name: &str| {
-                let column =
-                    batch.column_by_name(name).and_then(|column| column.as_any().downcast_ref::<StringArray>());
-                column.ok_or_else(|| missing(name))
-            };
-            let number = |name: &str| {
-                let column =
-                    batch.column_by_name(name).and_then(|column| column.as_any().downcast_ref::<UInt64Array>());
-                column.ok_or_else(|| missing(name))
-            };
-            let optional = |column: &StringArray, row| column.is_valid(row).then(|| column.value(row).to_owned());
-            let (keys, paths, sizes) = (text("key")?, text("path")?, number("size")?);
-            let (etags, versions, checksums) = (text("etag")?, text("version_id")?, number("checksum")?);
-            objects.extend((0..batch.num_rows()).map(|row| Object {
-                key: keys.value(row).to_owned(),
-                path: paths.value(row).to_owned(),
-                size: sizes.value(row),
-                etag: optional(etags, row),
-                version_id: optional(versions, row),
-                checksum: Crc64(checksums.value(row)),
-            }));
-        }
-        if !objects.is_sorted_by(|a, b| a.key < b.key) {
-            let what = "its keys are not in order".to_owned();
-            return Err(SnapshotError::Inconsistent { path: path.to_owned(), what });
-        }
-        Ok(Self { objects })
-    }
-}
-
-fn schema() -> Arc<Schema> {
-    Arc::new(Schema::new(vec![
-        Field::new("key", DataType::Utf8, false),
-        Field::new("path", DataType::Utf8, false),
-        Field::new("size", DataType::UInt64, false),
-        Field::new("etag", DataType::Utf8, true),
-        Field::new("version_id", DataType::Utf8, true),
-        Field::new("checksum", DataType::UInt64, false),
-    ]))
 }
 
 /// Lower-case hexadecimal digits.
@@ -244,7 +118,7 @@ pub struct SnapshotRecord {
     pub name: String,
     /// Where it was staged from.
     pub source: String,
-    /// Digest of the listing that it was staged by: key, size, ETag and version of every object, and the selection.
+    /// Digest of the listing that it was staged by: key, size and ETag of every selected object.
     pub listing: String,
     /// How many objects it has.
     pub objects: u64,
@@ -295,7 +169,7 @@ pub fn open(volume: &Volume, name: &str, id: Option<&str>) -> Result<Snapshot, S
     let no_dataset = || SnapshotError::NoDataset { name: name.to_owned() };
     let wanted = match id {
         Some(id) => id.to_owned(),
-        None => fs::read_to_string(dir.join("refs/latest")).map_err(|_| no_dataset())?.trim().to_owned(),
+        None => latest(&dir)?.ok_or_else(no_dataset)?.0,
     };
     let records = records(volume, name)?;
     let mut fitting = records.into_iter().filter(|record| !wanted.is_empty() && record.id.0.starts_with(&wanted));
@@ -324,14 +198,22 @@ pub fn records(volume: &Volume, name: &str) -> Result<Vec<SnapshotRecord>, Snaps
     let dir = dataset_dir(volume, name)?.join("snapshots");
     let mut records = Vec::new();
     for id in names(&dir)? {
-        let path = dir.join(id).join("snapshot.json");
+        let path = dir.join(&id).join("snapshot.json");
         let text = match fs::read(&path) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(VolumeError::io("read", &path, error).into()),
         };
         let record: SnapshotRecord =
-            serde_json::from_slice(&text).map_err(|source| SnapshotError::BadRecord { path, source })?;
+            serde_json::from_slice(&text).map_err(|source| SnapshotError::BadRecord { path: path.clone(), source })?;
+        if record.version > FORMAT {
+            return Err(SnapshotError::TooNew { path, found: record.version });
+        }
+        // Paths are made of both, so that they are not taken on trust.
+        if record.id.0 != id || record.name != name {
+            let what = format!("it is the record of snapshot `{}` of `{}`", record.id, record.name);
+            return Err(SnapshotError::Inconsistent { path, what });
+        }
         records.push(record);
     }
     records.sort_by(|a, b| (&a.created, &a.id).cmp(&(&b.created, &b.id)));
@@ -340,19 +222,28 @@ pub fn records(volume: &Volume, name: &str) -> Result<Vec<SnapshotRecord>, Snaps
 
 /// The datasets of a volume with their latest snapshots, by name.
 pub fn list(volume: &Volume) -> Result<Vec<SnapshotRecord>, SnapshotError> {
-    let mut latest = Vec::new();
+    let mut found = Vec::new();
     for name in names(&volume.datasets_dir())? {
-        let reference = volume.datasets_dir().join(&name).join("refs/latest");
-        let Ok(id) = fs::read_to_string(reference) else { continue };
-        latest.extend(records(volume, &name)?.into_iter().find(|record| record.id.0 == id.trim()));
+        let Some(id) = self::latest(&volume.datasets_dir().join(&name))? else { continue };
+        found.extend(records(volume, &name)?.into_iter().find(|record| record.id == id));
     }
-    Ok(latest)
+    Ok(found)
+}
+
+/// What `refs/latest` points at; none in a dataset that was never staged.
+pub(crate) fn latest(dataset_dir: &Path) -> Result<Option<SnapshotId>, VolumeError> {
+    let path = dataset_dir.join("refs/latest");
+    match fs::read_to_string(&path) {
+        Ok(id) => Ok(Some(SnapshotId(id.trim().to_owned()))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(VolumeError::io("read", &path, error)),
+    }
 }
 
 /// Points `refs/latest` at a snapshot.
 pub(crate) fn set_latest(dataset_dir: &Path, id: &SnapshotId) -> Result<(), VolumeError> {
     let refs = dataset_dir.join("refs");
-    fs::create_dir_all(&refs).map_err(|error| VolumeError::io("create", &refs, error))?;
+    volume::create_dirs(&refs)?;
     volume::replace(&refs.join("latest"), id.0.as_bytes())
 }
 
@@ -360,7 +251,7 @@ pub(crate) fn set_latest(dataset_dir: &Path, id: &SnapshotId) -> Result<(), Volu
 fn names(dir: &Path) -> Result<Vec<String>, VolumeError> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(VolumeError::io("list", dir, error)),
     };
     let mut names = Vec::new();
@@ -375,32 +266,78 @@ fn names(dir: &Path) -> Result<Vec<String>, VolumeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checksum::Crc64;
 
-    fn object(key: &str, checksum: u64) -> Object {
-        let (key, path) = (key.to_owned(), key.to_owned());
-        Object { key, path, size: 3, etag: Some("e".into()), version_id: None, checksum: Crc64(checksum) }
+    fn commit(volume: &Volume, name: &str, checksum: u64, created: &str) -> SnapshotId {
+        let (key, path) = ("k".to_owned(), "k".to_owned());
+        let object = Object { key, path, size: 3, etag: None, version_id: None, checksum: Crc64(checksum) };
+        let manifest = Manifest { objects: vec![object] };
+        let id = manifest.id();
+        let dataset = dataset_dir(volume, name).unwrap();
+        let dir = dataset.join("snapshots").join(&id.0);
+        volume::create_dirs(&dir).unwrap();
+        manifest.write(&dir.join("manifest.parquet")).unwrap();
+        let record = SnapshotRecord {
+            version: FORMAT,
+            id: id.clone(),
+            name: name.to_owned(),
+            source: "file:///x".to_owned(),
+            listing: String::new(),
+            objects: 1,
+            bytes: 3,
+            created: created.to_owned(),
+        };
+        volume::write_new(&dir.join("snapshot.json"), &serde_json::to_vec(&record).unwrap()).unwrap();
+        set_latest(&dataset, &id).unwrap();
+        id
     }
 
-    #[test]
-    fn a_manifest_survives_its_file() {
+    fn volume() -> (tempfile::TempDir, Volume) {
         let dir = tempfile::tempdir().unwrap();
-        let manifest = Manifest { objects: vec![object("a", u64::MAX), object("b", 0)] };
-        manifest.write(&dir.path().join("m")).unwrap();
-        assert_eq!(Manifest::read(&dir.path().join("m")).unwrap(), manifest);
+        let volume = Volume::open_or_create(dir.path()).unwrap();
+        (dir, volume)
     }
 
     #[test]
-    fn the_id_tells_contents_apart() {
-        let id = |objects| Manifest { objects }.id();
-        assert_ne!(id(vec![object("a", 1)]), id(vec![object("a", 2)]));
-        assert_ne!(id(vec![object("a", 1)]), id(vec![object("b", 1)]));
-        assert_eq!(id(vec![]).0.len(), 32);
+    fn snapshots_are_found_by_name_and_by_the_beginning_of_the_id() {
+        let (_dir, volume) = volume();
+        let (old, new) = (commit(&volume, "a", 1, "1"), commit(&volume, "a", 2, "2"));
+        let id = |wanted: Option<&str>| open(&volume, "a", wanted).map(|snapshot| snapshot.record.id);
+        assert_eq!(id(None).unwrap(), new);
+        assert_eq!(id(Some(&old.0[..8])).unwrap(), old);
+        assert!(matches!(id(Some("x")), Err(SnapshotError::NoSnapshot { .. })));
+        assert!(matches!(id(Some("")), Err(SnapshotError::NoSnapshot { .. })));
+        assert!(matches!(open(&volume, "b", None), Err(SnapshotError::NoDataset { .. })));
+        assert!(matches!(open(&volume, "../a", None), Err(SnapshotError::BadName { .. })));
+        assert_eq!(list(&volume).unwrap().into_iter().map(|record| record.id).collect::<Vec<_>>(), [new]);
     }
 
     #[test]
-    fn keys_out_of_order_are_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        Manifest { objects: vec![object("b", 1), object("a", 1)] }.write(&dir.path().join("m")).unwrap();
-        assert!(matches!(Manifest::read(&dir.path().join("m")), Err(SnapshotError::Inconsistent { .. })));
+    fn a_directory_without_a_record_is_no_snapshot() {
+        let (_dir, volume) = volume();
+        let id = commit(&volume, "a", 1, "1");
+        fs::remove_file(volume.root().join(format!("datasets/a/snapshots/{id}/snapshot.json"))).unwrap();
+        assert!(matches!(open(&volume, "a", None), Err(SnapshotError::NoSnapshot { .. })));
+    }
+
+    #[test]
+    fn a_record_that_names_another_place_is_not_followed() {
+        let (_dir, volume) = volume();
+        let id = commit(&volume, "a", 1, "1");
+        let path = volume.root().join(format!("datasets/a/snapshots/{id}/snapshot.json"));
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text.replace(&id.0, "../../../elsewhere")).unwrap();
+        assert!(matches!(open(&volume, "a", None), Err(SnapshotError::Inconsistent { .. })));
+        fs::write(&path, text.replace("\"version\":1", "\"version\":9")).unwrap();
+        assert!(matches!(open(&volume, "a", None), Err(SnapshotError::TooNew { found: 9, .. })));
+    }
+
+    #[test]
+    fn a_manifest_of_another_snapshot_is_noticed() {
+        let (_dir, volume) = volume();
+        let (old, new) = (commit(&volume, "a", 1, "1"), commit(&volume, "a", 2, "2"));
+        let manifest = |id| volume.root().join(format!("datasets/a/snapshots/{id}/manifest.parquet"));
+        fs::copy(manifest(old), manifest(new)).unwrap();
+        assert!(matches!(open(&volume, "a", None), Err(SnapshotError::Inconsistent { .. })));
     }
 }

@@ -1,12 +1,15 @@
 //! Compares a snapshot with its manifest. S3 is not asked.
 
-use std::{fs, sync::Mutex};
+use std::{fs, io, path::Path, sync::Mutex};
 
 use crate::{
     checksum::file_checksum,
     snapshot::{Object, Snapshot},
     volume::Volume,
 };
+
+/// On a network file system the time goes by in waiting for the server, not on this host's cores.
+const THREADS: usize = 16;
 
 /// What a verification found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,7 +31,7 @@ pub struct BadObject {
     pub what: String,
 }
 
-/// Verifies sizes, or with `full` every byte, on as many threads as the host has cores.
+/// Verifies sizes, or with `full` every byte, on several threads. `progress` is told the size of each object done.
 pub fn verify(
     volume: &Volume,
     snapshot: &Snapshot,
@@ -37,9 +40,9 @@ pub fn verify(
 ) -> VerifyReport {
     let report = Mutex::new(VerifyReport::default());
     let next = Mutex::new(snapshot.manifest.objects.iter());
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = std::thread::available_parallelism().map_or(THREADS, |cores| cores.get().max(THREADS));
     std::thread::scope(|scope| {
-        for _ in 0..threads {
+        for _ in 0..threads.min(snapshot.manifest.objects.len()) {
             scope.spawn(|| {
                 loop {
                     let Some(object) = next.lock().expect("no thread panics").next() else { return };
@@ -47,8 +50,10 @@ pub fn verify(
                     progress(object.size);
                     let mut report = report.lock().expect("no thread panics");
                     report.checked += 1;
-                    report.bytes += if full { object.size } else { 0 };
-                    report.bad.extend(checked.err().map(|what| BadObject { key: object.key.clone(), what }));
+                    match checked {
+                        Ok(bytes) => report.bytes += bytes,
+                        Err(what) => report.bad.push(BadObject { key: object.key.clone(), what }),
+                    }
                 }
             });
         }
@@ -58,17 +63,61 @@ pub fn verify(
     report
 }
 
-fn check(volume: &Volume, snapshot: &Snapshot, object: &Object, full: bool) -> Result<(), String> {
+/// The bytes that were read, or what is wrong.
+fn check(volume: &Volume, snapshot: &Snapshot, object: &Object, full: bool) -> Result<u64, String> {
     let path = snapshot.data_path(volume, object).map_err(|error| error.to_string())?;
-    let size = fs::metadata(&path).map_err(|error| error.to_string())?.len();
+    let size = size(&path)?;
     if size != object.size {
         return Err(format!("it has {size} bytes in place of {}", object.size));
     }
-    if full {
-        let (_, checksum) = file_checksum(&path).map_err(|error| error.to_string())?;
-        if checksum != object.checksum {
-            return Err(format!("its checksum is {checksum} in place of {}", object.checksum));
-        }
+    if !full {
+        return Ok(0);
     }
-    Ok(())
+    let (read, checksum) = file_checksum(&path).map_err(|error| error.to_string())?;
+    match checksum == object.checksum {
+        true => Ok(read),
+        false => Err(format!("its checksum is {checksum} in place of {}", object.checksum)),
+    }
+}
+
+fn size(path: &Path) -> Result<u64, String> {
+    match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_file() => Ok(meta.len()),
+        Ok(_) => Err("it is no regular file".to_owned()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err("it is missing".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stage::{StageRequest, stage};
+
+    #[tokio::test]
+    async fn every_kind_of_damage_is_found_and_only_that() {
+        let (source, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        for key in ["missing", "shorter", "other", "whole"] {
+            fs::write(source.path().join(key), "12345").unwrap();
+        }
+        let volume = Volume::open_or_create(root.path()).unwrap();
+        let url = format!("file://{}", source.path().display()).parse().unwrap();
+        let request = StageRequest { name: "d".into(), url, options: Default::default() };
+        let snapshot = stage(&volume, &request, &|_| ()).await.unwrap().snapshot;
+        let whole = verify(&volume, &snapshot, true, &|_| ());
+        assert_eq!(whole, VerifyReport { checked: 4, bytes: 20, bad: vec![] });
+
+        let data = snapshot.dir.join("data");
+        fs::remove_file(data.join("missing")).unwrap();
+        fs::write(data.join("shorter"), "1").unwrap();
+        fs::write(data.join("other"), "54321").unwrap();
+        let bad = |full| {
+            let bad = verify(&volume, &snapshot, full, &|_| ()).bad;
+            bad.into_iter().map(|bad| format!("{}: {}", bad.key, bad.what)).collect::<Vec<_>>()
+        };
+        assert_eq!(bad(false), ["missing: it is missing", "shorter: it has 1 bytes in place of 5"]);
+        let full = bad(true);
+        assert_eq!(full.len(), 3);
+        assert!(full[1].starts_with("other: its checksum is "), "{full:?}");
+    }
 }

@@ -5,15 +5,16 @@
 //! rename. A full disk or a broken server shows at `sync_all`, which is therefore never skipped. A reply to a rename
 //! or a link may be lost although it happened, so that an error is believed only after looking at the target.
 
+mod durable;
+
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write},
+    fs, io,
     path::{Component, Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 
-use crate::checksum::{Crc64, Hasher, file_checksum};
+pub use self::durable::{NewFile, create_dirs, link_or_copy, publish_dir, replace, sync_dir, sync_tree, write_new};
 
 /// The version of the volume's format.
 pub const FORMAT: u32 = 1;
@@ -74,6 +75,17 @@ pub enum VolumeError {
         #[source]
         source: io::Error,
     },
+    /// There, and not to be read by this user.
+    #[error("no permission to {action} {}", path.display())]
+    Denied {
+        /// What was being done.
+        action: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
     /// Anything else.
     #[error("cannot {action} {}", path.display())]
     Io {
@@ -91,8 +103,10 @@ impl VolumeError {
     /// Sorts a system error into what a user can act on.
     pub fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();
+        let reads = matches!(action, "read" | "open" | "list" | "inspect" | "resolve");
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full { path, source },
+            io::ErrorKind::PermissionDenied if reads => Self::Denied { action, path, source },
             io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => Self::ReadOnly { path, source },
             io::ErrorKind::AlreadyExists => Self::AlreadyExists { path },
             _ => Self::Io { action, path, source },
@@ -115,13 +129,13 @@ struct Description {
 }
 
 impl Volume {
-    /// Opens the volume, making the directory one if it is empty or absent.
+    /// Opens the volume, making the directory one if it is none yet. What else it holds is left alone.
     pub fn open_or_create(root: &Path) -> Result<Self, VolumeError> {
         match Self::open(root) {
             Err(VolumeError::Missing { .. }) => {}
             opened => return opened,
         }
-        fs::create_dir_all(root).map_err(|error| VolumeError::io("create", root, error))?;
+        create_dirs(root)?;
         let description = Description { version: FORMAT, id: nonce() };
         let text = serde_json::to_vec(&description).expect("two plain fields serialise");
         match write_new(&root.join("volume.json"), &text) {
@@ -211,170 +225,21 @@ impl Volume {
         Ok(())
     }
 
+    /// Removes what earlier removals had to leave, as far as that is possible now.
+    pub fn empty_trash(&self) {
+        for entry in fs::read_dir(self.root.join("trash")).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            if let Err(error) = removed {
+                tracing::debug!(path = %path.display(), %error, "still in the trash");
+            }
+        }
+    }
+
     /// Bytes that an ordinary user may still write.
     pub fn free_bytes(&self) -> io::Result<u64> {
         let stat = rustix::fs::statvfs(&self.root)?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
-    }
-}
-
-/// Writes a new file whole: temporary name, sync, link. Never overwrites.
-pub fn write_new(path: &Path, bytes: &[u8]) -> Result<(), VolumeError> {
-    let mut file = NewFile::create(path)?;
-    file.write_all(bytes).map_err(|error| VolumeError::io("write", path, error))?;
-    file.finish_new().map(drop)
-}
-
-/// Writes a file whole in place of what was there: temporary name, sync, rename.
-pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), VolumeError> {
-    let mut file = NewFile::create(path)?;
-    file.write_all(bytes).map_err(|error| VolumeError::io("write", path, error))?;
-    file.finish().map(drop)
-}
-
-/// Makes the names in a directory durable.
-pub fn sync_dir(path: &Path) -> Result<(), VolumeError> {
-    File::open(path).and_then(|dir| dir.sync_all()).map_err(|error| VolumeError::io("sync", path, error))
-}
-
-/// Syncs every directory below and including `path`, deepest first; the files in them are synced already.
-pub fn sync_tree(path: &Path) -> Result<(), VolumeError> {
-    for entry in fs::read_dir(path).map_err(|error| VolumeError::io("list", path, error))? {
-        let entry = entry.map_err(|error| VolumeError::io("list", path, error))?;
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            sync_tree(&entry.path())?;
-        }
-    }
-    sync_dir(path)
-}
-
-/// Gives a directory, whole and synced, its final name in one step.
-///
-/// # Errors
-/// [`VolumeError::AlreadyExists`] if something stands there that is not it.
-pub fn publish_dir(from: &Path, to: &Path) -> Result<(), VolumeError> {
-    sync_dir(from)?;
-    let inode = fs::metadata(from).map(|meta| std::os::unix::fs::MetadataExt::ino(&meta));
-    if let Err(error) = fs::rename(from, to) {
-        let arrived = inode.is_ok_and(|inode| {
-            fs::metadata(to).is_ok_and(|meta| std::os::unix::fs::MetadataExt::ino(&meta) == inode) && !from.exists()
-        });
-        if !arrived {
-            let taken = matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists);
-            return Err(match taken {
-                true => VolumeError::AlreadyExists { path: to.to_owned() },
-                false => VolumeError::io("publish", to, error),
-            });
-        }
-    }
-    to.parent().map_or(Ok(()), sync_dir)
-}
-
-/// Gives a durable, immutable file a second name: a hard link, or a synced copy where links run out (EFS allows 177
-/// a file) or are not known.
-pub fn link_or_copy(from: &Path, to: &Path) -> Result<(), VolumeError> {
-    match fs::hard_link(from, to) {
-        Ok(()) => return Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            return Err(VolumeError::AlreadyExists { path: to.to_owned() });
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(VolumeError::io("link", from, error)),
-        Err(_) => {}
-    }
-    let mut source = File::open(from).map_err(|error| VolumeError::io("open", from, error))?;
-    let mut copy = NewFile::create(to)?;
-    io::copy(&mut source, &mut copy).map_err(|error| VolumeError::io("copy", to, error))?;
-    copy.finish().map(drop)
-}
-
-/// A file on its way: a temporary name beside its final one, counted and checksummed as it is written.
-/// Dropped without [`finish`](Self::finish), it leaves nothing behind.
-#[derive(Debug)]
-pub struct NewFile {
-    file: Option<File>,
-    temporary: PathBuf,
-    target: PathBuf,
-    hasher: Hasher,
-    size: u64,
-}
-
-impl NewFile {
-    /// Begins a file that is to be named `target`, in a directory that exists.
-    pub fn create(target: &Path) -> Result<Self, VolumeError> {
-        // The temporary name holds nothing of the target's, which may be 255 bytes long already.
-        let temporary = target.with_file_name(format!(".tmp-{}", nonce()));
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&temporary)
-            .map_err(|error| VolumeError::io("create", target, error))?;
-        Ok(Self { file: Some(file), temporary, target: target.to_owned(), hasher: Hasher::default(), size: 0 })
-    }
-
-    /// The open file, for writes at positions; such bytes are not counted and not checksummed.
-    pub fn file(&self) -> &File {
-        self.file.as_ref().expect("only finishing takes the file")
-    }
-
-    /// The name that it is to get.
-    pub fn target(&self) -> &Path {
-        &self.target
-    }
-
-    /// Syncs the file and gives it its name, in place of what stands there. Returns its size and checksum.
-    pub fn finish(mut self) -> Result<(u64, Crc64), VolumeError> {
-        self.sync()?;
-        fs::rename(&self.temporary, &self.target).map_err(|error| VolumeError::io("name", &self.target, error))?;
-        self.named()
-    }
-
-    /// Like [`finish`](Self::finish), but never overwrites: the name is given by a link, which has one winner.
-    pub fn finish_new(mut self) -> Result<(u64, Crc64), VolumeError> {
-        self.sync()?;
-        let linked = fs::hard_link(&self.temporary, &self.target);
-        if let Err(error) = linked {
-            let ours = file_checksum(&self.temporary).ok();
-            let lost_reply = fs::metadata(&self.temporary)
-                .is_ok_and(|meta| std::os::unix::fs::MetadataExt::nlink(&meta) > 1)
-                && ours == file_checksum(&self.target).ok();
-            if !lost_reply {
-                return Err(VolumeError::io("name", &self.target, error));
-            }
-        }
-        let _ = fs::remove_file(&self.temporary);
-        self.named()
-    }
-
-    fn sync(&mut self) -> Result<(), VolumeError> {
-        self.file().sync_all().map_err(|error| VolumeError::io("sync", &self.target, error))
-    }
-
-    fn named(mut self) -> Result<(u64, Crc64), VolumeError> {
-        self.file = None;
-        self.target.parent().map_or(Ok(()), sync_dir)?;
-        Ok((self.size, self.hasher.finish()))
-    }
-}
-
-impl Write for NewFile {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.file.as_mut().expect("only finishing takes the file").write(bytes)?;
-        self.hasher.update(&bytes[..written]);
-        self.size += written as u64;
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Drop for NewFile {
-    fn drop(&mut self) {
-        if self.file.take().is_some() {
-            let _ = fs::remove_file(&self.temporary);
-        }
     }
 }
 
@@ -387,19 +252,20 @@ pub fn nonce() -> String {
 mod tests {
     use super::*;
 
-    fn names(dir: &Path) -> Vec<String> {
-        let mut names: Vec<_> =
-            fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
-    }
-
     #[test]
     fn a_volume_keeps_its_id() {
         let dir = tempfile::tempdir().unwrap();
-        let made = Volume::open_or_create(dir.path()).unwrap();
-        assert_eq!(made.id(), Volume::open_or_create(dir.path()).unwrap().id());
-        assert_eq!(names(dir.path()), ["volume.json"]);
+        let made = Volume::open_or_create(&dir.path().join("a/b")).unwrap();
+        assert_eq!(made.id(), Volume::open_or_create(&dir.path().join("a/b")).unwrap().id());
+        assert_eq!(fs::read_dir(made.root()).unwrap().count(), 1, "its description and nothing else");
+    }
+
+    #[test]
+    fn two_that_make_a_volume_at_once_make_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let make = || Volume::open_or_create(dir.path()).unwrap().id().to_owned();
+        let ids = std::thread::scope(|scope| [(); 4].map(|()| scope.spawn(make)).map(|made| made.join().unwrap()));
+        assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
     }
 
     #[test]
@@ -420,28 +286,26 @@ mod tests {
     }
 
     #[test]
-    fn a_new_file_never_overwrites_and_an_unfinished_one_leaves_nothing() {
+    fn what_is_trashed_is_gone_and_trashing_it_again_is_harmless() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("x");
-        write_new(&path, b"one").unwrap();
-        assert!(matches!(write_new(&path, b"two"), Err(VolumeError::AlreadyExists { .. })));
-        drop(NewFile::create(&path).unwrap());
-        assert_eq!(fs::read(&path).unwrap(), b"one");
-        replace(&path, b"three").unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"three");
-        assert_eq!(names(dir.path()), ["x"]);
+        let volume = Volume::open_or_create(dir.path()).unwrap();
+        let path = dir.path().join("d");
+        fs::create_dir(&path).unwrap();
+        volume.trash(&path).unwrap();
+        volume.trash(&path).unwrap();
+        fs::create_dir(dir.path().join("trash/left")).unwrap();
+        volume.empty_trash();
+        assert_eq!(fs::read_dir(dir.path().join("trash")).unwrap().count(), 0);
+        assert!(!path.exists());
     }
 
     #[test]
-    fn a_directory_is_published_once() {
-        let dir = tempfile::tempdir().unwrap();
-        for name in ["a", "b"] {
-            fs::create_dir(dir.path().join(name)).unwrap();
-            fs::write(dir.path().join(name).join("f"), name).unwrap();
-        }
-        publish_dir(&dir.path().join("a"), &dir.path().join("to")).unwrap();
-        let again = publish_dir(&dir.path().join("b"), &dir.path().join("to"));
-        assert!(matches!(again, Err(VolumeError::AlreadyExists { .. })));
-        assert_eq!(fs::read(dir.path().join("to/f")).unwrap(), b"a");
+    fn each_system_error_has_the_remedy_that_fits() {
+        let sort = |action, kind| VolumeError::io(action, Path::new("x"), io::Error::from(kind));
+        assert!(matches!(sort("write", io::ErrorKind::StorageFull), VolumeError::Full { .. }));
+        assert!(matches!(sort("write", io::ErrorKind::QuotaExceeded), VolumeError::Full { .. }));
+        assert!(matches!(sort("write", io::ErrorKind::PermissionDenied), VolumeError::ReadOnly { .. }));
+        assert!(matches!(sort("create", io::ErrorKind::ReadOnlyFilesystem), VolumeError::ReadOnly { .. }));
+        assert!(matches!(sort("read", io::ErrorKind::PermissionDenied), VolumeError::Denied { .. }));
     }
 }

@@ -1,0 +1,194 @@
+//! A manifest: the list of a snapshot's objects, or of an output's files, as a Parquet file.
+
+use std::{fs, path::Path, sync::Arc};
+
+use arrow::{
+    array::{Array, RecordBatch, StringArray, UInt64Array},
+    datatypes::{DataType, Field, Schema},
+    error::ArrowError,
+};
+use parquet::{
+    arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder},
+    basic::{Compression, ZstdLevel},
+    file::properties::WriterProperties,
+};
+use sha2::{Digest, Sha256};
+
+use super::{SnapshotError, SnapshotId, hex};
+use crate::{
+    checksum::Crc64,
+    volume::{NewFile, VolumeError},
+};
+
+/// Rows made into columns at once. An Arrow text column ends at 2 GiB, and a key has up to 1 KiB.
+const BATCH: usize = 64 << 10;
+
+/// One object of a snapshot, or one file of a published output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Object {
+    /// Its key below the source's prefix.
+    pub key: String,
+    /// Its path below the snapshot's `data/`; the key itself, unless the key is no usable path.
+    pub path: String,
+    /// Bytes.
+    pub size: u64,
+    /// As the source gave it; for files, from size and modification time.
+    pub etag: Option<String>,
+    /// Where the bucket is versioned.
+    pub version_id: Option<String>,
+    /// Of the whole object.
+    pub checksum: Crc64,
+}
+
+/// What a snapshot holds, ordered by key.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Manifest {
+    /// The objects, ordered by key, no key twice.
+    pub objects: Vec<Object>,
+}
+
+impl Manifest {
+    /// Bytes of all objects.
+    pub fn bytes(&self) -> u64 {
+        self.objects.iter().map(|object| object.size).sum()
+    }
+
+    /// The digest of the content.
+    pub fn id(&self) -> SnapshotId {
+        let mut digest = Sha256::new();
+        for object in &self.objects {
+            // Lengths go first, so that no two manifests have the same bytes.
+            digest.update((object.key.len() as u64).to_le_bytes());
+            digest.update(object.key.as_bytes());
+            digest.update(object.size.to_le_bytes());
+            digest.update(object.checksum.0.to_le_bytes());
+        }
+        SnapshotId(hex(&digest.finalize()[..16]))
+    }
+
+    /// Writes the manifest as a new, synced Parquet file.
+    pub fn write(&self, path: &Path) -> Result<(), SnapshotError> {
+        let bad = |source| SnapshotError::BadManifest { path: path.to_owned(), source };
+        let properties = WriterProperties::builder()
+            .set_compression(Compression::ZSTD(ZstdLevel::try_new(1).expect("1 is a level")))
+            .build();
+        let mut writer = ArrowWriter::try_new(NewFile::create(path)?, schema(), Some(properties)).map_err(bad)?;
+        for rows in self.objects.chunks(BATCH) {
+            writer.write(&batch(rows).map_err(|error| bad(error.into()))?).map_err(bad)?;
+        }
+        writer.into_inner().map_err(bad)?.finish()?;
+        Ok(())
+    }
+
+    /// Reads a manifest. Its paths are checked when they are used, by [`Volume::resolve`](crate::volume::Volume::resolve).
+    pub fn read(path: &Path) -> Result<Self, SnapshotError> {
+        let bad = |source| SnapshotError::BadManifest { path: path.to_owned(), source };
+        let file = fs::File::open(path).map_err(|error| VolumeError::io("open", path, error))?;
+        let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(bad)?;
+        let mut objects = Vec::new();
+        for batch in builder.build().map_err(bad)? {
+            let batch = batch.map_err(|error| bad(error.into()))?;
+            let missing = |name: &str| SnapshotError::Inconsistent {
+                path: path.to_owned(),
+                what: format!("it has no column `{name}` of the right type"),
+            };
+            let text = |name: &str| {
+                let column =
+                    batch.column_by_name(name).and_then(|column| column.as_any().downcast_ref::<StringArray>());
+                column.ok_or_else(|| missing(name))
+            };
+            let number = |name: &str| {
+                let column =
+                    batch.column_by_name(name).and_then(|column| column.as_any().downcast_ref::<UInt64Array>());
+                column.ok_or_else(|| missing(name))
+            };
+            let optional = |column: &StringArray, row| column.is_valid(row).then(|| column.value(row).to_owned());
+            let (keys, paths, sizes) = (text("key")?, text("path")?, number("size")?);
+            let (etags, versions, checksums) = (text("etag")?, text("version_id")?, number("checksum")?);
+            objects.extend((0..batch.num_rows()).map(|row| Object {
+                key: keys.value(row).to_owned(),
+                path: paths.value(row).to_owned(),
+                size: sizes.value(row),
+                etag: optional(etags, row),
+                version_id: optional(versions, row),
+                checksum: Crc64(checksums.value(row)),
+            }));
+        }
+        if !objects.is_sorted_by(|a, b| a.key < b.key) {
+            let what = "its keys are not in order".to_owned();
+            return Err(SnapshotError::Inconsistent { path: path.to_owned(), what });
+        }
+        Ok(Self { objects })
+    }
+}
+
+fn batch(rows: &[Object]) -> Result<RecordBatch, ArrowError> {
+    let text =
+        |of: fn(&Object) -> Option<&str>| Arc::new(rows.iter().map(of).collect::<StringArray>()) as Arc<dyn Array>;
+    let number =
+        |of: fn(&Object) -> u64| Arc::new(UInt64Array::from_iter_values(rows.iter().map(of))) as Arc<dyn Array>;
+    let columns = vec![
+        text(|object| Some(&object.key)),
+        text(|object| Some(&object.path)),
+        number(|object| object.size),
+        text(|object| object.etag.as_deref()),
+        text(|object| object.version_id.as_deref()),
+        number(|object| object.checksum.0),
+    ];
+    RecordBatch::try_new(schema(), columns)
+}
+
+fn schema() -> Arc<Schema> {
+    Arc::new(Schema::new(vec![
+        Field::new("key", DataType::Utf8, false),
+        Field::new("path", DataType::Utf8, false),
+        Field::new("size", DataType::UInt64, false),
+        Field::new("etag", DataType::Utf8, true),
+        Field::new("version_id", DataType::Utf8, true),
+        Field::new("checksum", DataType::UInt64, false),
+    ]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(key: &str, checksum: u64) -> Object {
+        let (key, path) = (key.to_owned(), key.to_owned());
+        Object { key, path, size: 3, etag: Some("e".into()), version_id: None, checksum: Crc64(checksum) }
+    }
+
+    #[test]
+    fn a_manifest_survives_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let manifest = Manifest { objects: vec![object("a", u64::MAX), object("b", 0)] };
+        manifest.write(&dir.path().join("m")).unwrap();
+        assert_eq!(Manifest::read(&dir.path().join("m")).unwrap(), manifest);
+    }
+
+    #[test]
+    fn a_manifest_may_be_empty_or_longer_than_a_batch() {
+        let dir = tempfile::tempdir().unwrap();
+        for count in [0, BATCH + 1] {
+            let objects = (0..count).map(|i| object(&format!("{i:08}"), i as u64)).collect();
+            let (manifest, path) = (Manifest { objects }, dir.path().join(format!("{count}")));
+            manifest.write(&path).unwrap();
+            assert!(Manifest::read(&path).unwrap() == manifest, "{count}");
+        }
+    }
+
+    #[test]
+    fn the_id_tells_contents_apart() {
+        let id = |objects| Manifest { objects }.id();
+        assert_ne!(id(vec![object("a", 1)]), id(vec![object("a", 2)]));
+        assert_ne!(id(vec![object("a", 1)]), id(vec![object("b", 1)]));
+        assert_eq!(id(vec![]).0.len(), 32);
+    }
+
+    #[test]
+    fn keys_out_of_order_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        Manifest { objects: vec![object("b", 1), object("a", 1)] }.write(&dir.path().join("m")).unwrap();
+        assert!(matches!(Manifest::read(&dir.path().join("m")), Err(SnapshotError::Inconsistent { .. })));
+    }
+}

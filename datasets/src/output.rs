@@ -88,10 +88,12 @@ pub fn check(path: &Path, size: u64, checksum: Crc64) -> Result<(), OutputError>
     let found = loop {
         match file_checksum(path) {
             Err(source) if source.kind() == io::ErrorKind::NotFound => {
-                let seen = path.parent().is_some_and(|dir| names(dir).any(|name| Some(&*name) == path.file_name()));
-                if !seen && (started.elapsed() > INVISIBLE || !on_network(path)) {
+                // A listed name is no promise: a dangling link is listed, and never opens.
+                if started.elapsed() > INVISIBLE || !on_network(path) {
                     return Err(OutputError::Missing { path: path.to_owned(), source });
                 }
+                // Listing the directory is what makes NFS look anew; no server tells its clients of a new name.
+                let _ = path.parent().map(fs::read_dir).map(|listing| listing.into_iter().flatten().count());
                 std::thread::sleep(pause);
                 pause = (pause * 2).min(Duration::from_secs(2));
             }
@@ -105,10 +107,6 @@ pub fn check(path: &Path, size: u64, checksum: Crc64) -> Result<(), OutputError>
         (_, crc) if crc != checksum => differs(format!("its checksum is {crc} in place of {checksum}")),
         _ => Ok(()),
     }
-}
-
-fn names(dir: &Path) -> impl Iterator<Item = std::ffi::OsString> {
-    fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name())
 }
 
 fn on_network(path: &Path) -> bool {
@@ -316,6 +314,10 @@ mod tests {
         assert!(matches!(check(&file.path, 4, file.checksum), Err(OutputError::Differs { .. })));
         assert!(matches!(check(&file.path, 3, Crc64(1)), Err(OutputError::Differs { .. })));
         assert!(matches!(check(&dir.path().join("none"), 3, Crc64(1)), Err(OutputError::Missing { .. })));
+        // A name that is listed and can never be opened must not be waited for.
+        let dangling = dir.path().join("dangling");
+        std::os::unix::fs::symlink("nowhere", &dangling).unwrap();
+        assert!(matches!(check(&dangling, 3, Crc64(1)), Err(OutputError::Missing { .. })));
     }
 
     #[test]

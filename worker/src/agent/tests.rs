@@ -189,7 +189,18 @@ impl Fixture {
         TaskInput::Split(Split { pieces: vec![piece] })
     }
 
-    /// Waits for a file that a program makes.
+    /// Takes the first map task's report, and assigns a reduce task over what it made.
+    async fn reduce_what_is_mapped(&mut self) {
+        let outcome = self.reports(1).await.remove(&0).unwrap();
+        let Outcome::Done { outputs, .. } = outcome else { panic!("{outcome:?}") };
+        let mut reduce = spec(0, TaskInput::Shuffle(outputs));
+        reduce.task.phase = 1;
+        let attempt = AttemptId { task: reduce.task, ..attempt(0) };
+        self.send(ToWorker::Assign(vec![Assignment { attempt, spec: reduce }]));
+    }
+
+    /// Waits for a file that a program makes. It is another process's, and tells nobody that it is there: so this looks
+    /// again and again, and the wait is as long as the program takes.
     async fn appears(&self, name: &str) {
         for _ in 0..3000 {
             if self.dir.path().join(name).exists() {
@@ -369,12 +380,7 @@ async fn a_worker_with_a_wrong_token_is_refused() {
 async fn built_in_map_and_reduce_count_words() {
     let mut this = Fixture::start("[mapreduce]\nmap = 'word-count'\npartitions = 1\n[output]\nformat = 'csv'").await;
     this.assign([(0, this.stage("a.txt", "b a\nb\n"))]);
-    let outcome = this.reports(1).await.remove(&0).unwrap();
-    let Outcome::Done { outputs, .. } = outcome else { panic!("{outcome:?}") };
-    let mut reduce = spec(0, TaskInput::Shuffle(outputs));
-    reduce.task.phase = 1;
-    let attempt = AttemptId { task: reduce.task, ..attempt(0) };
-    this.send(ToWorker::Assign(vec![Assignment { attempt, spec: reduce }]));
+    this.reduce_what_is_mapped().await;
     assert_eq!(this.done().await["part-00000.csv"], "word,count\na,1\nb,2\n");
     this.shut_down().await;
 }
@@ -384,12 +390,7 @@ async fn map_and_reduce_programs_read_and_write_lines() {
     let text = "[mapreduce]\nmap = ['sed', 's/ /\\t/']\nreduce = ['cut', '-f', '2']\npartitions = 1";
     let mut this = Fixture::start(&text.replace("\\t", "\\\\t").replace('\'', "\"")).await;
     this.assign([(0, this.stage("a.txt", "b 1\na 2\n"))]);
-    let outcome = this.reports(1).await.remove(&0).unwrap();
-    let Outcome::Done { outputs, .. } = outcome else { panic!("{outcome:?}") };
-    let mut reduce = spec(0, TaskInput::Shuffle(outputs));
-    reduce.task.phase = 1;
-    let attempt = AttemptId { task: reduce.task, ..attempt(0) };
-    this.send(ToWorker::Assign(vec![Assignment { attempt, spec: reduce }]));
+    this.reduce_what_is_mapped().await;
     assert_eq!(this.done().await["part-00000.txt"], "2\n1\n");
     this.shut_down().await;
 }

@@ -71,7 +71,8 @@ pub(super) fn signal(group: Pid, signal: Signal) {
     }
 }
 
-/// Waits until nothing of a killed group is left. Its orphans are this process's to reap.
+/// Waits until nothing of a killed group is left. Its orphans are this process's to reap, and no call waits for a group
+/// with an end to its patience: so this looks, at growing intervals.
 pub(super) async fn end_group(group: Pid) {
     for pause in pauses() {
         while let Ok(Some(_)) = waitpgid(group, WaitOptions::NOHANG) {}

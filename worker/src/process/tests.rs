@@ -62,7 +62,8 @@ fn is_running(pid_file: &Path) -> bool {
     fs::read_to_string(format!("/proc/{}/stat", pid.trim())).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
-/// Waits for a file that a program makes, by looking again and again; ten seconds at most.
+/// Waits for a file that a program makes; ten seconds at most. It is another process's, and tells nobody that it is
+/// there: so this looks again and again.
 async fn appears(path: &Path) {
     for _ in 0..1000 {
         if path.exists() {

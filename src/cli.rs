@@ -1,8 +1,12 @@
 //! What can be typed. What it means is decided in `commands`.
 
-use std::path::PathBuf;
+use std::{num::NonZero, path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use forebay_jobs::{
+    id::{RunId, TaskId, WorkerId},
+    spec::size,
+};
 
 /// Batch and parallel data processing on shared storage: stage once, read in parallel, publish in one step.
 #[derive(Debug, Parser)]
@@ -37,20 +41,110 @@ pub struct Global {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Stage a job's dataset, work on it with many workers, publish the output in one step
+    Run(RunArgs),
+    /// Bring a run to its end whose coordinator was interrupted or killed
+    Resume {
+        /// The run
+        run: RunId,
+    },
+    /// End a run; what is committed stays on the volume, nothing is published
+    Cancel {
+        /// The run
+        run: RunId,
+    },
+    /// Wait for a run that another process coordinates, and end with its exit code
+    Wait {
+        /// The run
+        run: RunId,
+        /// Wait no longer than this, such as 90s or 10m
+        #[arg(long, value_parser = size::duration, value_name = "TIME")]
+        timeout: Option<Duration>,
+    },
     /// Find what is wrong with a job before any data moves
-    Check(CheckArgs),
+    Check(JobArgs),
+    /// List runs, show one, its tasks and what its programs printed
+    #[command(subcommand)]
+    Runs(RunsCommand),
     /// Stage, list, show and verify datasets
     #[command(subcommand)]
     Dataset(DatasetCommand),
+    /// Work for a run; a fleet starts it
+    Worker(WorkerArgs),
 }
 
 #[derive(Debug, Args)]
-pub struct CheckArgs {
+pub struct JobArgs {
     /// The job file
     pub job: PathBuf,
-    /// Override one of the job's [params]
+    /// Override one of the job's [params]; may be given more than once
     #[arg(long, value_parser = key_value, value_name = "NAME=VALUE")]
     pub set: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub job: JobArgs,
+    /// Name of the run: submitted again, it attaches to the run that is there
+    #[arg(long)]
+    pub id: Option<RunId>,
+}
+
+#[derive(Debug, Args)]
+pub struct WorkerArgs {
+    /// The run to work for
+    #[arg(long)]
+    pub run: RunId,
+    /// The worker's name, which no other worker of the run may have at the same time
+    #[arg(long)]
+    pub name: WorkerId,
+    /// Attempts at once; without it as many as there are cores
+    #[arg(long)]
+    pub slots: Option<NonZero<u32>>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum RunsCommand {
+    /// List the volume's runs, newest first
+    List,
+    /// Show what a run came to, or how far it is
+    Show {
+        /// The run
+        run: RunId,
+    },
+    /// List a run's tasks
+    Tasks {
+        /// The run
+        run: RunId,
+        /// Only tasks in this state
+        #[arg(long)]
+        state: Option<TaskStateArg>,
+    },
+    /// Print what a run's programs printed
+    Logs {
+        /// The run
+        run: RunId,
+        /// Only of this task, such as 17, or 1-17 for the second phase
+        #[arg(long)]
+        task: Option<TaskId>,
+        /// Go on until the run has ended
+        #[arg(long, short)]
+        follow: bool,
+    },
+}
+
+/// Where a task is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TaskStateArg {
+    /// Waits for a worker, or for its next try
+    Ready,
+    /// Is on a worker
+    Running,
+    /// Done
+    Succeeded,
+    /// Failed for good
+    Failed,
 }
 
 #[derive(Debug, Subcommand)]

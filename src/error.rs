@@ -2,13 +2,15 @@
 
 use std::{error::Error, process::ExitCode};
 
+use forebay_coordinator::{driver::CoordinateError, rundir::RunDirError};
 use forebay_datasets::{
     snapshot::SnapshotError,
     source::{ErrorKind, SourceError},
     stage::StageError,
     volume::VolumeError,
 };
-use forebay_jobs::spec::parse::SpecError;
+use forebay_jobs::{id::RunId, spec::parse::SpecError};
+use forebay_worker::{WorkerError, logs::LogError};
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, SourceSpan};
 
 /// How a command ends.
@@ -19,6 +21,8 @@ pub enum Exit {
     Usage = 2,
     NotFound = 3,
     OutOfReach = 4,
+    TimedOut = 124,
+    Interrupted = 130,
 }
 
 impl From<Exit> for ExitCode {
@@ -58,6 +62,30 @@ impl CliError {
             message: error.message,
             help: error.help,
             place: error.span.map(|span| Box::new((source, span.into()))),
+        }
+    }
+
+    /// What stopped a coordinator; the run is there to be resumed, unless it had not begun.
+    pub fn coordinating(error: CoordinateError, run: &RunId) -> Self {
+        let resume = format!("nothing is lost: `forebay resume {run}` goes on");
+        match error {
+            CoordinateError::NeverBegan(error) => Self::coordinating_plainly(*error),
+            CoordinateError::Interrupted => Self::new(Exit::Interrupted, "interrupted").help(resume),
+            CoordinateError::Deposed => Self::caused(Exit::OutOfReach, &error)
+                .help(format!("`forebay wait {run}` waits for its end, and `forebay resume {run}` goes on")),
+            error => {
+                let error = Self::coordinating_plainly(error);
+                Self { message: format!("run `{run}` is interrupted: {}", error.message), ..error.help(resume) }
+            }
+        }
+    }
+
+    fn coordinating_plainly(error: CoordinateError) -> Self {
+        match error {
+            CoordinateError::Stage(error) => error.into(),
+            CoordinateError::Volume(error) => error.into(),
+            CoordinateError::RunDir(error) => error.into(),
+            error => Self::caused(Exit::OutOfReach, &error),
         }
     }
 
@@ -184,5 +212,44 @@ impl From<VolumeError> for CliError {
                 .help("stage something first, or name the volume with --volume or FOREBAY_VOLUME"),
             error => StageError::from(error).into(),
         }
+    }
+}
+
+impl From<CoordinateError> for CliError {
+    fn from(error: CoordinateError) -> Self {
+        Self::coordinating_plainly(error)
+    }
+}
+
+impl From<RunDirError> for CliError {
+    fn from(error: RunDirError) -> Self {
+        match error {
+            RunDirError::NotFound { .. } => {
+                Self::caused(Exit::NotFound, &error).help("`forebay runs list` shows what there is")
+            }
+            RunDirError::Conflict { .. } => {
+                Self::caused(Exit::Usage, &error).help("give the changed job another --id, or none")
+            }
+            RunDirError::Ship { .. } | RunDirError::BadName { .. } => {
+                Self::caused(Exit::Usage, &error).help("correct `files` in the job file")
+            }
+            RunDirError::Volume(error) => error.into(),
+            error => Self::caused(Exit::OutOfReach, &error),
+        }
+    }
+}
+
+impl From<WorkerError> for CliError {
+    fn from(error: WorkerError) -> Self {
+        match error {
+            WorkerError::Volume(error) => error.into(),
+            error => Self::caused(Exit::OutOfReach, &error),
+        }
+    }
+}
+
+impl From<LogError> for CliError {
+    fn from(error: LogError) -> Self {
+        Self::caused(Exit::OutOfReach, &error)
     }
 }

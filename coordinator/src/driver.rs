@@ -10,7 +10,8 @@
 //! Beside it all the lease is renewed. A coordinator that loses it stops at once: its successor has sealed its
 //! directory, so that nothing which it still might do could arrive.
 //!
-//! An error that may pass (storage out of reach, a full disk, an interrupt) ends the coordinator and not the run: it
+//! A run whose first coordinator fails before there is a plan is forgotten: its source was wrong or out of reach, and its
+//! id is free for a corrected job. Any later error that may pass (storage out of reach, a full disk, an interrupt) ends the coordinator and not the run: it
 //! can be resumed. What can never succeed ends the run.
 
 mod keep;
@@ -53,14 +54,15 @@ use crate::{
     journal::JournalError,
     lease::{self, Claim, LeaseError},
     run::EndState,
-    rundir::{RunDir, RunDirError},
+    rundir::{ATTEMPTS, RunDir, RunDirError},
     server::{Server, ServerConfig, ServerError},
 };
 
+const FIRST: Epoch = Epoch(1);
 /// Messages of workers that wait for the loop; more make the workers wait.
 const INBOX: usize = 4096;
 
-/// Why a coordinator stopped before the run's end. All of these leave a run that can be resumed.
+/// Why a coordinator stopped before the run's end. All but [`Self::NeverBegan`] leave a run that can be resumed.
 #[derive(Debug, thiserror::Error)]
 pub enum CoordinateError {
     /// Another coordinator has the run.
@@ -75,6 +77,9 @@ pub enum CoordinateError {
     /// It was to stop.
     #[error("interrupted")]
     Interrupted,
+    /// The run's first coordinator failed before there was a plan. Nothing of the run is left.
+    #[error("the run never began")]
+    NeverBegan(#[source] Box<CoordinateError>),
     /// The lease could not be taken or given back.
     #[error(transparent)]
     Lease(#[from] LeaseError),
@@ -214,10 +219,26 @@ pub async fn coordinate(
             tracing::debug!(%error, "after the lease was lost");
             Err(CoordinateError::Deposed)
         }
+        // It leaves no name that a corrected job could not have.
+        Err(error) if claim.epoch == FIRST && may_forget(run, &error) => {
+            forget(volume, run).await;
+            return Err(CoordinateError::NeverBegan(Box::new(error)));
+        }
         ended => ended,
     };
     keep::release(claim).await;
     ended
+}
+
+fn may_forget(run: &RunDir, error: &CoordinateError) -> bool {
+    !matches!(error, CoordinateError::Interrupted | CoordinateError::Deposed) && !run.plan_path().exists()
+}
+
+async fn forget(volume: &Volume, run: &RunDir) {
+    let (volume, dir) = (volume.clone(), run.path().to_owned());
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(move || volume.trash(&dir)).await {
+        tracing::warn!(run = %run.id(), %error, "could not be removed");
+    }
 }
 
 async fn claim(run: &RunDir) -> Result<Arc<Claim>, CoordinateError> {
@@ -262,7 +283,7 @@ async fn conduct(
         volume: volume.root().to_owned(),
         run: run.id().clone(),
         epoch,
-        slots: run.job().workers.slots,
+        slots: run.job().workers.slots.unwrap_or_else(|| share_of_cores(run.job().workers.count)),
         logs: run.logs_dir(),
     });
     let tell = Arc::clone(&options.tell);
@@ -281,7 +302,24 @@ async fn conduct(
     drop(work);
     fleet.stop_all().await;
     server.stop().await;
+    if ended.is_ok() {
+        sweep(volume, run).await;
+    }
     ended
+}
+
+/// Removes what the attempts of a run that has ended wrote; what of it counts is linked from its output.
+async fn sweep(volume: &Volume, run: &RunDir) {
+    let (volume, attempts) = (volume.clone(), run.path().join(ATTEMPTS));
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(move || volume.trash(&attempts)).await {
+        tracing::warn!(run = %run.id(), %error, "what its attempts wrote could not be removed");
+    }
+}
+
+/// Slots of each of so many workers on this host.
+fn share_of_cores(workers: u32) -> u32 {
+    let cores = std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX));
+    (cores / workers.max(1)).max(1)
 }
 
 async fn open(run: &RunDir, epoch: Epoch, epoch_dir: PathBuf) -> Result<Session, CoordinateError> {

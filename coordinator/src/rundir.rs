@@ -23,6 +23,8 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::driver::{RunResult, StagedFigures};
 
+/// Where attempts write.
+pub(crate) const ATTEMPTS: &str = "attempts";
 const JOB_TEXT: &str = "job.toml";
 const JOB: &str = "job.json";
 const RESULT: &str = "result.json";
@@ -262,7 +264,7 @@ impl New<'_> {
             builder.mode(mode).create(path).map_err(|error| VolumeError::io("create", path, error))
         };
         create(&self.dir, 0o777)?;
-        for name in ["files", "attempts", "checkpoints", "logs"] {
+        for name in ["files", ATTEMPTS, "checkpoints", "logs"] {
             create(&self.dir.join(name), 0o777)?;
         }
         // Who can read this directory can join the run.

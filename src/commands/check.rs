@@ -1,23 +1,18 @@
 //! `forebay check JOB`: everything that can be found out before any data moves.
 
-use std::path::Path;
-
 use forebay_datasets::{snapshot, source::Source, volume::Volume};
-use forebay_jobs::{
-    kinds::sql,
-    plan,
-    spec::{JobSpec, Work, parse},
-};
+use forebay_jobs::{kinds::sql, plan, spec::Work};
 use serde_json::json;
 
 use crate::{
-    cli::{CheckArgs, Global},
+    cli::{Global, JobArgs},
+    commands::job,
     error::{CliError, Exit},
     render,
 };
 
-pub async fn execute(global: &Global, args: &CheckArgs) -> Result<Exit, CliError> {
-    let job = read(&args.job, &args.set)?;
+pub async fn execute(global: &Global, args: &JobArgs) -> Result<Exit, CliError> {
+    let (_, job) = job::read(args)?;
     let request = job.dataset.stage_request()?;
     let source = Source::connect(&request.url, &request.options).await?;
     let objects = source.list(&|_| ()).await?;
@@ -50,15 +45,4 @@ pub async fn execute(global: &Global, args: &CheckArgs) -> Result<Exit, CliError
         None => render::note(global.quiet, "not staged yet: columns and cuts are checked once it is"),
     }
     Ok(Exit::Done)
-}
-
-/// Reads a job file; what is wrong with it is shown where it is.
-fn read(path: &Path, set: &[(String, String)]) -> Result<JobSpec, CliError> {
-    let shown = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|error| {
-        let exit = if error.kind() == std::io::ErrorKind::NotFound { Exit::NotFound } else { Exit::Usage };
-        CliError::new(exit, format!("cannot read the job file {shown}: {error}"))
-    })?;
-    let base = std::path::absolute(path).ok().and_then(|path| path.parent().map(Path::to_owned)).unwrap_or_default();
-    parse::job_file(&text, &base, set).map_err(|error| CliError::in_job(&shown, text, error))
 }

@@ -1,17 +1,41 @@
 //! What the commands do. Each returns its exit code or one error.
 
+mod cancel;
 mod check;
 mod dataset;
+mod job;
+mod run;
+mod runs;
+mod wait;
+mod worker;
+
+use forebay_coordinator::rundir::{self, RunDir};
+use forebay_datasets::volume::Volume;
+use forebay_jobs::id::RunId;
 
 use crate::{
-    cli::{Cli, Command},
+    cli::{Cli, Command, Global},
     error::{CliError, Exit},
 };
 
 /// Executes what was typed.
 pub async fn execute(cli: &Cli) -> Result<Exit, CliError> {
+    let global = &cli.global;
     match &cli.command {
-        Command::Check(args) => check::execute(&cli.global, args).await,
-        Command::Dataset(command) => dataset::execute(&cli.global, command).await,
+        Command::Run(args) => run::run(global, args).await,
+        Command::Resume { run } => run::resume(global, run).await,
+        Command::Cancel { run } => cancel::execute(global, run).await,
+        Command::Wait { run, timeout } => wait::execute(global, run, *timeout).await,
+        Command::Check(args) => check::execute(global, args).await,
+        Command::Runs(command) => runs::execute(global, command).await,
+        Command::Dataset(command) => dataset::execute(global, command).await,
+        Command::Worker(args) => worker::execute(global, args).await,
     }
+}
+
+/// The run of this id on the volume.
+fn open_run(global: &Global, run: &RunId) -> Result<(Volume, RunDir), CliError> {
+    let volume = Volume::open(&global.volume)?;
+    let run = rundir::open(&volume, run)?;
+    Ok((volume, run))
 }

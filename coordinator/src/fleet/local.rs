@@ -34,6 +34,20 @@ const GRACE: Duration = Duration::from_secs(11);
 /// As much of a worker's last words is shown.
 const LAST_WORDS: u64 = 2048;
 
+/// The credentials that the AWS SDK finds in the environment. They are the coordinator's: workers need none, and what
+/// a job's program is to have, its job file says.
+const SECRETS: [&str; 9] = [
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_SECURITY_TOKEN",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+];
+
 /// What local workers are started with.
 #[derive(Clone, Debug)]
 pub struct LocalConfig {
@@ -45,8 +59,8 @@ pub struct LocalConfig {
     pub run: RunId,
     /// The coordinator's epoch: part of their names.
     pub epoch: Epoch,
-    /// Slots of each; none: as many as the host has cores.
-    pub slots: Option<u32>,
+    /// Slots of each.
+    pub slots: u32,
     /// Where their standard error goes, one file a worker.
     pub logs: PathBuf,
 }
@@ -115,9 +129,10 @@ impl Local {
         let mut command = Command::new(&self.config.program);
         command.arg("worker").arg("--volume").arg(&self.config.volume);
         command.args(["--run", self.config.run.as_str(), "--name", worker.as_str()]);
-        if let Some(slots) = self.config.slots {
-            command.args(["--slots", &slots.to_string()]);
-        }
+        command.args(["--slots", &self.config.slots.to_string()]);
+        SECRETS.iter().for_each(|name| {
+            command.env_remove(name);
+        });
         let errors = File::create(self.words(&worker))?;
         let child = command
             .stdin(Stdio::null())
@@ -293,7 +308,7 @@ mod tests {
             volume: dir.path().to_owned(),
             run: "r".parse().unwrap(),
             epoch: Epoch(2),
-            slots: Some(3),
+            slots: 3,
             logs: dir.path().to_owned(),
         };
         (dir, Local::new(config))

@@ -44,6 +44,14 @@ pub enum JournalError {
         /// The file.
         path: PathBuf,
     },
+    /// Whole frames that no run can have led to.
+    #[error("the journals of {} tell what cannot have happened: {why}", run.display())]
+    Impossible {
+        /// The run's directory.
+        run: PathBuf,
+        /// What.
+        why: String,
+    },
     /// Damaged before its end.
     #[error("the journal {} is damaged at byte {offset}", path.display())]
     Damaged {

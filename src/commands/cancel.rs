@@ -17,19 +17,25 @@ use crate::{
 /// Ends a run, and returns once it has ended.
 pub async fn execute(global: &Global, run: &RunId) -> Result<Exit, CliError> {
     let (_, run) = open_run(global, run)?;
-    let result = match driver::cancel(&run).await? {
-        Cancelled::Ended(result) => result,
-        Cancelled::Noted => match driver::attach(&run, &CancellationToken::new()).await? {
-            Attached::Ended(result) => result,
-            // Its coordinator died with the wish in its journal.
-            Attached::Abandoned => match driver::cancel(&run).await? {
-                Cancelled::Ended(result) => result,
-                Cancelled::Noted => return Err(CliError::new(Exit::OutOfReach, "the run did not end; try again")),
-            },
-        },
-    };
-    print(global, &result);
-    Ok(Exit::Done)
+    loop {
+        match driver::cancel(&run).await? {
+            Cancelled::Ended(result) => {
+                print(global, &result);
+                return Ok(Exit::Done);
+            }
+            Cancelled::TooLate => {
+                let error = CliError::new(Exit::Usage, format!("all tasks of run `{}` are done", run.id()));
+                return Err(error.help(format!("`forebay resume {}` publishes its output", run.id())));
+            }
+            Cancelled::Noted => {
+                if let Attached::Ended(result) = driver::attach(&run, &CancellationToken::new()).await? {
+                    print(global, &result);
+                    return Ok(Exit::Done);
+                }
+                // Its coordinator died with the wish in its journal; without one, the run ends here.
+            }
+        }
+    }
 }
 
 fn print(global: &Global, result: &RunResult) {

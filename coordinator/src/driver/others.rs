@@ -150,6 +150,8 @@ pub enum Cancelled {
     Noted,
     /// It has ended: now, since it had no coordinator, or long ago.
     Ended(Box<RunResult>),
+    /// All of its tasks are done: what is being published is not called back. A resume ends it.
+    TooLate,
 }
 
 /// Ends a run, through its coordinator if it has one.
@@ -163,7 +165,8 @@ pub async fn cancel(run: &RunDir) -> Result<Cancelled, CoordinateError> {
             Ok(claim) => {
                 let ended = end_unattended(run, &claim).await;
                 keep::release(claim).await;
-                return ended.map(|result| Cancelled::Ended(Box::new(result)));
+                return ended
+                    .map(|result| result.map_or(Cancelled::TooLate, |result| Cancelled::Ended(Box::new(result))));
             }
             Err(CoordinateError::Held { .. }) => {}
             Err(error) => return Err(error),
@@ -196,17 +199,20 @@ async fn ask_to_cancel(run: &RunId, epochs: &Path) -> Result<(), LinkError> {
     Ok(())
 }
 
-/// Ends a run that nobody coordinates: without workers nothing has to be waited for.
-async fn end_unattended(run: &RunDir, claim: &lease::Claim) -> Result<RunResult, CoordinateError> {
+/// Ends a run that nobody coordinates: without workers nothing has to be waited for. None if there is nothing left of
+/// it to end but publishing.
+async fn end_unattended(run: &RunDir, claim: &lease::Claim) -> Result<Option<RunResult>, CoordinateError> {
     if let Some(result) = run.result()? {
-        return Ok(result);
+        return Ok(Some(result));
     }
     let mut session = open(run, claim.epoch, claim.dir.clone()).await?;
     session.take(&Input::Opened { epoch: claim.epoch });
     session.take(&Input::Cancel);
     session.commit().await?;
-    let state = session.machine.ended().unwrap_or(crate::run::EndState::Cancelled);
-    conclude(run, &claim.dir, &session, state).await
+    match session.machine.ended() {
+        Some(state) => conclude(run, &claim.dir, &session, state).await.map(Some),
+        None => Ok(None),
+    }
 }
 
 /// A run as its journals tell it, whether or not it is being coordinated.
@@ -226,7 +232,7 @@ pub struct Observed {
 pub async fn observe(run: &RunDir) -> Result<Observed, CoordinateError> {
     let run = run.clone();
     let look = move || {
-        let (machine, figures) = fold(&run, &replay(&run, None)?.events);
+        let (machine, figures) = fold(&run, &replay(&run, None)?.events)?;
         Ok(Observed { machine, figures, lease: lease::observe(run.path())?, result: run.result()? })
     };
     tokio::task::spawn_blocking(look).await?

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::{CoordinateError, result::Figures};
 use crate::{
     journal::{self, Header, Journal, JournalError, Replay},
-    run::{Event, Input, Millis, Run, RunConfig},
+    run::{Event, Input, Millis, Run, RunConfig, Wanted},
     rundir::RunDir,
 };
 
@@ -93,22 +93,25 @@ pub(super) struct Session {
     journal: Option<Journal>,
     pending: Vec<Event>,
     clock: Clock,
+    /// When the machine last decided anything.
+    taken: Millis,
 }
 
 impl Session {
     /// Takes the run up where its journals end, and begins this epoch's own.
     pub(super) fn open(run: &RunDir, epoch: Epoch, epoch_dir: &Path) -> Result<Self, CoordinateError> {
         let replayed = replay(run, Some(epoch))?;
-        let (machine, figures) = fold(run, &replayed.events);
+        let (machine, figures) = fold(run, &replayed.events)?;
         let header = Header { epoch, before: replayed.before };
         let journal = Journal::create(&epoch_dir.join(JOURNAL), &header)?;
         let clock = Clock::after(figures.latest);
-        Ok(Self { machine, figures, journal: Some(journal), pending: Vec::new(), clock })
+        Ok(Self { machine, figures, journal: Some(journal), pending: Vec::new(), clock, taken: Millis(0) })
     }
 
     /// Lets the machine decide what an input means. Nothing of it may be acted upon before [`commit`](Self::commit).
     pub(super) fn take(&mut self, input: &Input) {
-        let events = self.machine.handle(input, self.clock.now());
+        self.taken = self.clock.now();
+        let events = self.machine.handle(input, self.taken);
         events.iter().for_each(|event| self.figures.note(event));
         self.pending.extend(events);
     }
@@ -125,20 +128,23 @@ impl Session {
         Ok(true)
     }
 
+    /// What the machine wants. It wakes for what has become due since it last decided, be it in the past by now.
+    pub(super) fn wanted(&self) -> Wanted {
+        self.machine.wanted(self.taken)
+    }
+
     pub(super) fn now(&self) -> Millis {
         self.clock.now()
     }
 }
 
 /// The state and the figures that events lead to.
-pub(super) fn fold(run: &RunDir, events: &[Event]) -> (Run, Figures) {
-    let mut machine = Run::new(RunConfig::from(run.job()));
+pub(super) fn fold(run: &RunDir, events: &[Event]) -> Result<(Run, Figures), JournalError> {
     let mut figures = Figures::default();
-    for event in events {
-        machine.apply(event);
-        figures.note(event);
-    }
-    (machine, figures)
+    events.iter().for_each(|event| figures.note(event));
+    let machine = Run::replay(RunConfig::from(run.job()), events);
+    let machine = machine.map_err(|why| JournalError::Impossible { run: run.path().to_owned(), why })?;
+    Ok((machine, figures))
 }
 
 /// Runs evenly whatever happens to the host's clock, and never begins before what an earlier coordinator's clock said.

@@ -246,11 +246,25 @@ async fn a_query_that_cannot_be_planned_ends_the_run_before_any_worker() {
 }
 
 #[tokio::test]
-async fn a_source_that_is_not_there_leaves_a_run_that_can_be_resumed() {
+async fn a_source_that_is_not_there_leaves_no_run_behind() {
+    let fixture = Fixture::new(COMMAND);
+    fs::remove_dir_all(fixture.dir.path().join("source")).unwrap();
+    let (ended, _) = fixture.coordinate(|_| Some(Ok("x")), |_| false).await;
+    assert!(
+        matches!(&ended, Err(CoordinateError::NeverBegan(error)) if matches!(**error, CoordinateError::Stage(_))),
+        "{ended:?}"
+    );
+    assert!(!fixture.run.path().exists());
+}
+
+#[tokio::test]
+async fn a_source_that_is_gone_when_a_run_is_resumed_costs_nothing() {
     let fixture = Fixture::new(COMMAND);
     let (source, aside) = (fixture.dir.path().join("source"), fixture.dir.path().join("aside"));
+    let (ended, _) = fixture.coordinate(|_| None, |progress| matches!(progress, RunProgress::Staging(_))).await;
+    assert!(matches!(ended, Err(CoordinateError::Interrupted)), "{ended:?}");
     fs::rename(&source, &aside).unwrap();
-    let (ended, _) = fixture.coordinate(|_| Some(Ok("x")), |_| false).await;
+    let (ended, _) = fixture.coordinate(|_| None, |_| false).await;
     assert!(matches!(ended, Err(CoordinateError::Stage(_))), "{ended:?}");
     fs::rename(&aside, &source).unwrap();
     let (ended, _) = fixture.coordinate(|_| Some(Ok("x")), |_| false).await;

@@ -137,7 +137,7 @@ impl<'a> Work<'a> {
                 // Who asked may have gone.
                 let _ = noted.send(());
             }
-            let wanted = self.session.machine.wanted();
+            let wanted = self.session.wanted();
             if let Some(state) = wanted.ended {
                 return Ok(state);
             }

@@ -17,20 +17,7 @@ pub fn check(run: &Run) -> Result<(), String> {
 
 /// A task is ready, held, committed or failed, and the counts and indices agree.
 fn no_task_is_lost(run: &Run) -> Result<(), String> {
-    let mut open = vec![0; run.phases.len()];
-    let mut ready = 0;
-    for (id, task) in run.tasks() {
-        match task.state {
-            TaskState::Ready(at) if !run.ready.contains(&(id, at)) => return Err(format!("no_task_is_lost: {id}")),
-            TaskState::Ready(_) => ready += 1,
-            _ => {}
-        }
-        open[id.phase as usize] += u32::from(matches!(task.state, TaskState::Ready(_) | TaskState::Held { .. }));
-    }
-    match open == run.open && ready == run.ready.len() {
-        true => Ok(()),
-        false => Err(format!("no_task_is_lost: {open:?} open, {:?} counted", run.open)),
-    }
+    run.tasks.agree().map_err(|error| format!("no_task_is_lost: {error}"))
 }
 
 /// What a task says of its worker, the worker says of its task.
@@ -52,7 +39,7 @@ fn held_attempts_are_held_once(run: &Run) -> Result<(), String> {
 }
 
 fn no_worker_holds_more_than_it_can(run: &Run) -> Result<(), String> {
-    match run.workers.iter().find(|(_, worker)| worker.held.len() > capacity(worker.slots)) {
+    match run.workers.iter().find(|(_, worker)| worker.held.len() > capacity(worker.slots, true)) {
         Some((id, _)) => Err(format!("no_worker_holds_more_than_it_can: {id}")),
         None => Ok(()),
     }

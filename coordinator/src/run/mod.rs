@@ -9,20 +9,27 @@
 //! it may; a report for a stale attempt, worker or epoch changes nothing.
 
 pub mod invariants;
+mod tasks;
 mod vocabulary;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use forebay_jobs::{
     id::{AttemptId, Epoch, TaskId, WorkerId},
+    plan::MOST_TASKS,
     spec::JobSpec,
-    task::{Failure, OutputFile},
+    task::Failure,
 };
 
+use self::tasks::Tasks;
+pub use self::tasks::{Task, TaskState};
 pub use self::vocabulary::{EndState, Event, Input, Millis, Wanted};
 
 /// A task whose workers are lost so often is what loses them.
 pub const MAX_WORKER_LOSSES: u32 = 8;
+/// With more open tasks a debug build leaves the checking of invariants to the tests.
+#[cfg(debug_assertions)]
+const CHECKED: u32 = 1000;
 /// Beyond its time-out, an attempt whose worker does not end it is given up after this many milliseconds.
 const TIMEOUT_GRACE: u64 = 30_000;
 
@@ -60,44 +67,6 @@ impl From<&JobSpec> for RunConfig {
     }
 }
 
-/// Where a task is.
-#[derive(Clone, Debug, PartialEq)]
-pub enum TaskState {
-    /// To be assigned, not before this time.
-    Ready(Millis),
-    /// On a worker.
-    Held {
-        /// The attempt.
-        attempt: AttemptId,
-        /// Who holds it.
-        worker: WorkerId,
-        /// When it entered a slot.
-        started: Option<Millis>,
-    },
-    /// Done, for ever.
-    Committed {
-        /// The one attempt.
-        attempt: AttemptId,
-        /// What it made.
-        outputs: Vec<OutputFile>,
-    },
-    /// Failed for good.
-    Failed(Failure),
-}
-
-/// A task and its history in numbers.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Task {
-    /// Where it is.
-    pub state: TaskState,
-    /// Attempts so far, those that used up no try too.
-    pub attempts: u32,
-    /// Tries used up.
-    pub failures: u32,
-    /// Workers lost under it.
-    pub losses: u32,
-}
-
 #[derive(Clone, Debug, PartialEq)]
 struct Worker {
     slots: u32,
@@ -110,11 +79,7 @@ pub struct Run {
     config: RunConfig,
     epoch: Epoch,
     snapshot: Option<String>,
-    phases: Vec<Vec<Task>>,
-    /// Tasks that are neither committed nor failed, by phase.
-    open: Vec<u32>,
-    failed: u32,
-    ready: BTreeSet<(TaskId, Millis)>,
+    tasks: Tasks,
     workers: BTreeMap<WorkerId, Worker>,
     cancelled: bool,
     error: Option<String>,
@@ -130,10 +95,7 @@ impl Run {
             config,
             epoch: Epoch(0),
             snapshot: None,
-            phases: Vec::new(),
-            open: Vec::new(),
-            failed: 0,
-            ready: BTreeSet::new(),
+            tasks: Tasks::default(),
             workers: BTreeMap::new(),
             cancelled: false,
             error: None,
@@ -143,6 +105,23 @@ impl Run {
         }
     }
 
+    /// A run as its journal tells it. A journal is untrusted input.
+    ///
+    /// # Errors
+    /// What no run can have come to.
+    pub fn replay<'a>(config: RunConfig, events: impl IntoIterator<Item = &'a Event>) -> Result<Self, String> {
+        let mut run = Self::new(config);
+        for event in events {
+            if let Event::Planned { phases, .. } = event
+                && phases.iter().map(|count| u64::from(*count)).sum::<u64>() > u64::from(MOST_TASKS) * 2
+            {
+                return Err(format!("a plan of {phases:?} tasks"));
+            }
+            run.apply(event);
+        }
+        invariants::check(&run).map(|()| run)
+    }
+
     /// Decides what an input means, and everything that follows from it at this time, and applies it.
     pub fn handle(&mut self, input: &Input, now: Millis) -> Vec<Event> {
         let mut events = self.decide(input, now);
@@ -150,6 +129,10 @@ impl Run {
         while let Some(event) = self.consequence(now) {
             self.apply(&event);
             events.push(event);
+        }
+        #[cfg(debug_assertions)]
+        if self.tasks.open() <= CHECKED {
+            invariants::check(self).expect("the machine keeps its invariants");
         }
         events
     }
@@ -195,7 +178,8 @@ impl Run {
                 let retry_at = Millis(at.0.saturating_add(self.config.backoff_first));
                 one(Event::AttemptReturned { attempt: *attempt, retry_at, lost: false })
             }
-            Input::Cancel if !self.cancelled => one(Event::CancelRequested { at }),
+            // What is being published cannot be called back.
+            Input::Cancel if !self.cancelled && !self.is_complete() => one(Event::CancelRequested { at }),
             Input::Tick => self.overdue(at),
             Input::Published { files, bytes, rows } if self.is_complete() && !self.published => {
                 one(Event::Published { files: *files, bytes: *bytes, rows: *rows, at })
@@ -217,15 +201,26 @@ impl Run {
         if self.published && (self.exported || !self.config.export) {
             return Some(Event::Ended { state: EndState::Succeeded, at: now });
         }
-        let phase = self.phase()?;
-        let tasks = TaskId { phase, index: 0 }..=TaskId { phase, index: u32::MAX };
-        let range = (*tasks.start(), Millis(0))..=(*tasks.end(), Millis(u64::MAX));
-        let (task, _) = self.ready.range(range).find(|(_, at)| *at <= now)?;
-        let free = self.workers.iter().filter(|(_, worker)| worker.held.len() < capacity(worker.slots));
+        let phase = self.tasks.phase()?;
+        let task = self.tasks.next(phase, now)?;
+        let prefetch = self.unheld(phase) > self.due_to_missing_workers();
+        let free = self.workers.iter().filter(|(_, worker)| worker.held.len() < capacity(worker.slots, prefetch));
         let (worker, _) =
             free.min_by_key(|(id, worker)| (worker.held.len() / worker.slots as usize, worker.held.len(), *id))?;
-        let number = self.task(*task)?.attempts + 1;
-        Some(Event::Assigned { attempt: AttemptId { task: *task, number, epoch: self.epoch }, worker: worker.clone() })
+        let number = self.task(task)?.attempts + 1;
+        Some(Event::Assigned { attempt: AttemptId { task, number, epoch: self.epoch }, worker: worker.clone() })
+    }
+
+    /// Open tasks of a phase that no worker holds.
+    fn unheld(&self, phase: u32) -> usize {
+        let held: usize = self.workers.values().map(|worker| worker.held.len()).sum();
+        (self.tasks.open_in(phase) as usize).saturating_sub(held)
+    }
+
+    /// Tasks that workers which have not joined yet could begin at once: who came first leaves them to them.
+    fn due_to_missing_workers(&self) -> usize {
+        let missing = (self.config.workers as usize).saturating_sub(self.workers.len());
+        missing * self.workers.values().map(|worker| worker.slots as usize).max().unwrap_or(1)
     }
 
     /// How the run will end, once nothing is held any more.
@@ -233,7 +228,7 @@ impl Run {
         match (&self.error, self.cancelled) {
             (Some(_), _) => Some(EndState::Failed),
             (None, true) => Some(EndState::Cancelled),
-            (None, false) => (self.failed > self.config.max_failures).then_some(EndState::Failed),
+            (None, false) => (self.tasks.failed() > self.config.max_failures).then_some(EndState::Failed),
         }
     }
 
@@ -285,76 +280,53 @@ impl Run {
         late.map(|(_, attempt)| self.failed(attempt, Failure::TimedOut { seconds: timeout / 1000 }, at)).collect()
     }
 
-    /// Folds an event into the state. Decides nothing.
+    /// Folds an event into the state. Decides nothing, and believes nothing that cannot be: what an event says of a
+    /// task or worker that is not there changes nothing.
     pub fn apply(&mut self, event: &Event) {
         match event {
             Event::Opened { epoch, at } => {
                 self.epoch = *epoch;
-                let held: Vec<_> = self.workers.values().flat_map(|worker| worker.held.iter().copied()).collect();
-                self.workers.clear();
-                held.into_iter().for_each(|attempt| self.ready_again(attempt, *at));
+                let workers: Vec<_> = self.workers.keys().cloned().collect();
+                workers.iter().for_each(|worker| self.remove_worker(worker, *at));
             }
             Event::Planned { snapshot, phases, .. } => {
                 self.snapshot = Some(snapshot.clone());
-                self.open.clone_from(phases);
-                for (phase, count) in (0..).zip(phases) {
-                    let task = Task { state: TaskState::Ready(Millis(0)), attempts: 0, failures: 0, losses: 0 };
-                    self.phases.push(vec![task; *count as usize]);
-                    self.ready.extend((0..*count).map(|index| (TaskId { phase, index }, Millis(0))));
-                }
+                self.tasks = Tasks::new(phases);
+                self.workers.values_mut().for_each(|worker| worker.held.clear());
             }
             Event::WorkerJoined { worker, slots } => {
-                self.workers.insert(worker.clone(), Worker { slots: *slots, held: BTreeSet::new() });
+                self.remove_worker(worker, Millis(0));
+                self.workers.insert(worker.clone(), Worker { slots: (*slots).max(1), held: BTreeSet::new() });
             }
-            Event::WorkerLeft { worker } => {
-                self.workers.remove(worker);
+            Event::WorkerLeft { worker } => self.remove_worker(worker, Millis(0)),
+            Event::Assigned { attempt, worker } if self.workers.contains_key(worker) => {
+                self.tasks.count(attempt.task, |task| task.attempts = attempt.number);
+                self.put(attempt.task, TaskState::Held { attempt: *attempt, worker: worker.clone(), started: None });
             }
-            Event::Assigned { attempt, worker } => {
-                let Some(task) = task_mut(&mut self.phases, attempt.task) else { return };
-                let TaskState::Ready(at) = task.state else { return };
-                self.ready.remove(&(attempt.task, at));
-                task.attempts = attempt.number;
-                task.state = TaskState::Held { attempt: *attempt, worker: worker.clone(), started: None };
-                if let Some(worker) = self.workers.get_mut(worker) {
-                    worker.held.insert(*attempt);
-                }
-            }
+            Event::Assigned { .. } => {}
             Event::Started { attempt, at } => {
-                if let Some(TaskState::Held { started, .. }) =
-                    task_mut(&mut self.phases, attempt.task).map(|task| &mut task.state)
+                let state = self.task(attempt.task).map(|task| &task.state);
+                if let Some(TaskState::Held { attempt: held, worker, .. }) = state
+                    && held == attempt
                 {
-                    *started = Some(*at);
+                    let held = TaskState::Held { attempt: *attempt, worker: worker.clone(), started: Some(*at) };
+                    self.put(attempt.task, held);
                 }
             }
             Event::Committed { attempt, outputs, .. } => {
-                self.release(*attempt);
-                if let Some(task) = task_mut(&mut self.phases, attempt.task) {
-                    task.state = TaskState::Committed { attempt: *attempt, outputs: outputs.clone() };
-                    self.open[attempt.task.phase as usize] -= 1;
-                }
+                self.put(attempt.task, TaskState::Committed { attempt: *attempt, outputs: outputs.clone() });
             }
             Event::AttemptFailed { attempt, failure, retry_at, .. } => {
-                self.release(*attempt);
-                let Some(task) = task_mut(&mut self.phases, attempt.task) else { return };
-                match failure {
-                    Failure::WorkerLost => task.losses += 1,
-                    _ => task.failures += 1,
-                }
-                match retry_at {
-                    Some(at) => self.ready_again(*attempt, *at),
-                    None => {
-                        task.state = TaskState::Failed(failure.clone());
-                        self.open[attempt.task.phase as usize] -= 1;
-                        self.failed += 1;
-                    }
-                }
+                self.tasks.count(attempt.task, |task| match failure {
+                    Failure::WorkerLost => task.losses = task.losses.saturating_add(1),
+                    _ => task.failures = task.failures.saturating_add(1),
+                });
+                let state = retry_at.map_or_else(|| TaskState::Failed(failure.clone()), TaskState::Ready);
+                self.put(attempt.task, state);
             }
             Event::AttemptReturned { attempt, retry_at, lost } => {
-                self.release(*attempt);
-                if let Some(task) = task_mut(&mut self.phases, attempt.task) {
-                    task.losses += u32::from(*lost);
-                }
-                self.ready_again(*attempt, *retry_at);
+                self.tasks.count(attempt.task, |task| task.losses = task.losses.saturating_add(u32::from(*lost)));
+                self.put(attempt.task, TaskState::Ready(*retry_at));
             }
             Event::CancelRequested { .. } => self.cancelled = true,
             Event::Aborted { error, .. } => self.error = Some(error.clone()),
@@ -362,69 +334,73 @@ impl Run {
             Event::Exported { .. } => self.exported = true,
             Event::Ended { state, .. } => self.ended = Some(*state),
         }
-        #[cfg(debug_assertions)]
-        invariants::check(self).expect("the machine keeps its invariants");
     }
 
-    /// Takes an attempt from the worker that holds it.
-    fn release(&mut self, attempt: AttemptId) {
-        if let Some(TaskState::Held { worker, .. }) = self.task(attempt.task).map(|task| task.state.clone())
+    /// Moves a task, unless it is committed, which is for ever. Its workers' lists follow.
+    fn put(&mut self, task: TaskId, state: TaskState) {
+        if self.task(task).is_none_or(|task| matches!(task.state, TaskState::Committed { .. })) {
+            return;
+        }
+        if let TaskState::Held { attempt, worker, .. } = &state
+            && let Some(worker) = self.workers.get_mut(worker)
+        {
+            worker.held.insert(*attempt);
+        }
+        let kept = match &state {
+            TaskState::Held { attempt, .. } => Some(*attempt),
+            _ => None,
+        };
+        if let Some(TaskState::Held { attempt, worker, .. }) = self.tasks.put(task, state)
+            && Some(attempt) != kept
             && let Some(worker) = self.workers.get_mut(&worker)
         {
             worker.held.remove(&attempt);
         }
     }
 
-    fn ready_again(&mut self, attempt: AttemptId, at: Millis) {
-        if let Some(task) = task_mut(&mut self.phases, attempt.task) {
-            task.state = TaskState::Ready(at);
-            self.ready.insert((attempt.task, at));
-        }
+    /// Forgets a worker; what it still held is ready again.
+    fn remove_worker(&mut self, worker: &WorkerId, at: Millis) {
+        let held = self.workers.remove(worker).map(|worker| worker.held).unwrap_or_default();
+        held.into_iter().for_each(|attempt| self.put(attempt.task, TaskState::Ready(at)));
     }
 
-    /// What the world should look like.
-    pub fn wanted(&self) -> Wanted {
+    /// What the world should look like, where `now` is when an input was last handled.
+    pub fn wanted(&self, now: Millis) -> Wanted {
         let stopping = self.stopping().is_some();
         let held = |worker: &Worker| if stopping { Vec::new() } else { worker.held.iter().copied().collect() };
-        let open = self.open.iter().sum::<u32>();
         let running = !stopping && self.ended.is_none();
         Wanted {
             held: self.workers.iter().map(|(id, worker)| (id.clone(), held(worker))).collect(),
-            workers: if running { self.config.workers.min(open) } else { 0 },
+            workers: if running { self.config.workers.min(self.tasks.open()) } else { 0 },
             publish: running && self.is_complete() && !self.published,
             export: running && self.published && self.config.export && !self.exported,
             ended: self.ended,
-            wake_at: if running { self.wake_at() } else { None },
+            wake_at: if running { self.wake_at(now) } else { None },
         }
     }
 
-    fn wake_at(&self) -> Option<Millis> {
-        let retry = self.ready.iter().map(|(_, at)| *at).filter(|at| at.0 > 0).min();
-        let attempts =
-            self.workers.iter().flat_map(|(id, worker)| worker.held.iter().map(move |attempt| (id, *attempt)));
-        let started = attempts.filter_map(|(worker, attempt)| self.holds(worker, attempt).flatten());
-        let limit = |started: Millis| Some(Millis(started.0.saturating_add(self.config.timeout? + TIMEOUT_GRACE + 1)));
-        retry.into_iter().chain(started.filter_map(limit)).min()
-    }
-
-    /// The phase whose tasks can run: the first one with open tasks.
-    fn phase(&self) -> Option<u32> {
-        self.open.iter().position(|open| *open > 0).and_then(|phase| u32::try_from(phase).ok())
+    fn wake_at(&self, now: Millis) -> Option<Millis> {
+        let overdue = self.config.timeout.and_then(|timeout| {
+            let attempts =
+                self.workers.iter().flat_map(|(id, worker)| worker.held.iter().map(move |attempt| (id, *attempt)));
+            let started = attempts.filter_map(|(worker, attempt)| self.holds(worker, attempt).flatten()).min()?;
+            Some(Millis(started.0.saturating_add(timeout).saturating_add(TIMEOUT_GRACE + 1)))
+        });
+        self.tasks.ready_after(now).into_iter().chain(overdue).min()
     }
 
     fn is_complete(&self) -> bool {
-        self.snapshot.is_some() && self.open.iter().all(|open| *open == 0)
+        self.snapshot.is_some() && self.tasks.open() == 0
     }
 
     /// A task, if the plan has it.
     pub fn task(&self, task: TaskId) -> Option<&Task> {
-        self.phases.get(task.phase as usize)?.get(task.index as usize)
+        self.tasks.get(task)
     }
 
     /// All tasks in order.
     pub fn tasks(&self) -> impl Iterator<Item = (TaskId, &Task)> {
-        let phases = (0..).zip(&self.phases);
-        phases.flat_map(|(phase, tasks)| (0..).zip(tasks).map(move |(index, task)| (TaskId { phase, index }, task)))
+        self.tasks.iter()
     }
 
     /// How the run ended, if it has.
@@ -433,13 +409,10 @@ impl Run {
     }
 }
 
-fn task_mut(phases: &mut [Vec<Task>], task: TaskId) -> Option<&mut Task> {
-    phases.get_mut(task.phase as usize)?.get_mut(task.index as usize)
-}
-
-/// A worker holds as many attempts again as it has slots, so that no slot waits for the network.
-fn capacity(slots: u32) -> usize {
-    2 * slots as usize
+/// While there is enough to do, a worker holds as many attempts again as it has slots, so that no slot waits for the
+/// network.
+fn capacity(slots: u32, prefetch: bool) -> usize {
+    slots as usize * if prefetch { 2 } else { 1 }
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ fn planned(config: RunConfig, phases: &[u32]) -> Run {
 }
 
 fn held(run: &Run, by: &WorkerId) -> Vec<AttemptId> {
-    run.wanted().held.get(by).cloned().unwrap_or_default()
+    run.wanted(Millis(0)).held.get(by).cloned().unwrap_or_default()
 }
 
 fn done(worker: &WorkerId, attempt: AttemptId) -> Input {
@@ -53,7 +53,8 @@ fn tasks_spread_over_workers_and_wait_for_the_phase_before() {
     }
     assert_eq!((indices(&run, &a), indices(&run, &b)), (vec![(1, 0)], vec![]));
     run.handle(&done(&a, held(&run, &a)[0]), Millis(3));
-    assert!(run.wanted().publish && run.wanted().workers == 0);
+    let wanted = run.wanted(Millis(3));
+    assert!(wanted.publish && wanted.workers == 0);
     run.handle(&Input::Published { files: 1, bytes: 1, rows: None }, Millis(4));
     assert_eq!(run.ended(), Some(EndState::Succeeded));
 }
@@ -72,7 +73,7 @@ fn a_failure_is_tried_again_after_a_wait_and_the_last_one_ends_the_run() {
         assert!(run.handle(&failed(&a, attempt), Millis(now)).is_empty());
         if failures < 3 {
             assert!(held(&run, &a).is_empty(), "it waits");
-            now = run.wanted().wake_at.unwrap().0;
+            now = run.wanted(Millis(now)).wake_at.unwrap().0;
             assert!((750..=2500).contains(&(now / u64::from(failures))), "{now}");
             run.handle(&Input::Tick, Millis(now));
         }
@@ -137,6 +138,55 @@ fn cancelling_kills_what_is_held_and_then_ends() {
 }
 
 #[test]
+fn what_is_being_published_is_not_cancelled() {
+    let mut run = planned(config(), &[1]);
+    let a = worker(1);
+    run.handle(&Input::Joined { worker: a.clone(), slots: 1 }, Millis(0));
+    run.handle(&done(&a, held(&run, &a)[0]), Millis(1));
+    assert!(run.wanted(Millis(1)).publish);
+    assert!(run.handle(&Input::Cancel, Millis(2)).is_empty());
+    run.handle(&Input::Published { files: 1, bytes: 1, rows: None }, Millis(3));
+    assert_eq!(run.ended(), Some(EndState::Succeeded));
+}
+
+#[test]
+fn the_first_worker_leaves_to_the_next_what_it_could_only_keep_waiting() {
+    let mut run = planned(config(), &[4]);
+    let (a, b) = (worker(1), worker(2));
+    run.handle(&Input::Joined { worker: a.clone(), slots: 2 }, Millis(0));
+    assert_eq!(held(&run, &a).len(), 2);
+    run.handle(&Input::Joined { worker: b.clone(), slots: 2 }, Millis(0));
+    assert_eq!((held(&run, &a).len(), held(&run, &b).len()), (2, 2));
+}
+
+#[test]
+fn a_time_that_has_passed_wakes_nobody() {
+    let mut run = planned(RunConfig { timeout: None, ..config() }, &[2]);
+    let a = worker(1);
+    run.handle(&Input::Joined { worker: a.clone(), slots: 2 }, Millis(0));
+    run.handle(&failed(&a, held(&run, &a)[0]), Millis(0));
+    run.handle(&Input::Left { worker: a }, Millis(0));
+    let at = run.wanted(Millis(0)).wake_at.unwrap();
+    assert_eq!(run.wanted(at).wake_at, None);
+}
+
+#[test]
+fn a_journal_that_cannot_be_is_refused_and_panics_nowhere() {
+    let attempt = |index| AttemptId { task: TaskId { phase: 0, index }, number: 1, epoch: Epoch(1) };
+    let planned = |phases| Event::Planned { snapshot: "s".into(), phases, at: Millis(0) };
+    let committed =
+        |index| Event::Committed { attempt: attempt(index), outputs: vec![], metrics: BTreeMap::new(), at: Millis(0) };
+    assert!(Run::replay(config(), &[planned(vec![u32::MAX, u32::MAX])]).is_err());
+    // Committed before it was planned, twice, and withdrawn.
+    let returned = Event::AttemptReturned { attempt: attempt(0), retry_at: Millis(0), lost: true };
+    let strange = [committed(0), planned(vec![1]), committed(0), committed(0), committed(7), returned];
+    let run = Run::replay(config(), &strange).unwrap();
+    assert!(matches!(run.task(TaskId { phase: 0, index: 0 }).unwrap().state, TaskState::Committed { .. }));
+    let assigned = Event::Assigned { attempt: attempt(0), worker: worker(1) };
+    Run::replay(config(), &[planned(vec![1]), assigned]).unwrap();
+}
+
+#[test]
 fn an_attempt_that_its_worker_does_not_end_is_given_up() {
     let mut run = planned(config(), &[1]);
     let a = worker(1);
@@ -144,7 +194,7 @@ fn an_attempt_that_its_worker_does_not_end_is_given_up() {
     let attempt = held(&run, &a)[0];
     run.handle(&Input::Started { worker: a.clone(), attempt }, Millis(0));
     assert!(run.handle(&Input::Tick, Millis(60_000)).is_empty());
-    run.handle(&Input::Tick, run.wanted().wake_at.unwrap());
+    run.handle(&Input::Tick, run.wanted(Millis(60_000)).wake_at.unwrap());
     assert_eq!(run.task(attempt.task).unwrap().failures, 1);
 }
 
@@ -159,6 +209,8 @@ enum Step {
     GiveBack(usize),
     Stale(usize),
     Wait(u64),
+    Cancel,
+    Publish,
     Restart,
 }
 
@@ -172,7 +224,10 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => any::<usize>().prop_map(Step::GiveBack),
         2 => any::<usize>().prop_map(Step::Stale),
         3 => (0u64..5000).prop_map(Step::Wait),
+        1 => Just(Step::Publish),
         1 => Just(Step::Restart),
+        // Most histories go on to their end.
+        1 => (0u32..10).prop_map(|n| if n == 0 { Step::Cancel } else { Step::Publish }),
     ];
     prop::collection::vec(step, 0..150)
 }
@@ -188,7 +243,7 @@ proptest! {
         journal.extend(run.handle(&Input::Opened { epoch: Epoch(1) }, Millis(0)));
         journal.extend(run.handle(&Input::Planned { snapshot: "s".into(), phases }, Millis(0)));
         let pick = |run: &Run, n: usize| {
-            let all: Vec<_> = run.wanted().held.into_iter().flat_map(|(w, held)| held.into_iter().map(move |a| (w.clone(), a))).collect();
+            let all: Vec<_> = run.wanted(Millis(0)).held.into_iter().flat_map(|(w, held)| held.into_iter().map(move |a| (w.clone(), a))).collect();
             (!all.is_empty()).then(|| all[n % all.len()].clone())
         };
         for step in steps {
@@ -201,22 +256,30 @@ proptest! {
                 Step::GiveBack(n) => pick(&run, n).map(|(worker, attempt)| Input::GivenBack { worker, attempt }),
                 Step::Stale(n) => (!past.is_empty()).then(|| past[n % past.len()].clone()),
                 Step::Wait(millis) => { now += millis; Some(Input::Tick) }
+                Step::Cancel => Some(Input::Cancel),
+                Step::Publish => {
+                    // Only what is wanted is done; it may take until after the next input.
+                    let publish = run.wanted(Millis(now)).publish;
+                    publish.then_some(Input::Published { files: 1, bytes: 1, rows: None })
+                }
                 Step::Restart => {
                     // A new coordinator knows the journal and nothing else.
-                    let mut replayed = Run::new(config.clone());
-                    journal.iter().for_each(|event| replayed.apply(event));
+                    let replayed = Run::replay(config.clone(), &journal).map_err(TestCaseError::fail)?;
                     prop_assert!(replayed == run, "replay gives the live state");
                     epoch += 1;
                     Some(Input::Opened { epoch: Epoch(epoch) })
                 }
             };
             let Some(input) = input else { continue };
+            let publishing = run.wanted(Millis(now)).publish;
             let committed: Vec<_> = run.tasks().filter(|(_, t)| matches!(t.state, TaskState::Committed { .. })).map(|(id, t)| (id, t.clone())).collect();
             journal.extend(run.handle(&input, Millis(now)));
             invariants::check(&run).map_err(TestCaseError::fail)?;
             for (id, task) in committed {
                 prop_assert_eq!(run.task(id), Some(&task), "a commit is never withdrawn");
             }
+            // Nothing but a failure of publishing itself ends a run whose output may appear any moment.
+            prop_assert!(!publishing || run.ended() != Some(EndState::Cancelled), "cancelled while publishing");
             past.push(input);
         }
         // All faults heal: one good worker brings every run to its end.
@@ -227,13 +290,13 @@ proptest! {
         for _ in 0..200 {
             if let Some((worker, attempt)) = pick(&run, 0) {
                 run.handle(&done(&worker, attempt), Millis(now));
-            } else if run.wanted().publish {
+            } else if run.wanted(Millis(now)).publish {
                 run.handle(&Input::Published { files: 0, bytes: 0, rows: None }, Millis(now));
-            } else if let Some(at) = run.wanted().wake_at {
+            } else if let Some(at) = run.wanted(Millis(now)).wake_at {
                 now = now.max(at.0);
                 run.handle(&Input::Tick, Millis(now));
             }
         }
-        prop_assert!(run.ended().is_some(), "{:?}", run.wanted());
+        prop_assert!(run.ended().is_some(), "{:?}", run.wanted(Millis(now)));
     }
 }

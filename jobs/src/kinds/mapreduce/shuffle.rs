@@ -1,10 +1,17 @@
 //! Between map and reduce: keys and values in Arrow IPC streams, one a partition, ordered by key.
 
-use std::{cmp::Reverse, collections::BinaryHeap, fs::File, io::BufReader, sync::Arc};
+use std::{
+    cmp::Reverse,
+    collections::BinaryHeap,
+    fs::{self, File},
+    io::{BufReader, BufWriter, Write},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use arrow::{
-    array::{Array, BinaryArray, RecordBatch},
-    datatypes::{DataType, Field, Schema},
+    array::{Array, ArrayBuilder, ArrayRef, BinaryArray, BinaryBuilder, RecordBatch},
+    datatypes::{DataType, Field, Schema, SchemaRef},
     error::ArrowError,
     ipc::{reader::StreamReader, writer::StreamWriter},
 };
@@ -15,7 +22,12 @@ use crate::{
     task::OutputFile,
 };
 
+/// A batch holds so many pairs at most, and hardly more than so many bytes.
 const ROWS: usize = 16 << 10;
+const BATCH_BYTES: usize = 1 << 20;
+/// Files that are read at once. Each costs a descriptor, a buffer and a batch, in every slot.
+const FAN_IN: usize = 128;
+const BUFFER: usize = 64 << 10;
 
 /// The partition of a key: FNV-1a, 64 bits. It must never change, or reused outputs would disagree.
 pub(super) fn partition(key: &[u8], partitions: u32) -> u32 {
@@ -54,33 +66,106 @@ where
     V: AsRef<[u8]>,
 {
     let path = ctx.out_dir.join(format!("shuffle-{partition:05}.arrows"));
-    let failed = |error| match error {
-        ArrowError::IoError(_, source) => VolumeError::io("write", &path, source).into(),
-        source => TaskError::Table { what: path.display().to_string(), source },
-    };
-    let field = |name| Field::new(name, DataType::Binary, false);
-    let schema = Arc::new(Schema::new(vec![field("key"), field("value")]));
-    let mut writer = StreamWriter::try_new_buffered(NewFile::create(&path)?, &schema).map_err(failed)?;
-    for chunk in pairs.chunks(ROWS) {
-        let keys = BinaryArray::from_iter_values(chunk.iter().map(|pair| &pair.0));
-        let values = BinaryArray::from_iter_values(chunk.iter().map(|pair| &pair.1));
-        let batch = RecordBatch::try_new(Arc::clone(&schema), vec![Arc::new(keys), Arc::new(values)]);
-        writer.write(&batch.map_err(failed)?).map_err(failed)?;
+    let mut writer = Writer::new(&path, NewFile::create(&path)?)?;
+    for (key, value) in pairs {
+        writer.push(key.as_ref(), value.as_ref())?;
     }
-    writer.finish().map_err(failed)?;
-    let buffered = writer.into_inner().map_err(failed)?;
-    let file = buffered.into_inner().map_err(|error| VolumeError::io("write", &path, error.into_error()))?;
-    let (size, checksum) = file.finish()?;
+    let (size, checksum) = writer.finish()?.finish()?;
     Ok(Written { path, publish_as: None, partition: Some(partition), size, checksum, rows: Some(pairs.len() as u64) })
 }
 
+/// Writes pairs in the order in which they come.
+struct Writer<'a, W: Write> {
+    path: &'a Path,
+    schema: SchemaRef,
+    stream: StreamWriter<BufWriter<W>>,
+    keys: BinaryBuilder,
+    values: BinaryBuilder,
+}
+
+impl<'a, W: Write> Writer<'a, W> {
+    fn new(path: &'a Path, file: W) -> Result<Self, TaskError> {
+        let field = |name| Field::new(name, DataType::Binary, false);
+        let schema = Arc::new(Schema::new(vec![field("key"), field("value")]));
+        let stream = StreamWriter::try_new_buffered(file, &schema).map_err(|error| failed(path, error))?;
+        Ok(Self { path, schema, stream, keys: BinaryBuilder::new(), values: BinaryBuilder::new() })
+    }
+
+    fn push(&mut self, key: &[u8], value: &[u8]) -> Result<(), TaskError> {
+        self.keys.append_value(key);
+        self.values.append_value(value);
+        let held = self.keys.values_slice().len() + self.values.values_slice().len();
+        if self.keys.len() == ROWS || held >= BATCH_BYTES { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> Result<(), TaskError> {
+        let columns: Vec<ArrayRef> = vec![Arc::new(self.keys.finish()), Arc::new(self.values.finish())];
+        let batch = RecordBatch::try_new(Arc::clone(&self.schema), columns);
+        batch.and_then(|batch| self.stream.write(&batch)).map_err(|error| failed(self.path, error))
+    }
+
+    /// The file, with everything written to it.
+    fn finish(mut self) -> Result<W, TaskError> {
+        if !self.keys.is_empty() {
+            self.flush()?;
+        }
+        self.stream.finish().map_err(|error| failed(self.path, error))?;
+        let buffered = self.stream.into_inner().map_err(|error| failed(self.path, error))?;
+        let written = buffered.into_inner();
+        Ok(written.map_err(|error| VolumeError::io("write", self.path, error.into_error()))?)
+    }
+}
+
+fn failed(path: &Path, error: ArrowError) -> TaskError {
+    match error {
+        ArrowError::IoError(_, source) => VolumeError::io("write", path, source).into(),
+        source => TaskError::Table { what: path.display().to_string(), source },
+    }
+}
+
 /// Calls `take` with every pair of a partition, ordered by key, then by map task, then as the task wrote them.
+///
+/// However many files there are, few are open at once: neighbours are merged into one, until few are left.
 pub(super) fn merge(
     ctx: &TaskContext<'_>,
     files: &[OutputFile],
+    take: impl FnMut(&[u8], &[u8]) -> Result<(), TaskError>,
+) -> Result<(), TaskError> {
+    let files = files.iter().map(|file| ctx.volume.resolve(&file.path)).collect::<Result<Vec<_>, _>>()?;
+    let merged = narrow(ctx, &files)?;
+    merge_open(ctx, merged.as_deref().unwrap_or(&files), take)
+}
+
+/// Merges neighbours in the scratch directory until as few are left as may be open; none if they are already.
+fn narrow(ctx: &TaskContext<'_>, files: &[PathBuf]) -> Result<Option<Vec<PathBuf>>, TaskError> {
+    let mut merged: Option<Vec<PathBuf>> = None;
+    for pass in 0.. {
+        let from = merged.as_deref().unwrap_or(files);
+        if from.len() <= FAN_IN {
+            break;
+        }
+        let mut to = Vec::new();
+        for (group, files) in from.chunks(FAN_IN).enumerate() {
+            let path = ctx.scratch_dir.join(format!("merge-{pass}-{group}.arrows"));
+            let file = File::create(&path).map_err(|source| TaskError::Io { path: path.clone(), source })?;
+            let mut writer = Writer::new(&path, file)?;
+            merge_open(ctx, files, |key, value| writer.push(key, value))?;
+            writer.finish()?;
+            to.push(path);
+        }
+        for done in merged.replace(to).into_iter().flatten() {
+            fs::remove_file(&done).map_err(|source| TaskError::Io { path: done.clone(), source })?;
+        }
+    }
+    Ok(merged)
+}
+
+fn merge_open(
+    ctx: &TaskContext<'_>,
+    files: &[PathBuf],
     mut take: impl FnMut(&[u8], &[u8]) -> Result<(), TaskError>,
 ) -> Result<(), TaskError> {
-    let mut cursors = files.iter().map(|file| Cursor::open(ctx, file)).collect::<Result<Vec<_>, _>>()?;
+    let mut cursors = files.iter().map(|path| Cursor::open(path)).collect::<Result<Vec<_>, _>>()?;
     let mut heads = BinaryHeap::new();
     for (index, cursor) in cursors.iter_mut().enumerate() {
         heads.extend(cursor.next_key()?.map(|key| Reverse((key, index))));
@@ -107,16 +192,16 @@ struct Cursor {
 }
 
 impl Cursor {
-    fn open(ctx: &TaskContext<'_>, file: &OutputFile) -> Result<Self, TaskError> {
-        let path = ctx.volume.resolve(&file.path)?;
-        let opened = File::open(&path).map_err(|source| TaskError::Io { path: path.clone(), source })?;
-        let reader = StreamReader::try_new(BufReader::with_capacity(1 << 20, opened), None);
-        let reader = reader.map_err(|source| TaskError::Table { what: file.path.clone(), source })?;
+    fn open(path: &Path) -> Result<Self, TaskError> {
+        let name = path.display().to_string();
+        let opened = File::open(path).map_err(|source| TaskError::Io { path: path.to_owned(), source })?;
+        let reader = StreamReader::try_new(BufReader::with_capacity(BUFFER, opened), None);
+        let reader = reader.map_err(|source| TaskError::Table { what: name.clone(), source })?;
         let typed = reader.schema().fields().iter().all(|field| *field.data_type() == DataType::Binary);
         if !typed || reader.schema().fields().len() != 2 {
-            return Err(TaskError::BadInput(format!("`{}` holds no keys and values", file.path)));
+            return Err(TaskError::BadInput(format!("`{name}` holds no keys and values")));
         }
-        Ok(Self { name: file.path.clone(), reader, batch: None, next: 0 })
+        Ok(Self { name, reader, batch: None, next: 0 })
     }
 
     fn next_key(&mut self) -> Result<Option<Vec<u8>>, TaskError> {

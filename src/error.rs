@@ -85,6 +85,8 @@ impl CliError {
             CoordinateError::Stage(error) => error.into(),
             CoordinateError::Volume(error) => error.into(),
             CoordinateError::RunDir(error) => error.into(),
+            error @ CoordinateError::NoPlan(_) => Self::caused(Exit::Usage, &error)
+                .help("correct the job file; the dataset is staged, the run is not there"),
             error => Self::caused(Exit::OutOfReach, &error),
         }
     }

@@ -98,6 +98,11 @@ impl S3Server {
         format!("http://{}", self.address)
     }
 
+    /// Makes a bucket, if it is not there.
+    pub fn make_bucket(&self, bucket: &str) {
+        self.store.lock().buckets.entry(bucket.to_owned()).or_default();
+    }
+
     /// Puts an object, making its bucket if need be.
     pub fn put(&self, bucket: &str, key: &str, bytes: impl Into<Bytes>) {
         self.store

@@ -58,6 +58,7 @@ use crate::{
     server::{Server, ServerConfig, ServerError},
 };
 
+/// Of the coordinator that a run began with.
 const FIRST: Epoch = Epoch(1);
 /// Messages of workers that wait for the loop; more make the workers wait.
 const INBOX: usize = 4096;
@@ -80,6 +81,9 @@ pub enum CoordinateError {
     /// The run's first coordinator failed before there was a plan. Nothing of the run is left.
     #[error("the run never began")]
     NeverBegan(#[source] Box<CoordinateError>),
+    /// The job can never run over what is staged: a table without objects, a column that is not there.
+    #[error("{0}")]
+    NoPlan(String),
     /// The lease could not be taken or given back.
     #[error(transparent)]
     Lease(#[from] LeaseError),

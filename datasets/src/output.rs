@@ -132,13 +132,12 @@ pub fn publish(
         // A crash before the rename; what was linked is linked anew.
         fs::remove_dir_all(publish).map_err(|error| VolumeError::io("clear", publish, error))?;
     }
-    fs::create_dir_all(publish).map_err(|error| VolumeError::io("create", publish, error))?;
+    // Whoever took the run over may have taken away the place where it is.
+    volume::create_dir(publish)?;
     let mut objects = Vec::with_capacity(files.len());
     for file in files {
-        let target = publish.join(&file.name);
-        let parent = target.parent().unwrap_or(publish);
-        fs::create_dir_all(parent).map_err(|error| VolumeError::io("create", parent, error))?;
-        volume::link_or_copy(&file.path, &target)?;
+        volume::create_dirs_below(publish, Path::new(&file.name))?;
+        volume::link_or_copy(&file.path, &publish.join(&file.name))?;
         objects.push(Object {
             key: file.name.clone(),
             path: file.name.clone(),

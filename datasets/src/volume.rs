@@ -14,7 +14,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-pub use self::durable::{NewFile, create_dirs, link_or_copy, publish_dir, replace, sync_dir, sync_tree, write_new};
+pub use self::durable::{
+    NewFile, create_dir, create_dirs, create_dirs_below, link_or_copy, publish_dir, replace, sync_dir, sync_tree,
+    write_new,
+};
 
 /// The version of the volume's format.
 pub const FORMAT: u32 = 1;

@@ -78,7 +78,7 @@ pub enum Outcome {
 #[serde(rename_all = "kebab-case")]
 pub enum Failure {
     /// A program ended with a code other than 0 and 75.
-    #[error("its program ended with exit code {code}")]
+    #[error("its program ended with exit code {code}{}", last_words(stderr))]
     ExitCode {
         /// The code.
         code: i32,
@@ -86,7 +86,7 @@ pub enum Failure {
         stderr: String,
     },
     /// A signal ended the program.
-    #[error("signal {signal} ended its program")]
+    #[error("signal {signal} ended its program{}", last_words(stderr))]
     Signal {
         /// The signal's number.
         signal: i32,
@@ -119,4 +119,24 @@ pub enum Failure {
     /// The run was cancelled.
     #[error("the run was cancelled")]
     Cancelled,
+}
+
+/// The last line that a program printed to its standard error, with a colon before it.
+fn last_words(stderr: &str) -> String {
+    match stderr.lines().rev().map(str::trim).find(|line| !line.is_empty()) {
+        Some(line) => format!(": {}", line.chars().filter(|c| !c.is_control()).take(200).collect::<String>()),
+        None => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_program_is_quoted() {
+        let failure = |stderr: &str| Failure::ExitCode { code: 1, stderr: stderr.to_owned() }.to_string();
+        assert_eq!(failure("a\n\u{1b}[1mno such file\n\n"), "its program ended with exit code 1: [1mno such file");
+        assert_eq!(failure(" \n"), "its program ended with exit code 1");
+    }
 }

@@ -3,14 +3,18 @@
 #![allow(clippy::unwrap_used, reason = "clippy knows tests only by their attribute")]
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod processes;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use forebay::s3_server::{ACCESS_KEY, S3Server, SECRET_KEY};
 use tempfile::TempDir;
+
+use self::processes::Running;
 
 pub struct Cluster {
     pub s3: S3Server,
@@ -46,6 +50,23 @@ impl Cluster {
         terminal
     }
 
+    pub fn volume(&self) -> &Path {
+        self.volume.path()
+    }
+
+    /// The directory of a run.
+    pub fn run_dir(&self, run: &str) -> PathBuf {
+        self.volume.path().join("runs").join(run)
+    }
+
+    /// Puts every file below a directory into a bucket.
+    pub fn put_tree(&self, bucket: &str, root: &Path) {
+        for path in files(root) {
+            let key = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+            self.s3.put(bucket, &key, std::fs::read(&path).unwrap());
+        }
+    }
+
     /// The directory of a dataset's latest snapshot.
     pub fn data(&self, name: &str) -> PathBuf {
         let dataset = self.volume.path().join("datasets").join(name);
@@ -69,13 +90,14 @@ impl Cluster {
         path.display().to_string()
     }
 
-    fn terminal(&self) -> Terminal {
+    pub fn terminal(&self) -> Terminal {
         let env = [
             ("AWS_ACCESS_KEY_ID", ACCESS_KEY.to_owned()),
             ("AWS_SECRET_ACCESS_KEY", SECRET_KEY.to_owned()),
             ("AWS_REGION", "us-east-1".to_owned()),
             ("AWS_ENDPOINT_URL_S3", self.s3.endpoint()),
             ("HOME", self.volume.path().display().to_string()),
+            ("PATH", std::env::var("PATH").unwrap()),
         ];
         Terminal { volume: self.volume.path().to_owned(), env: env.into() }
     }
@@ -83,9 +105,36 @@ impl Cluster {
 
 impl Terminal {
     pub fn forebay<const N: usize>(&self, args: [&str; N]) -> Outcome {
+        let output = self.command().args(args).output().unwrap();
+        Outcome::of(output)
+    }
+
+    /// Starts it and goes on.
+    pub fn start<const N: usize>(&self, args: [&str; N]) -> Running {
+        let mut command = self.command();
+        Running::new(command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))
+    }
+
+    /// The binary on this volume, in this environment.
+    pub fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_forebay"));
-        command.env_clear().envs(&self.env).arg("--volume").arg(&self.volume).args(args);
-        let output = command.output().unwrap();
+        command.env_clear().envs(&self.env).arg("--volume").arg(&self.volume);
+        command
+    }
+
+    pub fn on_volume(mut self, volume: &Path) -> Self {
+        self.volume = volume.to_owned();
+        self
+    }
+
+    pub fn without_env(mut self, name: &str) -> Self {
+        self.env.remove(name);
+        self
+    }
+}
+
+impl Outcome {
+    pub fn of(output: std::process::Output) -> Self {
         let text = |bytes| String::from_utf8(bytes).unwrap();
         Outcome { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
     }
@@ -104,5 +153,35 @@ impl Outcome {
     pub fn json(self, code: i32) -> serde_json::Value {
         let outcome = self.code(code);
         serde_json::from_str(&outcome.stdout).unwrap_or_else(|error| panic!("{error}: {outcome:#?}"))
+    }
+}
+
+/// Every file below a directory, in order.
+pub fn files(root: &Path) -> Vec<PathBuf> {
+    let (mut found, mut pending) = (Vec::new(), vec![root.to_owned()]);
+    while let Some(dir) = pending.pop() {
+        for entry in std::fs::read_dir(&dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { pending.push(path) } else { found.push(path) }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// What a run published: the files of its output by name, without the manifest and the marker.
+pub fn published(output: &Path) -> BTreeMap<String, Vec<u8>> {
+    let name = |path: &Path| path.strip_prefix(output).unwrap().to_str().unwrap().to_owned();
+    let data = files(output).into_iter().filter(|path| !name(path).starts_with('_'));
+    data.map(|path| (name(&path), std::fs::read(&path).unwrap())).collect()
+}
+
+/// Waits until something holds.
+#[track_caller]
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let begun = std::time::Instant::now();
+    while !holds() {
+        assert!(begun.elapsed().as_secs() < 60, "in vain: {what}");
+        std::thread::sleep(std::time::Duration::from_millis(10));
     }
 }

@@ -8,7 +8,7 @@ mod program;
 
 use std::{
     error::Error,
-    fs, io,
+    io,
     os::unix::process::ExitStatusExt,
     path::PathBuf,
     process::ExitStatus,
@@ -209,10 +209,10 @@ impl Attempt {
         }
     }
 
-    /// Makes its directories.
+    /// Makes its directories. A run that has ended without this worker's knowledge has no place for them any more.
     fn prepare(&self) -> Result<(), ExecuteError> {
-        for dir in [&self.out_dir, &self.scratch_dir] {
-            fs::create_dir_all(dir).map_err(|error| VolumeError::io("create", dir, error))?;
+        for dir in [&self.dir, &self.out_dir, &self.scratch_dir] {
+            volume::create_dir(dir)?;
         }
         Ok(())
     }

@@ -237,8 +237,19 @@ async fn a_run_without_coordinator_is_cancelled_on_the_spot() {
 }
 
 #[tokio::test]
-async fn a_query_that_cannot_be_planned_ends_the_run_before_any_worker() {
+async fn a_query_that_cannot_be_planned_leaves_no_run_behind() {
     let fixture = Fixture::new("[sql]\nquery = 'SELECT nothing FROM data'\n");
+    let (ended, attempts) = fixture.coordinate(|_| None, |_| false).await;
+    let Err(CoordinateError::NeverBegan(error)) = ended else { panic!("{ended:?}") };
+    assert!(matches!(&*error, CoordinateError::NoPlan(error) if error.contains("nothing")), "{error}");
+    assert!(attempts.is_empty() && !fixture.run.path().exists());
+}
+
+#[tokio::test]
+async fn a_resumed_run_that_cannot_be_planned_has_failed() {
+    let fixture = Fixture::new("[sql]\nquery = 'SELECT nothing FROM data'\n");
+    let (ended, _) = fixture.coordinate(|_| None, |progress| matches!(progress, RunProgress::Staging(_))).await;
+    assert!(matches!(ended, Err(CoordinateError::Interrupted)), "{ended:?}");
     let (ended, attempts) = fixture.coordinate(|_| None, |_| false).await;
     let result = ended.unwrap();
     assert_eq!((result.state, result.failure, attempts.len()), (EndState::Failed, Some(FailureKind::Plan), 0));

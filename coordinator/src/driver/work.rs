@@ -24,7 +24,7 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
-    CoordinateError, RunProgress, Tell,
+    CoordinateError, FIRST, RunProgress, Tell,
     prepare::{self, Prepared},
     session::Session,
     workers::Workers,
@@ -268,6 +268,7 @@ impl<'a> Work<'a> {
                     self.plan = Some(plan);
                     self.session.take(&Input::Planned { snapshot, phases });
                 }
+                Prepared::Never(error) if self.epoch == FIRST => return Err(CoordinateError::NoPlan(error)),
                 Prepared::Never(error) => self.session.take(&Input::PlanFailed { error }),
             },
             Finished::Checked { worker, stream, input } => {

@@ -25,6 +25,26 @@ pub fn create_dirs(path: &Path) -> Result<(), VolumeError> {
     }
 }
 
+/// Makes a directory in one that is there; what has been taken away is not made anew. That the directory is there
+/// already is no error: so answers a file server whose first reply was lost.
+pub fn create_dir(path: &Path) -> Result<(), VolumeError> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) => Err(VolumeError::io("create", path, error)),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Makes the directories that lead to a name below a directory that is there.
+pub fn create_dirs_below(dir: &Path, name: &Path) -> Result<(), VolumeError> {
+    let mut path = dir.to_owned();
+    for part in name.parent().into_iter().flat_map(Path::components) {
+        path.push(part);
+        create_dir(&path)?;
+    }
+    Ok(())
+}
+
 /// Writes a new file whole: temporary name, sync, link. Never overwrites.
 pub fn write_new(path: &Path, bytes: &[u8]) -> Result<(), VolumeError> {
     let mut file = NewFile::create(path)?;

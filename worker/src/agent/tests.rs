@@ -85,7 +85,9 @@ impl Fixture {
         let dir = tempfile::tempdir().unwrap();
         let volume = Volume::open_or_create(&dir.path().join("volume")).unwrap();
         let run_dir = volume.run_dir("r");
-        fs::create_dir_all(run_dir.join("files")).unwrap();
+        for dir in ["files", "attempts", "checkpoints", "logs"] {
+            fs::create_dir_all(run_dir.join(dir)).unwrap();
+        }
         fs::create_dir_all(run_dir.join("epochs/1")).unwrap();
         fs::write(run_dir.join("files/tool.sh"), "#!/bin/sh\necho shipped \"$@\"\n").unwrap();
         make_executable(&run_dir.join("files/tool.sh"));

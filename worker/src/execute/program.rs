@@ -8,7 +8,10 @@ use std::{
     sync::Arc,
 };
 
-use forebay_datasets::{snapshot::SnapshotId, volume::VolumeError};
+use forebay_datasets::{
+    snapshot::SnapshotId,
+    volume::{self, VolumeError},
+};
 use forebay_jobs::{
     kinds::{
         TaskOutput,
@@ -106,7 +109,7 @@ async fn command(
         let work_dir = attempt.scratch_dir.join("work");
         let checkpoint_dir = run_dir.join("checkpoints").join(attempt.id.task.to_string());
         for dir in [&work_dir, &checkpoint_dir] {
-            fs::create_dir_all(dir).map_err(|error| VolumeError::io("create", dir, error))?;
+            volume::create_dir(dir)?;
         }
         for name in names {
             ship(&run_dir.join("files"), &work_dir, name)?;
@@ -140,9 +143,8 @@ fn ship(from: &Path, to: &Path, name: String) -> Result<(), ExecuteError> {
     if name.is_empty() || !Path::new(&name).components().all(|part| matches!(part, Component::Normal(_))) {
         return Err(ExecuteError::BadName(name));
     }
+    volume::create_dirs_below(to, Path::new(&name))?;
     let (from, to) = (from.join(&name), to.join(&name));
-    let parent = to.parent().unwrap_or(&to);
-    fs::create_dir_all(parent).map_err(|error| VolumeError::io("create", parent, error))?;
     let size = fs::metadata(&from).map_err(|error| VolumeError::io("open", &from, error))?.len();
     if size > COPIED && fs::hard_link(&from, &to).is_ok() {
         return Ok(());

@@ -18,7 +18,10 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use forebay_datasets::{checksum::Hasher, volume::VolumeError};
+use forebay_datasets::{
+    checksum::Hasher,
+    volume::{self, VolumeError},
+};
 use forebay_jobs::id::{AttemptId, WorkerId};
 
 pub use read::{Content, Entry, LogError, Reader, read};
@@ -93,7 +96,7 @@ struct Files {
 impl Logs {
     /// Creates a worker's log. A worker of the same name may have been there before; its log stays.
     pub(crate) fn create(logs_dir: &Path, worker: &WorkerId) -> Result<Arc<Self>, VolumeError> {
-        fs::create_dir_all(logs_dir).map_err(|error| VolumeError::io("create", logs_dir, error))?;
+        volume::create_dir(logs_dir)?;
         // `~` is in no worker's name.
         let names = std::iter::once(worker.to_string()).chain((2_u32..).map(|turn| format!("{worker}~{turn}")));
         let mut last = None;

@@ -45,10 +45,10 @@ pub(super) fn output(raw: RawOutput, base: &Path, dataset: &DatasetSpec) -> Resu
     };
     let to = raw.to.as_ref().map(|to| url(to, base).map(|url| (url.to_string(), to))).transpose()?;
     if let Some((url, to)) = &to
-        && *url == dataset.source
+        && is_taken(dataset, url)
     {
         let error = SpecError::at(to, "the output would be copied into its own source");
-        return Err(error.help("the next run would read it as data: name another place"));
+        return Err(error.help("the next run would read it as data: name another place, or exclude this one"));
     }
     Ok(OutputSpec {
         format,
@@ -60,6 +60,19 @@ pub(super) fn output(raw: RawOutput, base: &Path, dataset: &DatasetSpec) -> Resu
             ..S3Spec::default()
         },
     })
+}
+
+/// Whether files that are copied there would be part of the dataset.
+fn is_taken(dataset: &DatasetSpec, to: &str) -> bool {
+    let folder = |url: &str| format!("{}/", url.trim_end_matches('/'));
+    let Some(below) = folder(to).strip_prefix(&folder(&dataset.source)).map(str::to_owned) else { return false };
+    let matches = |list: &[String], key: &str| source::globs(list).is_ok_and(|globs| globs.is_match(key));
+    let names =
+        ["_SUCCESS", "_manifest.parquet", "part-00000.parquet", "part-00000.csv", "part-00000.ndjson", "task-00000/x"];
+    names
+        .iter()
+        .map(|name| format!("{below}{name}"))
+        .any(|key| (dataset.include.is_empty() || matches(&dataset.include, &key)) && !matches(&dataset.exclude, &key))
 }
 
 fn url(text: &Spanned<String>, base: &Path) -> Result<SourceUrl, SpecError> {

@@ -1,0 +1,11 @@
+//! Whole runs: the built binary with real workers, over a real S3 server.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod crashes;
+mod errors;
+mod life;
+mod programs;
+mod queries;
+mod words;

@@ -1,0 +1,57 @@
+//! SQL over the flights of 2013, staged from S3: what DuckDB answers, forebay answers.
+
+use std::{fs, path::Path};
+
+use crate::support::{Cluster, published};
+
+const TABLES: &str =
+    r#"tables = { flights = "flights/*.parquet", weather = "weather.csv", airlines = "airlines.csv" }"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_flights_of_2013_give_the_rows_that_duckdb_gives() {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/nycflights13");
+    let cluster = Cluster::start().await;
+    for part in ["flights", "airlines.csv", "weather.csv"] {
+        let path = data.join(part);
+        match path.is_dir() {
+            true => crate::support::files(&path).iter().for_each(|file| {
+                let key = format!("2013/flights/{}", file.file_name().unwrap().to_str().unwrap());
+                cluster.s3.put("acme", &key, fs::read(file).unwrap());
+            }),
+            false => cluster.s3.put("acme", &format!("2013/{part}"), fs::read(path).unwrap()),
+        }
+    }
+    let names = ["busiest_routes", "delay_by_carrier", "delay_by_weather", "monthly", "top_tailnums"];
+    for (index, name) in names.into_iter().enumerate() {
+        let query = fs::read_to_string(data.join("expected").join(format!("{name}.sql"))).unwrap();
+        let job = format!(
+            "name = '{name}'\n[dataset]\nsource = 's3://acme/2013/'\n[sql]\nquery = \"\"\"{query}\"\"\"\n{TABLES}\n\
+             [output]\nformat = 'csv'\n"
+        );
+        let result = cluster.forebay(["run", &cluster.file("job.toml", &job), "--json"]).json(0);
+        let fetched = if index == 0 { 14 } else { 0 };
+        assert_eq!(result["staged"]["fetched_objects"], fetched, "staged once, by the first query");
+        let output = published(Path::new(result["output"]["path"].as_str().unwrap()));
+        let (_, given) = output.into_iter().next().unwrap();
+        let expected = fs::read_to_string(data.join("expected").join(format!("{name}.csv"))).unwrap();
+        let rows = same_rows(&String::from_utf8(given).unwrap(), &expected);
+        assert_eq!(result["output"]["rows"], rows, "{name}");
+    }
+}
+
+/// Asserts that two CSV texts without quoted fields are the same, numbers to 1e-9 of their size. Gives the rows.
+#[track_caller]
+fn same_rows(given: &str, expected: &str) -> usize {
+    assert_eq!(given.lines().count(), expected.lines().count(), "{given}");
+    for (given, expected) in given.lines().zip(expected.lines()) {
+        assert_eq!(given.split(',').count(), expected.split(',').count(), "{given} and {expected}");
+        for (given, expected) in given.split(',').zip(expected.split(',')) {
+            let close = match (given.parse::<f64>(), expected.parse::<f64>()) {
+                (Ok(given), Ok(expected)) => (given - expected).abs() <= 1e-9 * expected.abs(),
+                _ => given == expected,
+            };
+            assert!(close, "{given} and {expected}");
+        }
+    }
+    given.lines().count() - 1
+}

@@ -10,28 +10,34 @@ use rustix::process::Pid;
 use serde_json::Value;
 
 use crate::support::{
-    Cluster, Terminal, eventually,
+    Cluster, eventually,
     processes::{Running, kill},
     published,
 };
 
 const MOMENTS: u32 = 20;
-const TASKS: usize = 24;
+const FILES: u64 = 24;
 const WORKERS: usize = 3;
-const SLOTS: usize = 2;
+const SLOTS: u64 = 2;
 
 struct Fixture {
     cluster: Cluster,
-    /// Of an undisturbed run.
-    expected: BTreeMap<String, Vec<u8>>,
-    took: Duration,
+    jobs: [Job; 2],
     random: fastrand::Rng,
+}
+
+/// A job, and an undisturbed run of it.
+struct Job {
+    file: String,
+    tasks: u64,
+    output: BTreeMap<String, Vec<u8>>,
+    took: Duration,
 }
 
 impl Fixture {
     async fn new() -> Self {
         let cluster = Cluster::start().await;
-        for n in 0..TASKS {
+        for n in 0..FILES {
             let lines: Vec<_> = (0..200).map(|line| format!("{} {}", line * n % 7, line % 13)).collect();
             cluster.s3.put("data", &format!("{n:02}.txt"), lines.join("\n"));
         }
@@ -45,36 +51,39 @@ impl Fixture {
              : > {}/$FOREBAY_RUN_ID.$FOREBAY_TASK_INDEX.$FOREBAY_ATTEMPT.$$",
             done.display()
         );
-        cluster.file("command.toml", &format!("{head}[command]\nshell = \"\"\"{program}\"\"\"\n{tail}"));
+        let command = format!("{head}[command]\nshell = \"\"\"{program}\"\"\"\n{tail}");
+        let phases = format!(
+            "{head}[mapreduce]\nmap = ['sh', '-c', \"sleep 0.02; tr ' ' '\\\\n'\"]\nreduce = ['uniq', '-c']\n\
+             partitions = 6\n[split]\nby = 'file'\n{tail}"
+        );
         let seed = std::env::var("FOREBAY_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
         let seed = seed.unwrap_or_else(|| fastrand::u64(..));
         println!("FOREBAY_TEST_SEED={seed}");
-        let random = fastrand::Rng::with_seed(seed);
-        let mut fixture = Self { cluster, expected: BTreeMap::new(), took: Duration::ZERO, random };
-        let begun = Instant::now();
-        fixture.start("undisturbed").outcome().code(0);
-        fixture.took = begun.elapsed();
-        fixture.expected = fixture.output("undisturbed");
-        assert_eq!(fixture.expected.len(), TASKS);
-        fixture
+        let undisturbed = |name: &str, text: &str| {
+            let file = cluster.file(&format!("{name}.toml"), text);
+            let begun = Instant::now();
+            let result = cluster.forebay(["run", &file, "--id", name, "--json"]).json(0);
+            let (took, tasks) = (begun.elapsed(), result["tasks"]["total"].as_u64().unwrap());
+            Job { file, tasks, output: published(&cluster.run_dir(name).join("output")), took }
+        };
+        let jobs = [undisturbed("command", &command), undisturbed("phases", &phases)];
+        assert_eq!((jobs[0].tasks, jobs[0].output.len(), jobs[1].tasks), (FILES, FILES as usize, FILES + 6));
+        Self { cluster, jobs, random: fastrand::Rng::with_seed(seed) }
     }
 
-    fn terminal(&self) -> Terminal {
-        self.cluster.terminal()
+    /// Which job a moment strikes.
+    fn job(&self, moment: u32) -> &Job {
+        &self.jobs[moment as usize % self.jobs.len()]
     }
 
-    fn start(&self, run: &str) -> Running {
-        let job = self.cluster.volume().join("command.toml").display().to_string();
-        self.terminal().start(["run", &job, "--id", run, "--json"])
-    }
-
-    fn output(&self, run: &str) -> BTreeMap<String, Vec<u8>> {
-        published(&self.cluster.run_dir(run).join("output"))
+    fn start(&self, job: &Job, run: &str) -> Running {
+        self.cluster.terminal().start(["run", &job.file, "--id", run, "--json"])
     }
 
     /// Lets a run go on for a random part of its time.
-    fn wait(&mut self) {
-        std::thread::sleep(self.took.mul_f64(self.random.f64()));
+    fn wait(&mut self, moment: u32) {
+        let part = self.random.f64();
+        std::thread::sleep(self.job(moment).took.mul_f64(part));
     }
 
     /// Some of the workers that there are now, or else as soon as there are any.
@@ -110,18 +119,20 @@ impl Fixture {
     }
 
     /// What holds at the end of every run, whatever happened to it.
-    fn check(&self, run: &str, result: &Value) {
-        assert_eq!((&result["state"], &result["tasks"]["succeeded"]), (&"succeeded".into(), &TASKS.into()), "{result}");
-        assert!(self.output(run) == self.expected, "the output of {run} differs");
+    fn check(&self, job: &Job, run: &str, result: &Value) {
+        let tasks = &result["tasks"]["succeeded"];
+        assert_eq!((&result["state"], tasks), (&"succeeded".into(), &job.tasks.into()), "{result}");
+        let output = published(&self.cluster.run_dir(run).join("output"));
+        assert!(output == job.output, "the output of {run} differs");
         let attempts: PathBuf = self.cluster.run_dir(run).join("attempts");
         assert!(!attempts.exists(), "{}", attempts.display());
     }
 
     /// The coordinator has died: what is done by then is not done again.
-    fn resume(&self, run: &str) {
+    fn resume(&self, job: &Job, run: &str) {
         let (before, done_before) = (self.succeeded(run), self.done(run));
-        let result = self.start(run).outcome().json(0);
-        self.check(run, &result);
+        let result = self.start(job, run).outcome().json(0);
+        self.check(job, run, &result);
         let after = self.succeeded(run);
         for (task, attempts) in before {
             assert_eq!(after[&task], attempts, "{run}: task {task} was done, and tried again");
@@ -147,40 +158,38 @@ async fn workers_are_killed(count: usize) {
     let mut fixture = Fixture::new().await;
     for moment in 0..MOMENTS {
         let run = format!("r{moment}");
-        let mut running = fixture.start(&run);
-        fixture.wait();
+        let mut running = fixture.start(fixture.job(moment), &run);
+        fixture.wait(moment);
         kill(&fixture.workers(&mut running, count));
-        let result = running.outcome().json(0);
-        fixture.check(&run, &result);
-        let attempts = result["tasks"]["attempts"].as_u64().unwrap() as usize;
-        assert!(attempts <= TASKS + count * SLOTS, "{attempts} attempts: more than those in the slots that were lost");
+        let (job, result) = (fixture.job(moment), running.outcome().json(0));
+        fixture.check(job, &run, &result);
+        let lost = result["tasks"]["attempts"].as_u64().unwrap() - job.tasks;
+        assert!(lost <= count as u64 * SLOTS, "{lost} attempts are lost: more than were in the slots");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_coordinator_is_killed() {
-    let mut fixture = Fixture::new().await;
-    for moment in 0..MOMENTS {
-        let run = format!("r{moment}");
-        let running = fixture.start(&run);
-        fixture.wait();
-        kill(&[running.pid()]);
-        running.outcome();
-        fixture.resume(&run);
-    }
+    coordinators_are_killed(false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_coordinator_and_all_workers_are_killed() {
+    coordinators_are_killed(true).await;
+}
+
+async fn coordinators_are_killed(and_workers: bool) {
     let mut fixture = Fixture::new().await;
     for moment in 0..MOMENTS {
         let run = format!("r{moment}");
-        let running = fixture.start(&run);
-        fixture.wait();
+        let running = fixture.start(fixture.job(moment), &run);
+        fixture.wait(moment);
         let workers = running.children();
         kill(&[running.pid()]);
-        kill(&workers);
+        if and_workers {
+            kill(&workers);
+        }
         running.outcome();
-        fixture.resume(&run);
+        fixture.resume(fixture.job(moment), &run);
     }
 }

@@ -8,6 +8,9 @@ use forebay_jobs::{
     spec::size,
 };
 
+/// Where datasets and runs go if nobody says otherwise.
+pub const DEFAULT_VOLUME: &str = "./.forebay";
+
 /// Batch and parallel data processing on shared storage: stage once, read in parallel, publish in one step.
 #[derive(Debug, Parser)]
 #[command(
@@ -29,7 +32,7 @@ pub struct Cli {
 #[derive(Debug, Args)]
 pub struct Global {
     /// Directory on the shared file system that holds datasets and runs
-    #[arg(long, global = true, env = "FOREBAY_VOLUME", default_value = "./.forebay", value_name = "DIR")]
+    #[arg(long, global = true, env = "FOREBAY_VOLUME", default_value = DEFAULT_VOLUME, value_name = "DIR")]
     pub volume: PathBuf,
     /// Print one versioned JSON object instead of text
     #[arg(long, global = true)]
@@ -69,6 +72,8 @@ pub enum Command {
     /// Stage, list, show and verify datasets
     #[command(subcommand)]
     Dataset(DatasetCommand),
+    /// Stage a sample from an S3 server of its own and run three jobs over it; needs no network and no set-up
+    Demo,
     /// Work for a run; a fleet starts it
     Worker(WorkerArgs),
 }

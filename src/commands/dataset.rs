@@ -42,7 +42,7 @@ async fn stage(global: &Global, args: &StageArgs) -> Result<Exit, CliError> {
         url,
     };
     let volume = Volume::open_or_create(&global.volume)?;
-    let bar = StageBar::new(global.quiet || global.json);
+    let bar = StageBar::new(global.quiet);
     let staged = stage::stage(&volume, &request, &|progress| bar.advance(progress)).await?;
     bar.finish();
     let record = &staged.snapshot.record;
@@ -139,7 +139,7 @@ fn show(global: &Global, name: &str, id: Option<&str>, objects: bool) -> Result<
 fn verify(global: &Global, name: &str, id: Option<&str>, full: bool) -> Result<Exit, CliError> {
     let volume = Volume::open(&global.volume)?;
     let snapshot = snapshot::open(&volume, name, id)?;
-    let bar = render::bytes_bar(global.quiet || global.json, snapshot.manifest.bytes());
+    let bar = render::bytes_bar(global.quiet, snapshot.manifest.bytes());
     let report = verify::verify(&volume, &snapshot, full, &|bytes| bar.inc(bytes));
     bar.finish_and_clear();
     if global.json {

@@ -3,6 +3,7 @@
 mod cancel;
 mod check;
 mod dataset;
+mod demo;
 mod job;
 mod run;
 mod runs;
@@ -29,6 +30,7 @@ pub async fn execute(cli: &Cli) -> Result<Exit, CliError> {
         Command::Check(args) => check::execute(global, args).await,
         Command::Runs(command) => runs::execute(global, command).await,
         Command::Dataset(command) => dataset::execute(global, command).await,
+        Command::Demo => demo::execute(global).await,
         Command::Worker(args) => worker::execute(global, args).await,
     }
 }

@@ -27,7 +27,7 @@ pub async fn run(global: &Global, args: &RunArgs) -> Result<Exit, CliError> {
     let volume = Volume::open_or_create(&global.volume)?;
     let id = args.id.clone().unwrap_or_else(|| rundir::fresh_id(&job));
     let run = rundir::create(&volume, &id, &text, &job)?.into_run();
-    render::note(global.quiet || global.json, &format!("run {id}"));
+    render::note(global.quiet, &format!("run {id}"));
     let result = coordinate(global, &volume, &run).await?;
     end(global, &result)
 }
@@ -40,7 +40,7 @@ pub async fn resume(global: &Global, run: &RunId) -> Result<Exit, CliError> {
 
 /// Brings a run to its end, and shows how it gets there.
 pub async fn coordinate(global: &Global, volume: &Volume, run: &RunDir) -> Result<RunResult, CliError> {
-    let view = Arc::new(RunView::new(global.quiet || global.json, run.id(), run.job()));
+    let view = Arc::new(RunView::new(global.quiet, run.id(), run.job()));
     let told = Arc::clone(&view);
     let options = CoordinateOptions {
         worker_program: std::env::current_exe().map_err(CliError::runtime)?,

@@ -1,10 +1,14 @@
 //! How things look: tables on standard output, notes and progress bars on standard error.
 
+mod preview;
 mod progress;
 
 use indicatif::HumanBytes;
 
-pub use self::progress::{RunView, StageBar, bytes_bar};
+pub use self::{
+    preview::preview,
+    progress::{RunView, StageBar, bytes_bar},
+};
 
 /// Columns with their headings, as narrow as they can be.
 pub struct Table(comfy_table::Table);

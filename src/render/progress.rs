@@ -191,15 +191,16 @@ impl RunView {
             }
             RunProgress::Staged { figures, .. } => {
                 if let Some(StageBar(bar)) = &bars.staging {
-                    let fetched = match figures.fetched_objects {
-                        0 => "unchanged".to_owned(),
-                        fetched => format!("{} fetched in {:.1} s", fetched, figures.seconds),
+                    let (objects, seconds) = (figures.objects, figures.seconds);
+                    let what = match figures.fetched_objects {
+                        0 => format!("{}, unchanged", count(objects, "object")),
+                        fetched if fetched == objects => format!("{} in {seconds:.1} s", count(objects, "object")),
+                        fetched => format!("{fetched} of {objects} new, {seconds:.1} s"),
                     };
                     bar.set_style(style("{prefix:9} {bar:30.cyan/dim} {msg}"));
                     bar.set_length(1);
                     bar.set_position(1);
-                    let size = bytes(figures.bytes);
-                    bar.abandon_with_message(format!("{size:>11}  {}, {fetched}", count(figures.objects, "object")));
+                    bar.abandon_with_message(format!("{:>11}  {what}", bytes(figures.bytes)));
                     bars.staging = None;
                 }
             }
@@ -213,6 +214,8 @@ impl RunView {
                     let mut parts = Vec::new();
                     if phase.running > 0 {
                         parts.push(format!("{} running", phase.running));
+                    }
+                    if phase.succeeded + phase.running > 0 {
                         parts.push(count(u64::from(workers), "worker"));
                     }
                     if phase.failed > 0 {

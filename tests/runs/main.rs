@@ -4,6 +4,7 @@
 mod support;
 
 mod crashes;
+mod demo;
 mod errors;
 mod life;
 mod programs;

@@ -113,3 +113,12 @@ async fn damage_on_the_volume_is_found() {
     let report = cluster.forebay(["dataset", "verify", "data", "--full", "--json"]).json(4);
     assert_eq!(report["bad"][0]["key"], "x");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn objects_encrypted_with_kms_have_an_etag_that_is_no_md5() {
+    let cluster = Cluster::start().await;
+    cluster.s3.put_encrypted("data", "small", "secret");
+    cluster.s3.put_encrypted("data", "big", big(3));
+    cluster.forebay(["dataset", "stage", "s3://data"]).code(0);
+    assert_eq!(std::fs::read(cluster.data("data").join("big")).unwrap(), big(3));
+}

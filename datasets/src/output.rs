@@ -11,6 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
 
 use crate::{
     checksum::{Crc64, file_checksum},
@@ -23,6 +24,8 @@ use crate::{
 pub const MANIFEST: &str = "_manifest.parquet";
 /// The name of the file that says that an output is complete.
 pub const SUCCESS: &str = "_SUCCESS";
+/// Files that are uploaded at once.
+const UPLOADS: usize = 8;
 /// How long another host's new file may stay invisible: the longest attribute cache time of NFS's defaults.
 const INVISIBLE: Duration = Duration::from_secs(60);
 
@@ -185,35 +188,46 @@ pub fn read_published(output: &Path) -> Result<Manifest, OutputError> {
     Ok(Manifest::read(&output.join(MANIFEST))?)
 }
 
-/// Copies a published output to `s3://bucket/prefix` or `file:///dir`: the files, then the manifest, then `_SUCCESS`.
-/// Doing it again is harmless.
+/// Copies a published output to `s3://bucket/prefix` or `file:///dir`: the files, then the manifest, then `_SUCCESS`,
+/// of which one from before is removed first. Doing it again is harmless.
 pub async fn export(output: &Path, to: &SourceUrl, options: &S3Options) -> Result<(), OutputError> {
     let manifest = read_published(output)?;
-    let files = manifest.objects.into_iter().map(|object| object.path);
-    let ordered = files.chain([MANIFEST.to_owned(), SUCCESS.to_owned()]);
     match to {
         SourceUrl::S3 { bucket, prefix } => {
-            let bucket = Bucket::connect(bucket, prefix, options).await;
-            for name in ordered {
-                match &*name {
-                    // The last word, and so small that it is one request.
-                    SUCCESS => {
-                        let path = output.join(SUCCESS);
-                        let text = fs::read(&path).map_err(|error| VolumeError::io("read", &path, error))?;
-                        bucket.put_bytes(&name, Bytes::from(text)).await?;
-                    }
-                    _ => bucket.put_file(&name, &output.join(&name)).await?,
-                }
-            }
-            Ok(())
+            upload(output, &manifest, &Bucket::connect(bucket, prefix, options).await).await
         }
         SourceUrl::File { dir } => {
             let (output, dir) = (output.to_owned(), dir.clone());
-            let copy =
-                move || ordered.into_iter().try_for_each(|name| copy_file(&output.join(&name), &dir.join(&name)));
-            tokio::task::spawn_blocking(copy).await.expect("copying does not panic")
+            tokio::task::spawn_blocking(move || copy(&output, &manifest, &dir)).await.expect("copying does not panic")
         }
     }
+}
+
+async fn upload(output: &Path, manifest: &Manifest, bucket: &Bucket) -> Result<(), OutputError> {
+    bucket.delete(SUCCESS).await?;
+    let put = |object: &Object| {
+        let (path, key, size, checksum) = (output.join(&object.path), object.key.clone(), object.size, object.checksum);
+        async move { bucket.put_file(&key, &path, size, checksum).await }
+    };
+    stream::iter(manifest.objects.iter().map(put)).buffer_unordered(UPLOADS).try_collect::<()>().await?;
+    for name in [MANIFEST, SUCCESS] {
+        let path = output.join(name);
+        let bytes = tokio::fs::read(&path).await.map_err(|error| VolumeError::io("read", &path, error))?;
+        bucket.put_bytes(name, Bytes::from(bytes), None).await?;
+    }
+    Ok(())
+}
+
+fn copy(output: &Path, manifest: &Manifest, dir: &Path) -> Result<(), OutputError> {
+    let success = dir.join(SUCCESS);
+    match fs::remove_file(&success) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(VolumeError::io("remove", &success, error).into());
+        }
+        _ => {}
+    }
+    let names = manifest.objects.iter().map(|object| object.path.as_str());
+    names.chain([MANIFEST, SUCCESS]).try_for_each(|name| copy_file(&output.join(name), &dir.join(name)))
 }
 
 fn copy_file(from: &Path, to: &Path) -> Result<(), OutputError> {

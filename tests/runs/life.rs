@@ -1,7 +1,8 @@
 //! Submitted twice, interrupted, cancelled, waited for.
 
-use std::fs;
+use std::{fs, path::Path};
 
+use forebay::s3_server::Faults;
 use rustix::process::Signal;
 
 use crate::support::{Cluster, eventually, published};
@@ -109,4 +110,26 @@ async fn runs_that_are_not_there_are_not_found() {
         cluster.forebay([command, "r"]).code(3);
     }
     cluster.forebay(["runs", "show", "../r"]).code(2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_outputs_are_copied_in_parts_and_compared() {
+    let cluster = Cluster::start().await;
+    cluster.s3.put("data", "x", "x");
+    cluster.s3.put("copies", "r/_SUCCESS", "of an earlier run");
+    let faults = Faults { busy_every: Some(2), lose_completion: true, ..Faults::default() };
+    let text = "name = 'j'\n[dataset]\nsource = 's3://data'\n[command]\n\
+                shell = 'yes 0123456789abcde | head -c 40000000 > $FOREBAY_OUTPUT_DIR/large; echo small > $FOREBAY_OUTPUT_DIR/small'\n\
+                [output]\nto = 's3://copies/r'\n";
+    let job = cluster.file("job.toml", text);
+    cluster.forebay(["dataset", "stage", "s3://data"]).code(0);
+    cluster.s3.set_faults(faults);
+    let result = cluster.forebay(["run", &job, "--json"]).json(0);
+    for (name, bytes) in published(Path::new(result["output"]["path"].as_str().unwrap())) {
+        assert!(cluster.s3.object("copies", &format!("r/{name}")).unwrap() == bytes, "{name}");
+    }
+    let parts = cluster.s3.counts().parts();
+    assert!(parts > 3, "{parts} parts, those that were refused too");
+    assert_ne!(cluster.s3.object("copies", "r/_SUCCESS").unwrap(), "of an earlier run");
+    assert!(cluster.s3.object("copies", "r/_manifest.parquet").is_some());
 }

@@ -10,6 +10,7 @@ use std::{fmt, io, ops::Range, path::PathBuf, str::FromStr};
 
 use bytes::Bytes;
 use globset::{Glob, GlobSet, GlobSetBuilder};
+use md5::{Digest as _, Md5};
 
 use crate::checksum::Crc64;
 
@@ -113,6 +114,15 @@ pub struct Listed {
     pub etag: Option<String>,
     /// Where the bucket is versioned and the source tells.
     pub version_id: Option<String>,
+}
+
+/// Checksums that a source keeps of an object.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Checksums {
+    /// Of the whole object.
+    pub crc64nvme: Option<Crc64>,
+    /// Of the whole object, in lower-case hexadecimal digits, where its ETag is one.
+    pub md5: Option<String>,
 }
 
 /// What a user can do about an error.
@@ -349,11 +359,11 @@ impl Source {
         }
     }
 
-    /// The CRC64NVME that the source itself keeps of the whole object.
-    pub async fn checksum(&self, object: &Listed) -> Result<Option<Crc64>, SourceError> {
+    /// What the source itself knows of the bytes of the whole object.
+    pub async fn checksums(&self, object: &Listed) -> Result<Checksums, SourceError> {
         match &self.backend {
-            Backend::S3(bucket) => bucket.head(&object.key).await.map(|(_, checksum)| checksum),
-            Backend::File(_) => Ok(None),
+            Backend::S3(bucket) => bucket.head(&object.key).await.map(|(_, checksums)| checksums),
+            Backend::File(_) => Ok(Checksums::default()),
         }
     }
 
@@ -365,9 +375,11 @@ impl Source {
         }
     }
 
-    /// Reads a whole object, or a range of it, into memory. The length is checked.
+    /// Reads a whole object, or a range of it, into memory. The length is checked, and the MD5 of a whole object whose
+    /// ETag is one.
     pub async fn read(&self, object: &Listed, range: Option<Range<u64>>) -> Result<Vec<u8>, SourceError> {
         let expected = range.as_ref().map_or(object.size, |range| range.end - range.start);
+        let whole = range.is_none();
         let mut body = self.get(object, range).await?;
         let mut bytes = Vec::with_capacity(usize::try_from(expected).unwrap_or(0));
         while let Some(chunk) = body.next().await? {
@@ -380,7 +392,12 @@ impl Source {
             let (key, received) = (object.key.clone(), bytes.len() as u64);
             return Err(SourceError::WrongLength { key, expected, received });
         }
-        Ok(bytes)
+        match body.md5().filter(|_| whole) {
+            Some(md5) if *md5 != crate::snapshot::hex(&Md5::digest(&bytes)) => {
+                Err(SourceError::Corrupt { key: object.key.clone(), algorithm: "MD5" })
+            }
+            _ => Ok(bytes),
+        }
     }
 }
 
@@ -394,6 +411,14 @@ pub enum Body {
 }
 
 impl Body {
+    /// The MD5 of the whole object, where its ETag is one.
+    fn md5(&self) -> Option<&String> {
+        match self {
+            Self::S3(body) => body.md5.as_ref(),
+            Self::File(_) => None,
+        }
+    }
+
     /// The next bytes; none at the end.
     pub async fn next(&mut self) -> Result<Option<Bytes>, SourceError> {
         match self {

@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use super::{StageError, StageProgress, retry};
 use crate::{
     checksum::{Crc64, Hasher},
-    snapshot::Object,
+    snapshot::{Object, hex},
     source::{Listed, Source, SourceError},
     volume::{NewFile, VolumeError},
 };
@@ -72,9 +72,7 @@ impl<'a> Fetcher<'a> {
         let _room = self.room(listed.size).await;
         let bytes = retry::transient(async || {
             let _turn = self.requests.acquire().await.expect("never closed");
-            let bytes = self.source.read(listed, None).await?;
-            check_md5(listed, Md5::digest(&bytes).as_slice())?;
-            Ok(bytes)
+            self.source.read(listed, None).await
         })
         .await?;
         (self.progress)(StageProgress::Fetched { objects: 0, bytes: listed.size });
@@ -97,13 +95,13 @@ impl<'a> Fetcher<'a> {
             .await?;
         let checksum = parts.into_iter().reduce(Hasher::followed_by).unwrap_or_default().finish();
         // A part's answer carries no checksum of the object; the object's own head does, or its ETag is an MD5.
-        match retry::transient(async || self.source.checksum(listed).await).await? {
-            Some(expected) if expected != checksum => {
+        let expected = retry::transient(async || self.source.checksums(listed).await).await?;
+        match (expected.crc64nvme, expected.md5) {
+            (Some(expected), _) if expected != checksum => {
                 return Err(SourceError::Corrupt { key: listed.key.clone(), algorithm: "CRC64NVME" }.into());
             }
-            Some(_) => {}
-            None if has_md5(listed) => self.check_file_md5(listed, &file).await?,
-            None => {}
+            (None, Some(md5)) => self.check_md5(listed, md5, &file).await?,
+            (Some(_), _) | (None, None) => {}
         }
         let file = Arc::into_inner(file).expect("every part has been written");
         blocking(move || file.finish().map(drop).map_err(StageError::from)).await?;
@@ -129,8 +127,8 @@ impl<'a> Fetcher<'a> {
         .await
     }
 
-    async fn check_file_md5(&self, listed: &Listed, file: &Arc<NewFile>) -> Result<(), StageError> {
-        let (listed, file) = (listed.clone(), Arc::clone(file));
+    async fn check_md5(&self, listed: &Listed, expected: String, file: &Arc<NewFile>) -> Result<(), StageError> {
+        let (key, file) = (listed.key.clone(), Arc::clone(file));
         blocking(move || {
             let (mut md5, mut buffer, mut offset) = (Md5::new(), vec![0; 1 << 20], 0);
             loop {
@@ -144,7 +142,10 @@ impl<'a> Fetcher<'a> {
                     Err(error) => return Err(VolumeError::io("read", file.target(), error).into()),
                 }
             }
-            Ok(check_md5(&listed, md5.finalize().as_slice())?)
+            match hex(&md5.finalize()) == expected {
+                true => Ok(()),
+                false => Err(SourceError::Corrupt { key, algorithm: "MD5" }.into()),
+            }
         })
         .await
     }
@@ -152,21 +153,6 @@ impl<'a> Fetcher<'a> {
     async fn room(&self, bytes: u64) -> SemaphorePermit<'_> {
         let kib = u32::try_from(bytes.div_ceil(1024)).expect("a part is small");
         self.budget.acquire_many(kib).await.expect("never closed")
-    }
-}
-
-/// Whether the ETag is the MD5 of the object, as it is of objects put in one piece without KMS encryption. Another
-/// server's opaque tag of the same form is no reason to fail, so that only lower-case digits count.
-fn has_md5(listed: &Listed) -> bool {
-    let digits =
-        |etag: &String| etag.len() == 32 && etag.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-    listed.etag.as_ref().is_some_and(digits)
-}
-
-fn check_md5(listed: &Listed, md5: &[u8]) -> Result<(), SourceError> {
-    match has_md5(listed) && listed.etag.as_deref() != Some(&crate::snapshot::hex(md5)) {
-        true => Err(SourceError::Corrupt { key: listed.key.clone(), algorithm: "MD5" }),
-        false => Ok(()),
     }
 }
 

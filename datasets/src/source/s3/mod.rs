@@ -3,27 +3,27 @@
 //! The SDK has no read time-out of its own and would hang on a silent server; every step here has one. Retrying is
 //! the caller's, who knows what else is in flight.
 
-use std::{error::Error, ops::Range, path::Path, time::Duration};
+mod upload;
+
+use std::{error::Error, ops::Range, time::Duration};
 
 use aws_sdk_s3::{
     Client,
     config::{BehaviorVersion, Region, retry::RetryConfig, timeout::TimeoutConfig},
     error::{ProvideErrorMetadata, SdkError},
-    primitives::{ByteStream, Length},
-    types::{ChecksumAlgorithm, ChecksumMode, ChecksumType, CompletedMultipartUpload, CompletedPart, RequestPayer},
+    primitives::ByteStream,
+    types::{ChecksumMode, ChecksumType, RequestPayer, ServerSideEncryption},
 };
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use bytes::Bytes;
 
-use super::{Listed, S3Options, SourceError};
+use super::{Checksums, Listed, S3Options, SourceError};
 use crate::checksum::Crc64;
 
 const CONNECT: Duration = Duration::from_secs(5);
 const READ: Duration = Duration::from_secs(30);
 const ATTEMPT: Duration = Duration::from_secs(60);
-/// Parts of an upload; S3 allows 10,000, so that 640 GiB go into one object.
-const UPLOAD_PART: u64 = 64 << 20;
 
 /// A bucket and a prefix in it.
 #[derive(Clone, Debug)]
@@ -114,19 +114,19 @@ impl Bucket {
         }
     }
 
-    pub(super) async fn head(&self, key: &str) -> Result<(Listed, Option<Crc64>), SourceError> {
+    pub(super) async fn head(&self, key: &str) -> Result<(Listed, Checksums), SourceError> {
         let request = self.client.head_object().bucket(&self.bucket).key(self.full(key));
         let request = request.checksum_mode(ChecksumMode::Enabled).set_request_payer(self.payer.clone());
         let head = request.send().await.map_err(|error| self.error(Some(key), error))?;
         let whole = head.checksum_type().is_none_or(|kind| *kind == ChecksumType::FullObject);
-        let checksum = head.checksum_crc64_nvme().filter(|_| whole).and_then(decode_crc64);
-        let listed = Listed {
-            key: key.to_owned(),
-            size: head.content_length().unwrap_or(0).try_into().unwrap_or(0),
-            etag: head.e_tag().map(unquoted),
-            version_id: None,
+        let etag = head.e_tag().map(unquoted);
+        let opaque = is_opaque(head.server_side_encryption(), head.sse_customer_algorithm());
+        let checksums = Checksums {
+            crc64nvme: head.checksum_crc64_nvme().filter(|_| whole).and_then(decode_crc64),
+            md5: etag.clone().filter(|etag| !opaque && is_md5(etag)),
         };
-        Ok((listed, checksum))
+        let size = head.content_length().unwrap_or(0).try_into().unwrap_or(0);
+        Ok((Listed { key: key.to_owned(), size, etag, version_id: None }, checksums))
     }
 
     pub(super) async fn get(&self, object: &Listed, range: Option<Range<u64>>) -> Result<S3Body, SourceError> {
@@ -163,7 +163,11 @@ impl Bucket {
             Ok(length) if length != expected => {
                 Err(SourceError::WrongLength { key: key.clone(), expected, received: length })
             }
-            _ => Ok(S3Body { key: key.clone(), stream: answer.body }),
+            _ => {
+                let opaque = is_opaque(answer.server_side_encryption(), answer.sse_customer_algorithm());
+                let md5 = answer.e_tag().map(unquoted).filter(|etag| !opaque && is_md5(etag));
+                Ok(S3Body { key: key.clone(), md5, stream: answer.body })
+            }
         }
     }
 
@@ -233,67 +237,17 @@ impl Bucket {
             _ => SourceError::S3 { key: what, message: innermost(&error) },
         }
     }
-
-    /// Uploads a file with its CRC64NVME, which S3 checks, in parts if it is large.
-    pub async fn put_file(&self, key: &str, path: &Path) -> Result<(), SourceError> {
-        let size = std::fs::metadata(path).map_err(|source| unreadable(path, source))?.len();
-        if size > UPLOAD_PART {
-            return self.put_parts(key, path, size).await;
-        }
-        let bytes = tokio::fs::read(path).await.map_err(|source| unreadable(path, source))?;
-        self.put_bytes(key, bytes.into()).await
-    }
-
-    /// Uploads a small object.
-    pub async fn put_bytes(&self, key: &str, bytes: Bytes) -> Result<(), SourceError> {
-        let put = async || {
-            let request = self.client.put_object().bucket(&self.bucket).key(self.full(key)).body(bytes.clone().into());
-            let request =
-                request.checksum_algorithm(ChecksumAlgorithm::Crc64Nvme).set_request_payer(self.payer.clone());
-            request.send().await.map(drop).map_err(|error| self.error(Some(key), error))
-        };
-        crate::stage::retry::transient(put).await
-    }
-
-    async fn put_parts(&self, key: &str, path: &Path, size: u64) -> Result<(), SourceError> {
-        let started = self.client.create_multipart_upload().bucket(&self.bucket).key(self.full(key));
-        let started = started.checksum_algorithm(ChecksumAlgorithm::Crc64Nvme).checksum_type(ChecksumType::FullObject);
-        let started = started.send().await.map_err(|error| self.error(Some(key), error))?;
-        let upload = started.upload_id().unwrap_or_default();
-        let sent = self.send_parts(key, upload, path, size).await;
-        if sent.is_err() {
-            // Best effort: an upload that was begun is paid for until it is aborted.
-            let abort = self.client.abort_multipart_upload().bucket(&self.bucket).key(self.full(key));
-            let _ = abort.upload_id(upload).send().await;
-        }
-        sent
-    }
-
-    async fn send_parts(&self, key: &str, upload: &str, path: &Path, size: u64) -> Result<(), SourceError> {
-        let mut parts = Vec::new();
-        for (number, offset) in (1..).zip((0..size).step_by(UPLOAD_PART as usize)) {
-            let length = UPLOAD_PART.min(size - offset);
-            let send = async || {
-                let body =
-                    ByteStream::read_from().path(path).offset(offset).length(Length::Exact(length)).build().await;
-                let body = body.map_err(|error| SourceError::Broken { key: key.to_owned(), why: error.to_string() })?;
-                let request = self.client.upload_part().bucket(&self.bucket).key(self.full(key)).upload_id(upload);
-                let request = request.checksum_algorithm(ChecksumAlgorithm::Crc64Nvme).part_number(number).body(body);
-                request.send().await.map_err(|error| self.error(Some(key), error))
-            };
-            let part = crate::stage::retry::transient(send).await?;
-            let done = CompletedPart::builder().part_number(number).set_e_tag(part.e_tag().map(str::to_owned));
-            parts.push(done.set_checksum_crc64_nvme(part.checksum_crc64_nvme().map(str::to_owned)).build());
-        }
-        let parts = CompletedMultipartUpload::builder().set_parts(Some(parts)).build();
-        let complete = self.client.complete_multipart_upload().bucket(&self.bucket).key(self.full(key));
-        let complete = complete.upload_id(upload).checksum_type(ChecksumType::FullObject).multipart_upload(parts);
-        complete.send().await.map(drop).map_err(|error| self.error(Some(key), error))
-    }
 }
 
-fn unreadable(path: &Path, source: std::io::Error) -> SourceError {
-    SourceError::Io { path: path.to_owned(), source }
+/// Whether the ETag says nothing of the bytes: <https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html>
+fn is_opaque(encryption: Option<&ServerSideEncryption>, customer: Option<&str>) -> bool {
+    customer.is_some() || encryption.is_some_and(|encryption| *encryption != ServerSideEncryption::Aes256)
+}
+
+/// Whether an ETag has the form of the MD5 that it is for an object put in one piece. Another server's opaque tag of
+/// the same form is no reason to fail, so that only lower-case digits count.
+fn is_md5(etag: &String) -> bool {
+    etag.len() == 32 && etag.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
 fn unquoted(etag: &str) -> String {
@@ -310,6 +264,8 @@ fn decode_crc64(text: &str) -> Option<Crc64> {
 #[derive(Debug)]
 pub struct S3Body {
     key: String,
+    /// Of the whole object.
+    pub(super) md5: Option<String>,
     stream: ByteStream,
 }
 

@@ -73,11 +73,11 @@ async fn what_never_arrives_whole_is_never_published() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_object_that_changes_between_two_ranges_is_never_mixed() {
-    for ignore_if_match in [false, true] {
+    for (ignore_if_match, list_without_etags) in [(false, false), (true, false), (false, true), (true, true)] {
         let cluster = Cluster::start().await;
         cluster.s3.put("data", "big", big(3));
         let replaced = [("big".to_owned(), big(4))].into();
-        cluster.s3.set_faults(Faults { replaced, ignore_if_match, ..Faults::default() });
+        cluster.s3.set_faults(Faults { replaced, ignore_if_match, list_without_etags, ..Faults::default() });
         cluster.forebay(["dataset", "stage", "s3://data"]).code(0);
         assert!(std::fs::read(cluster.data("data").join("big")).unwrap() == big(4), "all of it is the new object");
     }
@@ -121,4 +121,33 @@ async fn objects_encrypted_with_kms_have_an_etag_that_is_no_md5() {
     cluster.s3.put_encrypted("data", "big", big(3));
     cluster.forebay(["dataset", "stage", "s3://data"]).code(0);
     assert_eq!(std::fs::read(cluster.data("data").join("big")).unwrap(), big(3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_xml_cannot_write_and_keys_that_look_encoded_are_kept() {
+    let cluster = Cluster::start().await;
+    let mut keys = vec!["a b", "a%20b", "a+b", "control \u{1} \u{7f}", "é/ß", "line\nbreak"];
+    keys.sort_unstable();
+    keys.iter().for_each(|key| cluster.s3.put("data", &format!("p q/{key}"), *key));
+    cluster.forebay(["dataset", "stage", "s3://data/p q", "--name", "d"]).code(0);
+    let shown = cluster.forebay(["dataset", "show", "d", "--objects", "--json"]).json(0);
+    let staged: Vec<_> = shown["objects"].as_array().unwrap().iter().map(|o| o["key"].as_str().unwrap()).collect();
+    assert_eq!(staged, keys);
+    for object in shown["objects"].as_array().unwrap() {
+        let path = cluster.data("d").join(object["path"].as_str().unwrap());
+        assert_eq!(std::fs::read_to_string(path).unwrap(), object["key"].as_str().unwrap());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_inside_of_a_source_is_no_part_of_it() {
+    let (cluster, dir) = (Cluster::start().await, tempfile::TempDir::new().unwrap());
+    std::fs::write(dir.path().join("x"), "1").unwrap();
+    let volume = dir.path().join(".forebay");
+    for source in [format!("file://{}", dir.path().display()), format!("file://{}/", dir.path().display())] {
+        let terminal = cluster.terminal().on_volume(&volume);
+        let staged = terminal.forebay(["dataset", "stage", &source, "--name", "d", "--json"]).json(0);
+        assert_eq!(staged["objects"], 1);
+    }
+    assert_eq!(std::fs::read_dir(volume.join("datasets/d/snapshots")).unwrap().count(), 1);
 }

@@ -41,6 +41,8 @@ pub struct Faults {
     pub ignore_if_match: bool,
     /// A range is answered with the whole object.
     pub ignore_range: bool,
+    /// Listings have no ETags.
+    pub list_without_etags: bool,
     /// The next multipart upload is put together, and answered with an error.
     pub lose_completion: bool,
 }

@@ -10,12 +10,13 @@ use bytes::Bytes;
 use forebay_datasets::checksum::{Crc64, Hasher};
 use futures::{TryStreamExt, stream};
 use md5::{Digest, Md5};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use s3s::{
     S3, S3Request, S3Response, S3Result,
     dto::{
         AbortMultipartUploadInput, AbortMultipartUploadOutput, ChecksumType, CompleteMultipartUploadInput,
         CompleteMultipartUploadOutput, CreateMultipartUploadInput, CreateMultipartUploadOutput, DeleteObjectInput,
-        DeleteObjectOutput, ETag, GetObjectInput, GetObjectOutput, HeadObjectInput, HeadObjectOutput,
+        DeleteObjectOutput, ETag, EncodingType, GetObjectInput, GetObjectOutput, HeadObjectInput, HeadObjectOutput,
         ListObjectsV2Input, ListObjectsV2Output, Object, PutObjectInput, PutObjectOutput, ServerSideEncryption,
         StreamingBlob, UploadPartInput, UploadPartOutput,
     },
@@ -150,16 +151,22 @@ impl S3 for Store {
         let mut page: Vec<_> = fitting.take(most + 1).collect();
         let more = page.len() > most;
         page.truncate(most);
+        let url = input.encoding_type.as_ref().is_some_and(|encoding| encoding.as_str() == EncodingType::URL);
+        let shown = |key: &String| match url {
+            true => utf8_percent_encode(key, NON_ALPHANUMERIC).to_string(),
+            false => key.clone(),
+        };
         let contents = page.iter().map(|(key, stored)| Object {
-            key: Some((*key).clone()),
+            key: Some(shown(key)),
             size: i64::try_from(stored.bytes.len()).ok(),
-            e_tag: Some(stored.etag()),
+            e_tag: (!state.faults.list_without_etags).then(|| stored.etag()),
             ..Object::default()
         });
         Ok(S3Response::new(ListObjectsV2Output {
             name: Some(input.bucket),
             key_count: i32::try_from(page.len()).ok(),
             is_truncated: Some(more),
+            encoding_type: input.encoding_type,
             next_continuation_token: page.last().filter(|_| more).map(|(key, _)| (*key).clone()),
             contents: Some(contents.collect()),
             ..ListObjectsV2Output::default()

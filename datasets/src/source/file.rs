@@ -12,6 +12,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{Listed, SourceError};
+use crate::volume::Volume;
 
 const CHUNK: u64 = 1 << 20;
 
@@ -25,7 +26,8 @@ impl Directory {
         Self { dir: dir.to_owned() }
     }
 
-    /// Every regular file below the directory, links followed to files but not to directories.
+    /// Every regular file below the directory, links followed to files but not to directories. What a volume holds is
+    /// no source: it changes while it is staged.
     pub(super) fn list(&self, takes: &dyn Fn(&str) -> bool) -> Result<Vec<Listed>, SourceError> {
         if !self.dir.is_dir() {
             return Err(SourceError::Absent { what: format!("the directory {}", self.dir.display()) });
@@ -37,7 +39,10 @@ impl Directory {
                 let entry = entry.map_err(failed)?;
                 let path = entry.path();
                 if entry.file_type().map_err(failed)?.is_dir() {
-                    pending.push(path);
+                    match Volume::open(&path) {
+                        Ok(_) => tracing::warn!(volume = %path.display(), "is not part of the source"),
+                        Err(_) => pending.push(path),
+                    }
                     continue;
                 }
                 let bad_name = || SourceError::Io {

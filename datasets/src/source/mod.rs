@@ -6,7 +6,12 @@
 mod file;
 pub mod s3;
 
-use std::{fmt, io, ops::Range, path::PathBuf, str::FromStr};
+use std::{
+    fmt, io,
+    ops::Range,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use bytes::Bytes;
 use globset::{Glob, GlobSet, GlobSetBuilder};
@@ -45,7 +50,8 @@ impl FromStr for SourceUrl {
             return Ok(Self::S3 { bucket: bucket.to_owned(), prefix: format!("{prefix}{slash}") });
         }
         match url.strip_prefix("file://") {
-            Some(dir) if dir.starts_with('/') => Ok(Self::File { dir: PathBuf::from(dir) }),
+            // `/d/` and `/d` are one source.
+            Some(dir) if dir.starts_with('/') => Ok(Self::File { dir: Path::new(dir).components().collect() }),
             Some(_) => Err(bad("a file source is absolute: file:///dir")),
             None => Err(bad("it begins neither with s3:// nor with file:///")),
         }
@@ -437,7 +443,9 @@ mod tests {
         let s3 = |bucket: &str, prefix: &str| SourceUrl::S3 { bucket: bucket.into(), prefix: prefix.into() };
         assert_eq!("s3://b/p/q".parse::<SourceUrl>().unwrap(), s3("b", "p/q/"));
         assert_eq!("s3://b".parse::<SourceUrl>().unwrap(), s3("b", ""));
-        assert_eq!("file:///d".parse::<SourceUrl>().unwrap(), SourceUrl::File { dir: "/d".into() });
+        for url in ["file:///d", "file:///d/", "file:////d/."] {
+            assert_eq!(url.parse::<SourceUrl>().unwrap().to_string(), "file:///d");
+        }
         for bad in ["s3://", "s3:///x", "file://x", "http://x", ""] {
             assert!(bad.parse::<SourceUrl>().is_err(), "{bad}");
         }

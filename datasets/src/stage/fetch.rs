@@ -47,6 +47,10 @@ impl<'a> Fetcher<'a> {
     pub(super) async fn fetch(&self, listed: &Listed, path: String, target: PathBuf) -> Result<Object, StageError> {
         let mut listed = listed.clone();
         let mut changes = 0;
+        if listed.etag.is_none() && listed.size > PART {
+            // Without one nothing would tell old parts from new ones.
+            listed = retry::transient(async || self.source.head(&listed.key).await).await?;
+        }
         loop {
             let fetched = match listed.size {
                 0..=PART => self.fetch_whole(&listed, &target).await,

@@ -47,7 +47,7 @@ pub fn job_file(text: &str, base: &Path, overrides: &[(String, String)]) -> Resu
     let split = limits::split(raw.split, &work)?;
     let workers = limits::workers(raw.workers)?;
     let retry = limits::retry(raw.retry)?;
-    let output = dataset::output(raw.output, base, &dataset)?;
+    let output = dataset::output(raw.output, base, &dataset, &work)?;
     Ok(JobSpec { name, dataset, work, split, workers, retry, params, output })
 }
 

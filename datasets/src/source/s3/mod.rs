@@ -5,18 +5,19 @@
 
 mod upload;
 
-use std::{error::Error, ops::Range, time::Duration};
+use std::{borrow::Cow, error::Error, ops::Range, time::Duration};
 
 use aws_sdk_s3::{
     Client,
     config::{BehaviorVersion, Region, retry::RetryConfig, timeout::TimeoutConfig},
     error::{ProvideErrorMetadata, SdkError},
     primitives::ByteStream,
-    types::{ChecksumMode, ChecksumType, RequestPayer, ServerSideEncryption},
+    types::{ChecksumMode, ChecksumType, EncodingType, RequestPayer, ServerSideEncryption},
 };
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use bytes::Bytes;
+use percent_encoding::percent_decode_str;
 
 use super::{Checksums, Listed, S3Options, SourceError};
 use crate::checksum::Crc64;
@@ -86,11 +87,14 @@ impl Bucket {
             let ask = async || {
                 let request = self.client.list_objects_v2().bucket(&self.bucket).prefix(&self.prefix);
                 let request = request.set_request_payer(self.payer.clone()).set_continuation_token(token.clone());
+                // XML has no way to write some characters that keys may have.
+                let request = request.encoding_type(EncodingType::Url);
                 request.send().await.map_err(|error| self.error(None, error))
             };
             let page = crate::stage::retry::transient(ask).await?;
             for object in page.contents() {
-                let Some(key) = object.key().and_then(|key| key.strip_prefix(&self.prefix)) else { continue };
+                let Some(key) = object.key().map(|key| decoded(key, page.encoding_type())) else { continue };
+                let Some(key) = key.strip_prefix(&self.prefix) else { continue };
                 // The prefix itself, as consoles make it to show a folder, is no object below the prefix.
                 if key.is_empty() || !takes(key) {
                     continue;
@@ -236,6 +240,17 @@ impl Bucket {
             _ if format!("{error:?}").contains("Credentials") => SourceError::NoCredentials,
             _ => SourceError::S3 { key: what, message: innermost(&error) },
         }
+    }
+}
+
+/// A key as a listing has it; servers were seen that do not encode though they are asked to.
+fn decoded<'a>(key: &'a str, encoding: Option<&EncodingType>) -> Cow<'a, str> {
+    match encoding {
+        Some(EncodingType::Url) => {
+            let spaced = key.replace('+', " ");
+            Cow::Owned(percent_decode_str(&spaced).decode_utf8_lossy().into_owned())
+        }
+        _ => Cow::Borrowed(key),
     }
 }
 

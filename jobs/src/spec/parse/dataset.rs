@@ -9,7 +9,7 @@ use super::{
     SpecError, name,
     raw::{RawDataset, RawOutput},
 };
-use crate::spec::{DatasetSpec, OutputFormat, OutputSpec, S3Spec};
+use crate::spec::{DatasetSpec, Mapper, OutputFormat, OutputSpec, S3Spec, Work};
 
 pub(super) fn dataset(raw: RawDataset, base: &Path) -> Result<DatasetSpec, SpecError> {
     let source = url(&raw.source, base)?;
@@ -30,7 +30,16 @@ pub(super) fn dataset(raw: RawDataset, base: &Path) -> Result<DatasetSpec, SpecE
     })
 }
 
-pub(super) fn output(raw: RawOutput, base: &Path, dataset: &DatasetSpec) -> Result<OutputSpec, SpecError> {
+pub(super) fn output(raw: RawOutput, base: &Path, dataset: &DatasetSpec, work: &Work) -> Result<OutputSpec, SpecError> {
+    let by_program = match work {
+        Work::Command(_) => true,
+        Work::Mapreduce(spec) => matches!(spec.map, Mapper::Program(_)),
+        Work::Sql(_) => false,
+    };
+    if let (Some(format), true) = (&raw.format, by_program) {
+        let error = SpecError::at(format, "a program's output is published as the program wrote it");
+        return Err(error.help("remove format"));
+    }
     let format = match &raw.format {
         None => OutputFormat::default(),
         Some(format) => match format.get_ref().as_str() {

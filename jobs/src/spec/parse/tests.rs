@@ -67,6 +67,16 @@ fn errors_point_at_what_is_wrong() {
             "the output would be copied into its own source",
             "\"s3://b/flights\"",
         ),
+        (
+            format!("{command}[output]\nto = \"s3://b/flights/copies\""),
+            "the output would be copied into its own source",
+            "\"s3://b/flights/copies\"",
+        ),
+        (
+            format!("{command}[output]\nformat = \"csv\""),
+            "a program's output is published as the program wrote it",
+            "\"csv\"",
+        ),
         (format!("{command}[params]\nlr = 1\nLR = 2"), "the parameters `LR` and `lr` differ in case alone", "1"),
         (format!("{sql}tables = {{ A = \"a\", a = \"b\" }}"), "the tables `A` and `a` differ in case alone", "\"b\""),
         (format!("{sql}[split]\nby = \"file\""), "a query is one task, and takes no [split]", ""),

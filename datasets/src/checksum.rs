@@ -75,7 +75,9 @@ impl Hasher {
 /// Size and checksum of a file, by large reads.
 pub fn file_checksum(path: &Path) -> io::Result<(u64, Crc64)> {
     let mut file = File::open(path)?;
-    let mut buffer = vec![0; 1 << 20];
+    // Most files of an attempt are small.
+    let expected = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+    let mut buffer = vec![0; expected.clamp(4 << 10, 1 << 20)];
     let (mut hasher, mut size) = (Hasher::default(), 0);
     loop {
         match file.read(&mut buffer) {

@@ -70,6 +70,7 @@ impl CliError {
         let resume = format!("nothing is lost: `forebay resume {run}` goes on");
         match error {
             CoordinateError::NeverBegan(error) => Self::coordinating_plainly(*error),
+            CoordinateError::RunDir(error @ RunDirError::NotFound { .. }) => error.into(),
             CoordinateError::Interrupted => Self::new(Exit::Interrupted, "interrupted").help(resume),
             CoordinateError::Deposed => Self::caused(Exit::OutOfReach, &error)
                 .help(format!("`forebay wait {run}` waits for its end, and `forebay resume {run}` goes on")),

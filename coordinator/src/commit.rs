@@ -20,7 +20,7 @@ use forebay_jobs::{
     task::OutputFile,
 };
 
-use crate::rundir::RunDir;
+use crate::{lease, rundir::RunDir};
 
 /// Why an attempt's outputs do not count, or cannot be published.
 #[derive(Debug, thiserror::Error)]
@@ -123,6 +123,7 @@ pub fn publish(
     let built = output::publish(&build("parts"), &whole, &files, summary).map_err(CommitError::from).and_then(|_| {
         let prepared = epoch_dir.join("publish");
         volume::publish_dir(&whole, &prepared)?;
+        lease::fence(epoch_dir)?;
         Ok(volume::publish_dir(&prepared, &target)?)
     });
     match built {
@@ -141,6 +142,13 @@ pub fn publish(
 /// Trashes what coordinators up to this epoch left in the run when they died while publishing. What a later one is
 /// building is none of ours.
 fn clear_unfinished(volume: &Volume, run: &RunDir, epoch: Epoch) {
+    for entry in fs::read_dir(run.path().join("epochs")).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|name| name.split('.').next()?.parse().ok());
+        if number.is_some_and(|number: u32| number <= epoch.0) {
+            output::discard(volume, &entry.path().join("publish"));
+        }
+    }
     for entry in fs::read_dir(run.path()).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let number = name.to_str().and_then(|name| name.strip_prefix(".publishing-")?.split('-').next()?.parse().ok());
@@ -188,8 +196,7 @@ mod tests {
             let text = "name = 'n'\n[dataset]\nsource = 'file:///x'\n[command]\nargv = ['true']\n";
             let job = forebay_jobs::spec::parse::job_file(text, dir.path(), &[]).unwrap();
             let run = rundir::create(&volume, &"r".parse().unwrap(), text, &job).unwrap().into_run();
-            let epoch_dir = run.path().join("epochs/1");
-            fs::create_dir(&epoch_dir).unwrap();
+            let epoch_dir = lease::claim(run.path()).unwrap().dir;
             Self { _dir: dir, volume, run, epoch_dir }
         }
 

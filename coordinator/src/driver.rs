@@ -38,7 +38,7 @@ use forebay_jobs::{
     task::Failure,
 };
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 pub use self::{
     others::{Attached, Cancelled, Client, LinkError, Observed, attach, cancel, finish, observe, reach},
@@ -114,6 +114,9 @@ pub enum CoordinateError {
     /// The published output could not be read.
     #[error("the published output cannot be read")]
     Published(#[source] OutputError),
+    /// No worker can be started.
+    #[error("no worker can be started: {0}")]
+    Fleet(String),
     /// Workers cannot reach the coordinator.
     #[error(transparent)]
     Server(#[from] ServerError),
@@ -213,10 +216,13 @@ pub async fn coordinate(
         return Ok(result);
     }
     let claim = claim(run).await?;
+    // A task of its own: whatever the conducting does, the lease is renewed.
+    let mut kept = AbortOnDropHandle::new(tokio::spawn(keep::keep(Arc::clone(&claim))));
     let ended = tokio::select! {
         ended = conduct(volume, run, &claim, options) => ended,
-        lost = keep::keep(&claim) => Err(lost),
+        lost = &mut kept => Err(lost.unwrap_or_else(CoordinateError::from)),
     };
+    drop(kept);
     let ended = match ended {
         // What failed may have failed because the run is somebody else's now.
         Err(error) if keep::is_deposed(&claim).await => {
@@ -224,7 +230,7 @@ pub async fn coordinate(
             Err(CoordinateError::Deposed)
         }
         // It leaves no name that a corrected job could not have.
-        Err(error) if claim.epoch == FIRST && may_forget(run, &error) => {
+        Err(error) if claim.epoch == FIRST && may_forget(run, &error) && keep::holds(&claim).await => {
             forget(volume, run).await;
             return Err(CoordinateError::NeverBegan(Box::new(error)));
         }
@@ -235,7 +241,8 @@ pub async fn coordinate(
 }
 
 fn may_forget(run: &RunDir, error: &CoordinateError) -> bool {
-    !matches!(error, CoordinateError::Interrupted | CoordinateError::Deposed) && !run.plan_path().exists()
+    !matches!(error, CoordinateError::Interrupted | CoordinateError::Deposed)
+        && matches!(run.plan_path().try_exists(), Ok(false))
 }
 
 async fn forget(volume: &Volume, run: &RunDir) {
@@ -263,13 +270,14 @@ async fn conduct(
 ) -> Result<RunResult, CoordinateError> {
     // The coordinator before may have ended between the result and its lease.
     if let Some(result) = run.result()? {
+        sweep(volume, run).await;
         return Ok(result);
     }
     (options.tell)(RunProgress::Coordinating { epoch: claim.epoch });
     let (epoch, epoch_dir) = (claim.epoch, claim.dir.clone());
     let session = open(run, epoch, epoch_dir.clone()).await?;
-    let plan = match session.figures.snapshot {
-        Some(_) => Some(Plan::read(&run.plan_path())?),
+    let plan = match &session.figures.snapshot {
+        Some(snapshot) => Some(plan_of(run, snapshot, &session.figures.phases).await?),
         None => None,
     };
     let (sender, inbox) = mpsc::channel(INBOX);
@@ -329,6 +337,20 @@ fn share_of_cores(workers: u32) -> u32 {
 async fn open(run: &RunDir, epoch: Epoch, epoch_dir: PathBuf) -> Result<Session, CoordinateError> {
     let run = run.clone();
     tokio::task::spawn_blocking(move || Session::open(&run, epoch, &epoch_dir)).await?
+}
+
+/// The plan that the journal tells of, and no other.
+async fn plan_of(run: &RunDir, snapshot: &str, phases: &[PhaseFigures]) -> Result<Plan, CoordinateError> {
+    let path = run.plan_path();
+    let plan = tokio::task::spawn_blocking(move || Plan::read(&path)).await??;
+    let planned = plan.phases().into_iter().map(u64::from);
+    match plan.snapshot == *snapshot && planned.eq(phases.iter().map(|phase| phase.total)) {
+        true => Ok(plan),
+        false => {
+            let why = "the plan is another one than they were written for".to_owned();
+            Err(JournalError::Impossible { run: run.path().to_owned(), why }.into())
+        }
+    }
 }
 
 /// Writes the result of a run whose machine has ended.

@@ -158,6 +158,10 @@ pub fn read(path: &Path, counts: Option<u64>) -> Result<Replay, JournalError> {
         if length > LARGEST_FRAME {
             return Err(damaged(rest));
         }
+        // A file system may grow a file before it writes to it; no frame is empty.
+        if length == 0 {
+            break;
+        }
         let Some((content, after)) = body.split_at_checked(length as usize) else { break };
         if checksum(content) != crc {
             // The last frame's blocks may reach the disk in any order; nothing behind them can have.

@@ -182,6 +182,24 @@ pub fn observe(run_dir: &Path) -> Result<LeaseState, LeaseError> {
     }
 }
 
+/// Whether an epoch is still its holder's, as far as the file server knows it now.
+///
+/// A network client may go on finding a directory by a name that it no longer has. Asked right before a rename out of
+/// the epoch's directory, this narrows the time in which that could be taken for holding the lease to an instant.
+///
+/// # Errors
+/// That the epoch was taken over, or that it cannot be told.
+pub(crate) fn fence(epoch_dir: &Path) -> Result<(), VolumeError> {
+    epoch_dir.parent().map_or(Ok(()), |epochs| opened(epochs).map(drop))?;
+    let lost = |error: &str| VolumeError::io("hold", epoch_dir, io::Error::other(error));
+    match read(epoch_dir) {
+        Ok(Some((lease, _))) if lease.holder == Holder::this_process() => Ok(()),
+        Ok(_) => Err(lost("the run was taken over")),
+        Err(LeaseError::Volume(error)) => Err(error),
+        Err(error) => Err(lost(&error.to_string())),
+    }
+}
+
 impl Claim {
     /// Shows that the holder is alive, and learns whether the lease is still its own.
     ///

@@ -21,7 +21,10 @@ use forebay_jobs::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::driver::{RunResult, StagedFigures};
+use crate::{
+    driver::{RunResult, StagedFigures},
+    lease,
+};
 
 /// Where attempts write.
 pub(crate) const ATTEMPTS: &str = "attempts";
@@ -143,7 +146,10 @@ impl RunDir {
     /// The result, once the run has ended.
     pub fn result(&self) -> Result<Option<RunResult>, RunDirError> {
         // Opening the directory makes a network file system look for new names in it.
-        fs::read_dir(&self.dir).map_err(|error| VolumeError::io("open", &self.dir, error))?;
+        fs::read_dir(&self.dir).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => RunDirError::NotFound { run: self.id.clone() },
+            _ => VolumeError::io("open", &self.dir, error).into(),
+        })?;
         let mut result: Option<RunResult> = read_json(&self.dir.join(RESULT))?;
         // Hosts mount the volume at different places.
         if let Some(output) = result.as_mut().and_then(|result| result.output.as_mut()) {
@@ -184,6 +190,7 @@ impl RunDir {
     ) -> Result<(), E> {
         let prepared = epoch_dir.join(name);
         write(&prepared)?;
+        lease::fence(epoch_dir)?;
         // It renames files as well as directories, and tolerates a lost reply in the same way.
         volume::publish_dir(&prepared, &self.dir.join(name))?;
         Ok(())
@@ -445,15 +452,19 @@ mod tests {
     fn what_a_sealed_epoch_installs_does_not_arrive() {
         let fixture = Fixture::new();
         let run = fixture.create("a", JOB_FILE).unwrap().into_run();
-        let epoch = run.path().join("epochs/1");
-        fs::create_dir(&epoch).unwrap();
+        let epoch = lease::claim(run.path()).unwrap().dir;
         let figures = StagedFigures { objects: 1, ..StagedFigures::default() };
         run.write_staged(&epoch, &figures).unwrap();
         assert_eq!(run.staged().unwrap(), Some(figures.clone()));
         fs::rename(&epoch, run.path().join("epochs/1.sealed")).unwrap();
         run.write_staged(&epoch, &StagedFigures::default()).unwrap_err();
-        assert_eq!(run.staged().unwrap(), Some(figures));
+        assert_eq!(run.staged().unwrap(), Some(figures.clone()));
         assert!(!epoch.exists());
+        // A network client may still reach the directory by its old name.
+        std::os::unix::fs::symlink("1.sealed", &epoch).unwrap();
+        fs::remove_file(epoch.join("lease.json")).unwrap();
+        run.write_staged(&epoch, &StagedFigures::default()).unwrap_err();
+        assert_eq!(run.staged().unwrap(), Some(figures));
     }
 
     #[test]

@@ -16,9 +16,9 @@ use crate::{
 
 /// Ends a run, and returns once it has ended.
 pub async fn execute(global: &Global, run: &RunId) -> Result<Exit, CliError> {
-    let (_, run) = open_run(global, run)?;
+    let (volume, run) = open_run(global, run)?;
     loop {
-        match driver::cancel(&run).await? {
+        match driver::cancel(&volume, &run).await? {
             Cancelled::Ended(result) => {
                 print(global, &result);
                 return Ok(Exit::Done);

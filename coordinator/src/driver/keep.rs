@@ -13,12 +13,12 @@ const RENEWAL: Duration = Duration::from_secs(3);
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Renews the lease for as long as that works. Returns once it is lost.
-pub(super) async fn keep(claim: &Arc<Claim>) -> CoordinateError {
+pub(super) async fn keep(claim: Arc<Claim>) -> CoordinateError {
     let mut renewed = Instant::now();
     loop {
         tokio::time::sleep(RENEWAL).await;
         let asked = Instant::now();
-        let claim = Arc::clone(claim);
+        let claim = Arc::clone(&claim);
         // A network file system that does not answer blocks its thread, but not this one.
         let renewal = tokio::task::spawn_blocking(move || claim.renew());
         match tokio::time::timeout_at(renewed + PATIENCE, renewal).await {
@@ -30,12 +30,20 @@ pub(super) async fn keep(claim: &Arc<Claim>) -> CoordinateError {
     }
 }
 
-/// Whether somebody else has the run by now.
+/// Whether somebody else has the run by now; false also means: cannot be told.
 pub(super) async fn is_deposed(claim: &Arc<Claim>) -> bool {
+    matches!(renewed(claim).await, Some(Err(LeaseError::Lost { .. })))
+}
+
+/// Whether the run is still this process's, beyond doubt.
+pub(super) async fn holds(claim: &Arc<Claim>) -> bool {
+    matches!(renewed(claim).await, Some(Ok(())))
+}
+
+async fn renewed(claim: &Arc<Claim>) -> Option<Result<(), LeaseError>> {
     let claim = Arc::clone(claim);
     let renewal = tokio::task::spawn_blocking(move || claim.renew());
-    let renewed = tokio::time::timeout(RENEWAL, renewal).await;
-    matches!(renewed, Ok(Ok(Err(LeaseError::Lost { .. }))))
+    tokio::time::timeout(RENEWAL, renewal).await.ok()?.ok()
 }
 
 /// Gives the lease back, so that nobody has to wait until it is dead.

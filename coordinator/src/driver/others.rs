@@ -20,6 +20,7 @@ use super::{
     CoordinateError, CoordinateOptions, RunProgress, RunResult, claim, conclude, coordinate, keep, open,
     result::Figures,
     session::{fold, replay},
+    sweep,
 };
 use crate::{
     lease::{self, LeaseState},
@@ -155,7 +156,7 @@ pub enum Cancelled {
 }
 
 /// Ends a run, through its coordinator if it has one.
-pub async fn cancel(run: &RunDir) -> Result<Cancelled, CoordinateError> {
+pub async fn cancel(volume: &Volume, run: &RunDir) -> Result<Cancelled, CoordinateError> {
     let asked = Instant::now();
     loop {
         if let Some(result) = run.result()? {
@@ -164,6 +165,9 @@ pub async fn cancel(run: &RunDir) -> Result<Cancelled, CoordinateError> {
         match claim(run).await {
             Ok(claim) => {
                 let ended = end_unattended(run, &claim).await;
+                if let Ok(Some(_)) = ended {
+                    sweep(volume, run).await;
+                }
                 keep::release(claim).await;
                 return ended
                     .map(|result| result.map_or(Cancelled::TooLate, |result| Cancelled::Ended(Box::new(result))));

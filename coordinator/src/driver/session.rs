@@ -43,7 +43,20 @@ pub(super) fn replay(run: &RunDir, below: Option<Epoch>) -> Result<Replayed, Coo
             // A later epoch began without having seen a journal here.
             continue;
         }
-        let Some(read) = read(&dir, limit)? else { continue };
+        if below.is_some() {
+            settle(&dir)?;
+        }
+        let Some(read) = read(&dir, limit)? else {
+            if let (true, Some(bytes)) = (headed, limit) {
+                return Err(impossible(run, format!("epoch {epoch} had {bytes} bytes, and has none")));
+            }
+            continue;
+        };
+        if let (true, Some(bytes)) = (headed, limit)
+            && read.length < bytes
+        {
+            return Err(impossible(run, format!("epoch {epoch} had {bytes} bytes, and has {}", read.length)));
+        }
         if let (Some(header), false) = (read.header, headed) {
             counted = header.before;
             counted.push((epoch, read.length));
@@ -53,6 +66,21 @@ pub(super) fn replay(run: &RunDir, below: Option<Epoch>) -> Result<Replayed, Coo
     }
     groups.reverse();
     Ok(Replayed { events: groups.into_iter().flat_map(|(_, events)| events).collect(), before: counted })
+}
+
+fn impossible(run: &RunDir, why: String) -> CoordinateError {
+    JournalError::Impossible { run: run.path().to_owned(), why }.into()
+}
+
+/// Makes durable what a coordinator may have written and died before it synced: what counts from now on must stay.
+fn settle(dir: &Path) -> Result<(), JournalError> {
+    let path = dir.join(JOURNAL);
+    match fs::File::open(&path).and_then(|file| file.sync_all()) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(JournalError::Io { action: "sync", path, source })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Reads the journal of an epoch; none if it ended before it began to write.

@@ -220,17 +220,17 @@ async fn a_run_is_cancelled_through_its_coordinator() {
     };
     let cancelled = async {
         is_ready.recv().await;
-        cancel(&fixture.run).await
+        cancel(&fixture.volume, &fixture.run).await
     };
     let ((ended, _), cancelled) = tokio::join!(fixture.coordinate(|_| None, running), cancelled);
     assert_eq!((ended.unwrap().state, cancelled.unwrap()), (EndState::Cancelled, Cancelled::Noted));
-    assert!(matches!(cancel(&fixture.run).await.unwrap(), Cancelled::Ended(_)));
+    assert!(matches!(cancel(&fixture.volume, &fixture.run).await.unwrap(), Cancelled::Ended(_)));
 }
 
 #[tokio::test]
 async fn a_run_without_coordinator_is_cancelled_on_the_spot() {
     let fixture = Fixture::new(COMMAND);
-    let Cancelled::Ended(result) = cancel(&fixture.run).await.unwrap() else { panic!() };
+    let Cancelled::Ended(result) = cancel(&fixture.volume, &fixture.run).await.unwrap() else { panic!() };
     assert_eq!(result.state, EndState::Cancelled);
     let attached = attach(&fixture.run, &CancellationToken::new()).await.unwrap();
     assert_eq!(attached, Attached::Ended(result));

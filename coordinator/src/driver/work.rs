@@ -45,6 +45,8 @@ const BATCH: usize = 1024;
 const CLEANING_UP: Duration = Duration::from_secs(5);
 /// Between two ticks: what was due at the first and could not be done then needs an event, not another tick.
 const TICK: Duration = Duration::from_millis(200);
+/// A worker that was told to end an attempt gives its program 10 s, and the built-in work 3 s; this long means never.
+const UNANSWERED: Duration = Duration::from_secs(40);
 
 /// Work beside the loop that has ended.
 enum Finished {
@@ -84,6 +86,10 @@ pub(super) struct Work<'a> {
     preparing: bool,
     publishing: bool,
     exporting: bool,
+    /// Why no more workers can be started.
+    fleet_failure: Option<String>,
+    /// When an ending run waits no longer for its workers.
+    give_up_at: Option<Instant>,
 }
 
 impl<'a> Work<'a> {
@@ -114,6 +120,8 @@ impl<'a> Work<'a> {
             preparing: false,
             publishing: false,
             exporting: false,
+            fleet_failure: None,
+            give_up_at: None,
         }
     }
 
@@ -141,6 +149,16 @@ impl<'a> Work<'a> {
             if let Some(state) = wanted.ended {
                 return Ok(state);
             }
+            if let (Some(error), true) = (&self.fleet_failure, wanted.held.is_empty()) {
+                return Err(CoordinateError::Fleet(error.clone()));
+            }
+            if self.session.machine.is_stopping() {
+                self.give_up_at.get_or_insert_with(|| Instant::now() + UNANSWERED);
+            }
+            for worker in self.workers.forget_all_but(&wanted.held) {
+                (self.tell)(RunProgress::Left { worker: worker.clone() });
+                fleet.lost(&worker);
+            }
             self.sync_workers(&wanted.held);
             fleet.want(wanted.workers);
             self.start_what_is_wanted(wanted.publish, wanted.export);
@@ -149,7 +167,7 @@ impl<'a> Work<'a> {
                 (Instant::now() + wait).max(ticked + TICK)
             });
             let alarm = async {
-                match wake {
+                match wake.into_iter().chain(self.give_up_at).min() {
                     Some(at) => tokio::time::sleep_until(at).await,
                     None => std::future::pending().await,
                 }
@@ -168,7 +186,11 @@ impl<'a> Work<'a> {
                 error = server.failed() => return Err(error.into()),
                 () = alarm => {
                     ticked = Instant::now();
-                    self.session.take(&Input::Tick);
+                    self.session.take(&Input::Tick { reported: self.workers.reported_attempts() });
+                    if self.give_up_at.is_some_and(|at| at <= ticked) {
+                        // The run is to end, and these do not say that what they held has ended.
+                        wanted.held.into_keys().for_each(|worker| self.session.take(&Input::Left { worker }));
+                    }
                 }
             }
         }
@@ -300,7 +322,8 @@ impl<'a> Work<'a> {
     fn observed(&mut self, event: FleetEvent) {
         match event {
             FleetEvent::Ended { worker } => tracing::debug!(%worker, "ended"),
-            FleetEvent::Failed { error } => self.session.take(&Input::FleetFailed { error }),
+            // Whoever is at work goes on; without anybody the run is interrupted.
+            FleetEvent::Failed { error } => self.fleet_failure = Some(error),
         }
     }
 

@@ -118,6 +118,18 @@ impl Workers {
         }
     }
 
+    /// Ends the streams of workers that the machine does not know any more, and says which.
+    pub(super) fn forget_all_but(&mut self, known: &BTreeMap<WorkerId, Vec<AttemptId>>) -> Vec<WorkerId> {
+        let gone: Vec<_> = self.0.keys().filter(|worker| !known.contains_key(worker)).cloned().collect();
+        gone.iter().for_each(|worker| drop(self.0.remove(worker)));
+        gone
+    }
+
+    /// What was reported and is being looked at.
+    pub(super) fn reported_attempts(&self) -> BTreeSet<AttemptId> {
+        self.0.values().flat_map(|joined| joined.ended.iter().copied()).collect()
+    }
+
     /// Tells every worker to end.
     pub(super) fn shut_down(&mut self) {
         for joined in self.0.values() {

@@ -116,8 +116,12 @@ impl Local {
         {
             self.not_before = None;
             if let Err(error) = self.start() {
+                self.ended_early();
                 let program = self.config.program.display();
-                self.fail(format!("cannot start {program} as a worker: {error}"));
+                if self.ends_in_a_row >= ENDS_IN_A_ROW {
+                    let failure = format!("cannot start {program} as a worker: {error}");
+                    self.fail(failure);
+                }
             }
         }
     }
@@ -154,9 +158,7 @@ impl Local {
         let joined = self.members.remove(&worker).is_some_and(|member| member.joined);
         let words = self.words(&worker);
         if !joined {
-            self.ends_in_a_row += 1;
-            let doubled = BACKOFF_FIRST * 2_u32.saturating_pow(self.ends_in_a_row.saturating_sub(1).min(6));
-            self.not_before = Some(Instant::now() + doubled);
+            self.ended_early();
         }
         if self.ends_in_a_row >= ENDS_IN_A_ROW && !self.failed {
             let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
@@ -168,6 +170,13 @@ impl Local {
             let _ = fs::remove_file(&words);
         }
         FleetEvent::Ended { worker }
+    }
+
+    /// One more that has not said hello: the next is started a little later.
+    fn ended_early(&mut self) {
+        self.ends_in_a_row += 1;
+        let doubled = BACKOFF_FIRST * 2_u32.saturating_pow(self.ends_in_a_row.saturating_sub(1).min(6));
+        self.not_before = Some(Instant::now() + doubled);
     }
 
     fn fail(&mut self, error: String) {

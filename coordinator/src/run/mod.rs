@@ -71,6 +71,8 @@ impl From<&JobSpec> for RunConfig {
 struct Worker {
     slots: u32,
     held: BTreeSet<AttemptId>,
+    /// It has started an attempt: what it was sent reached it.
+    proven: bool,
 }
 
 /// The state of a run.
@@ -148,9 +150,7 @@ impl Run {
             Input::Planned { snapshot, phases } if self.snapshot.is_none() => {
                 one(Event::Planned { snapshot: snapshot.clone(), phases: phases.clone(), at })
             }
-            Input::PlanFailed { error } | Input::FleetFailed { error } | Input::PublishFailed { error }
-                if self.error.is_none() =>
-            {
+            Input::PlanFailed { error } | Input::PublishFailed { error } if self.error.is_none() => {
                 one(Event::Aborted { error: error.clone(), at })
             }
             Input::ExportFailed { error } if self.error.is_none() => one(Event::Aborted { error: error.clone(), at }),
@@ -180,7 +180,7 @@ impl Run {
             }
             // What is being published cannot be called back.
             Input::Cancel if !self.cancelled && !self.is_complete() => one(Event::CancelRequested { at }),
-            Input::Tick => self.overdue(at),
+            Input::Tick { reported } => self.overdue(reported, at),
             Input::Published { files, bytes, rows } if self.is_complete() && !self.published => {
                 one(Event::Published { files: *files, bytes: *bytes, rows: *rows, at })
             }
@@ -245,11 +245,12 @@ impl Run {
     fn left(&self, worker: &WorkerId, at: Millis) -> Vec<Event> {
         let Some(state) = self.workers.get(worker) else { return Vec::new() };
         let lost = |attempt: &AttemptId| {
-            // What had not started cannot have been the reason.
-            let lost = self.holds(worker, *attempt).flatten().is_some();
+            // What had not started cannot have been the reason, unless nothing ever started there.
+            let lost = self.holds(worker, *attempt).flatten().is_some() || !state.proven;
+            let retry_at = Millis(at.0.saturating_add(if state.proven { 0 } else { self.config.backoff_first }));
             match lost && self.task(attempt.task).is_some_and(|task| task.losses + 1 >= MAX_WORKER_LOSSES) {
                 true => Event::AttemptFailed { attempt: *attempt, failure: Failure::WorkerLost, retry_at: None, at },
-                false => Event::AttemptReturned { attempt: *attempt, retry_at: at, lost },
+                false => Event::AttemptReturned { attempt: *attempt, retry_at, lost },
             }
         };
         let mut events: Vec<_> = state.held.iter().map(lost).collect();
@@ -268,16 +269,29 @@ impl Run {
         Event::AttemptFailed { attempt, failure, retry_at, at }
     }
 
-    /// Attempts that their workers should have ended long ago.
-    fn overdue(&self, at: Millis) -> Vec<Event> {
+    /// Attempts that their workers should have ended long ago, and the workers with them: a slot that does not come free
+    /// would keep waiting whatever is given to it next.
+    fn overdue(&self, reported: &BTreeSet<AttemptId>, at: Millis) -> Vec<Event> {
         let Some(timeout) = self.config.timeout else { return Vec::new() };
-        let held =
-            self.workers.iter().flat_map(|(worker, state)| state.held.iter().map(move |attempt| (worker, *attempt)));
-        let late = held.filter(|(worker, attempt)| {
-            let started = self.holds(worker, *attempt).flatten();
-            started.is_some_and(|started| at.0 > started.0.saturating_add(timeout).saturating_add(TIMEOUT_GRACE))
-        });
-        late.map(|(_, attempt)| self.failed(attempt, Failure::TimedOut { seconds: timeout / 1000 }, at)).collect()
+        let is_late = |worker: &WorkerId, attempt: AttemptId| {
+            let started = self.holds(worker, attempt).flatten();
+            let late = |started: Millis| at.0 > started.0.saturating_add(timeout).saturating_add(TIMEOUT_GRACE);
+            started.is_some_and(late) && !reported.contains(&attempt)
+        };
+        let mut events = Vec::new();
+        for (worker, state) in &self.workers {
+            let (late, other): (Vec<AttemptId>, Vec<AttemptId>) =
+                state.held.iter().partition(|attempt| is_late(worker, **attempt));
+            if late.is_empty() {
+                continue;
+            }
+            let failure = || Failure::TimedOut { seconds: timeout / 1000 };
+            events.extend(late.into_iter().map(|attempt| self.failed(attempt, failure(), at)));
+            let returned = |attempt| Event::AttemptReturned { attempt, retry_at: at, lost: false };
+            events.extend(other.into_iter().map(returned));
+            events.push(Event::WorkerLeft { worker: worker.clone() });
+        }
+        events
     }
 
     /// Folds an event into the state. Decides nothing, and believes nothing that cannot be: what an event says of a
@@ -296,7 +310,8 @@ impl Run {
             }
             Event::WorkerJoined { worker, slots } => {
                 self.remove_worker(worker, Millis(0));
-                self.workers.insert(worker.clone(), Worker { slots: (*slots).max(1), held: BTreeSet::new() });
+                self.workers
+                    .insert(worker.clone(), Worker { slots: (*slots).max(1), held: BTreeSet::new(), proven: false });
             }
             Event::WorkerLeft { worker } => self.remove_worker(worker, Millis(0)),
             Event::Assigned { attempt, worker } if self.workers.contains_key(worker) => {
@@ -309,7 +324,11 @@ impl Run {
                 if let Some(TaskState::Held { attempt: held, worker, .. }) = state
                     && held == attempt
                 {
-                    let held = TaskState::Held { attempt: *attempt, worker: worker.clone(), started: Some(*at) };
+                    let worker = worker.clone();
+                    if let Some(worker) = self.workers.get_mut(&worker) {
+                        worker.proven = true;
+                    }
+                    let held = TaskState::Held { attempt: *attempt, worker, started: Some(*at) };
                     self.put(attempt.task, held);
                 }
             }
@@ -401,6 +420,11 @@ impl Run {
     /// All tasks in order.
     pub fn tasks(&self) -> impl Iterator<Item = (TaskId, &Task)> {
         self.tasks.iter()
+    }
+
+    /// Whether the run only waits for what its workers still hold.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping().is_some() && self.ended.is_none()
     }
 
     /// How the run ended, if it has.

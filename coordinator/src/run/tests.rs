@@ -15,6 +15,8 @@ fn config() -> RunConfig {
     }
 }
 
+const TICK: Input = Input::Tick { reported: BTreeSet::new() };
+
 fn worker(n: u32) -> WorkerId {
     format!("w{n}").parse().unwrap()
 }
@@ -75,7 +77,7 @@ fn a_failure_is_tried_again_after_a_wait_and_the_last_one_ends_the_run() {
             assert!(held(&run, &a).is_empty(), "it waits");
             now = run.wanted(Millis(now)).wake_at.unwrap().0;
             assert!((750..=2500).contains(&(now / u64::from(failures))), "{now}");
-            run.handle(&Input::Tick, Millis(now));
+            run.handle(&TICK, Millis(now));
         }
     }
     assert_eq!(run.ended(), Some(EndState::Failed));
@@ -90,7 +92,7 @@ fn giving_back_uses_up_no_try() {
         let attempt = held(&run, &a)[0];
         run.handle(&Input::Started { worker: a.clone(), attempt }, Millis(n * 10_000));
         run.handle(&Input::GivenBack { worker: a.clone(), attempt }, Millis(n * 10_000));
-        run.handle(&Input::Tick, Millis((n + 1) * 10_000));
+        run.handle(&TICK, Millis((n + 1) * 10_000));
     }
     let task = run.task(TaskId { phase: 0, index: 0 }).unwrap();
     assert_eq!((task.failures, task.losses), (0, 0));
@@ -164,7 +166,9 @@ fn a_time_that_has_passed_wakes_nobody() {
     let mut run = planned(RunConfig { timeout: None, ..config() }, &[2]);
     let a = worker(1);
     run.handle(&Input::Joined { worker: a.clone(), slots: 2 }, Millis(0));
-    run.handle(&failed(&a, held(&run, &a)[0]), Millis(0));
+    let attempts = held(&run, &a);
+    run.handle(&Input::Started { worker: a.clone(), attempt: attempts[1] }, Millis(0));
+    run.handle(&failed(&a, attempts[0]), Millis(0));
     run.handle(&Input::Left { worker: a }, Millis(0));
     let at = run.wanted(Millis(0)).wake_at.unwrap();
     assert_eq!(run.wanted(at).wake_at, None);
@@ -193,9 +197,27 @@ fn an_attempt_that_its_worker_does_not_end_is_given_up() {
     run.handle(&Input::Joined { worker: a.clone(), slots: 1 }, Millis(0));
     let attempt = held(&run, &a)[0];
     run.handle(&Input::Started { worker: a.clone(), attempt }, Millis(0));
-    assert!(run.handle(&Input::Tick, Millis(60_000)).is_empty());
-    run.handle(&Input::Tick, run.wanted(Millis(60_000)).wake_at.unwrap());
+    assert!(run.handle(&TICK, Millis(60_000)).is_empty());
+    let late = run.wanted(Millis(60_000)).wake_at.unwrap();
+    assert!(run.handle(&Input::Tick { reported: [attempt].into() }, late).is_empty(), "it was reported in time");
+    run.handle(&TICK, late);
     assert_eq!(run.task(attempt.task).unwrap().failures, 1);
+    // The slot never came free: nothing more is given to it.
+    assert!(run.wanted(late).held.is_empty());
+}
+
+#[test]
+fn a_task_that_no_worker_can_even_take_is_given_up() {
+    let mut run = planned(RunConfig { timeout: None, ..config() }, &[1]);
+    let mut now = Millis(0);
+    for n in 0..MAX_WORKER_LOSSES {
+        assert_eq!(run.ended(), None);
+        run.handle(&Input::Joined { worker: worker(n), slots: 1 }, now);
+        run.handle(&Input::Left { worker: worker(n) }, now);
+        now = run.wanted(now).wake_at.unwrap_or(now);
+        run.handle(&TICK, now);
+    }
+    assert_eq!(run.ended(), Some(EndState::Failed));
 }
 
 /// A step of a random history; numbers pick among what is there when it is taken.
@@ -255,7 +277,7 @@ proptest! {
                 Step::Fail(n) => pick(&run, n).map(|(worker, attempt)| failed(&worker, attempt)),
                 Step::GiveBack(n) => pick(&run, n).map(|(worker, attempt)| Input::GivenBack { worker, attempt }),
                 Step::Stale(n) => (!past.is_empty()).then(|| past[n % past.len()].clone()),
-                Step::Wait(millis) => { now += millis; Some(Input::Tick) }
+                Step::Wait(millis) => { now += millis; Some(TICK) }
                 Step::Cancel => Some(Input::Cancel),
                 Step::Publish => {
                     // Only what is wanted is done; it may take until after the next input.
@@ -294,7 +316,7 @@ proptest! {
                 run.handle(&Input::Published { files: 0, bytes: 0, rows: None }, Millis(now));
             } else if let Some(at) = run.wanted(Millis(now)).wake_at {
                 now = now.max(at.0);
-                run.handle(&Input::Tick, Millis(now));
+                run.handle(&TICK, Millis(now));
             }
         }
         prop_assert!(run.ended().is_some(), "{:?}", run.wanted(Millis(now)));

@@ -3,7 +3,7 @@
 // The fields are named by their types and their variants' docs; a sentence for each would say the same again.
 #![allow(missing_docs)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use forebay_jobs::{
     id::{AttemptId, Epoch, WorkerId},
@@ -29,8 +29,6 @@ pub enum Input {
     Joined { worker: WorkerId, slots: u32 },
     /// A worker's stream ended, or it was silent for too long.
     Left { worker: WorkerId },
-    /// The fleet cannot start workers.
-    FleetFailed { error: String },
     /// An attempt entered a slot.
     Started { worker: WorkerId, attempt: AttemptId },
     /// An attempt ended with these outputs, which were checked on the volume.
@@ -41,8 +39,8 @@ pub enum Input {
     GivenBack { worker: WorkerId, attempt: AttemptId },
     /// Someone asked for the run's end.
     Cancel,
-    /// Time went by.
-    Tick,
+    /// Time went by. Attempts that were reported, and whose outputs are being looked at, are not overdue.
+    Tick { reported: BTreeSet<AttemptId> },
     /// The output stands in its place.
     Published { files: u64, bytes: u64, rows: Option<u64> },
     /// Publishing failed for good.

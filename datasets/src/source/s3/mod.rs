@@ -261,7 +261,7 @@ fn is_opaque(encryption: Option<&ServerSideEncryption>, customer: Option<&str>) 
 
 /// Whether an ETag has the form of the MD5 that it is for an object put in one piece. Another server's opaque tag of
 /// the same form is no reason to fail, so that only lower-case digits count.
-fn is_md5(etag: &String) -> bool {
+fn is_md5(etag: &str) -> bool {
     etag.len() == 32 && etag.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 

@@ -1,5 +1,7 @@
 //! Whole runs: the built binary with real workers, over a real S3 server.
 
+#![allow(clippy::unwrap_used, reason = "clippy knows tests only by their attribute")]
+
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -194,3 +194,57 @@ async fn logs_are_followed_to_the_end() {
     running.outcome().code(0);
     assert_eq!(following.outcome().code(0).stdout, "begun\nended\n");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn compressed_objects_reach_a_map_program_as_they_are() {
+    let cluster = Cluster::start().await;
+    for n in 0..3 {
+        // A whole gzip stream each; together they are one again.
+        let zipped =
+            std::process::Command::new("sh").args(["-c", &format!("echo word-{n} | gzip -c")]).output().unwrap();
+        cluster.s3.put("data", &format!("{n}.gz"), zipped.stdout);
+    }
+    let text =
+        "name = 'j'\n[dataset]\nsource = 's3://data'\n[mapreduce]\nmap = ['gzip', '-dc']\nreduce = ['cut', '-f1']\n";
+    let result = cluster.forebay(["run", &cluster.file("job.toml", text), "--json"]).json(0);
+    let output = published(&output_of(&result));
+    assert_eq!(String::from_utf8(output["part-00000.txt"].clone()).unwrap(), "word-0\nword-1\nword-2\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_shell_has_started_has_time_to_write_its_checkpoint() {
+    let cluster = cluster().await;
+    // The shell dies of SIGTERM at once; the program in it takes a moment.
+    let program =
+        "trap 'sleep 0.5; echo saved > $FOREBAY_CHECKPOINT_DIR/state; exit 75' TERM; while true; do sleep 0.05; done";
+    cluster.file("program.sh", program);
+    let shell = "if [ -e $FOREBAY_CHECKPOINT_DIR/state ]; then cp $FOREBAY_CHECKPOINT_DIR/state $FOREBAY_OUTPUT_DIR; \
+                 else sh program.sh; echo not reached; fi";
+    let more = "[retry]\nattempts = 2\ntimeout = '1s'\nbackoff = '10ms..10ms'\n";
+    let job = job(&cluster, shell, more);
+    let text = fs::read_to_string(&job).unwrap().replace("[workers]", "files = ['program.sh']\n[workers]");
+    let result = cluster.forebay(["run", &cluster.file("job.toml", &text), "--json"]).json(0);
+    assert_eq!(output_file(&result, "state"), "saved\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_detached_program_takes_its_children_with_it() {
+    let cluster = cluster().await;
+    let pid = cluster.volume().join("pid");
+    // Its memory takes a moment to go, in which it is neither alive nor a zombie.
+    let daemon = format!(
+        "my $hold = 'x' x (300 << 20); my $child = fork; if (!$child) {{ exec 'sleep', '600' }} \
+         open(my $f, '>', '{}'); print $f $child; close $f; sleep 600;",
+        pid.display()
+    );
+    let path = cluster.file("daemon.pl", &daemon);
+    let shell = format!(
+        "setsid perl {path} < /dev/null > /dev/null 2>&1 & while [ ! -s {} ]; do sleep 0.01; done",
+        pid.display()
+    );
+    cluster.forebay(["run", &job(&cluster, &shell, "")]).code(0);
+    let child = rustix::process::Pid::from_raw(fs::read_to_string(pid).unwrap().parse().unwrap()).unwrap();
+    let ended = !is_running(child);
+    kill(&[child]);
+    assert!(ended);
+}

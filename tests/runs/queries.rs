@@ -55,3 +55,40 @@ fn same_rows(given: &str, expected: &str) -> usize {
     }
     given.lines().count() - 1
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn csv_with_newlines_in_quotes_is_not_torn_and_columns_in_another_order_are_refused() {
+    let cluster = Cluster::start().await;
+    // Large enough to be scanned in several ranges.
+    let rows: String = (0..60_000).map(|n| format!("{n},\"a text\nof\nlines, {n}\"\n")).collect();
+    cluster.s3.put("data", "a.csv", format!("n,text\n{rows}"));
+    let job = |query: &str| {
+        let text = format!(
+            "name = 'j'\n[dataset]\nsource = 's3://data'\n[sql]\nquery = \"\"\"{query}\"\"\"\n[workers]\nslots = 4\n\
+             [output]\nformat = 'csv'\n"
+        );
+        cluster.file("job.toml", &text)
+    };
+    let query = "select count(*) AS r, sum(n) AS s, max(length(text)) AS l, count(distinct text) AS d from data";
+    let result = cluster.forebay(["run", &job(query), "--json"]).json(0);
+    let output = published(Path::new(result["output"]["path"].as_str().unwrap()));
+    let expected = format!("r,s,l,d\n60000,{},22,60000\n", 60_000_u64 * 59_999 / 2);
+    assert_eq!(String::from_utf8(output["part-00000.csv"].clone()).unwrap(), expected);
+    cluster.s3.put("data", "b.csv", "text,n\nx,1\n");
+    let error = cluster.forebay(["run", &job(query)]).code(2);
+    assert!(error.stderr.contains("has the columns n, text"), "{}", error.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn columns_of_an_object_that_is_cut_are_counted_once() {
+    let cluster = Cluster::start().await;
+    let rows: String = (0..5000).map(|n| format!("{{\"n\": {n}}}\n")).collect();
+    cluster.s3.put("data", "x.ndjson", rows);
+    let text = "name = 'j'\n[dataset]\nsource = 's3://data'\n[mapreduce]\nmap = 'column-stats'\n\
+                [split]\nby = 'bytes'\nsize = '10KiB'\n[output]\nformat = 'csv'\n";
+    let result = cluster.forebay(["run", &cluster.file("job.toml", text), "--json"]).json(0);
+    assert!(result["tasks"]["total"].as_u64().unwrap() > 5, "{result}");
+    let output = published(Path::new(result["output"]["path"].as_str().unwrap()));
+    let expected = "column,count,nulls,min,max,mean\nn,5000,0,0,4999,2499.5\n";
+    assert_eq!(String::from_utf8(output["part-00000.csv"].clone()).unwrap(), expected);
+}

@@ -42,6 +42,10 @@ const DYING: Duration = Duration::from_secs(3);
 /// How long the end waits for the coordinator to take the last reports.
 const FAREWELL: Duration = Duration::from_secs(5);
 
+/// Files that the reports of one message name, so that it stays below the largest of the link; a single report with
+/// more travels alone.
+const FILES_A_MESSAGE: usize = 10_000;
+
 /// What a worker is started with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkerConfig {
@@ -106,6 +110,7 @@ pub async fn run(config: WorkerConfig) -> Result<(), WorkerError> {
 
 /// As [`run`]; `told` stands for the signals. The first drains, the second ends at once.
 async fn run_until(config: WorkerConfig, told: mpsc::Receiver<()>) -> Result<(), WorkerError> {
+    resources::raise_open_files();
     let volume = Volume::open(&config.volume_root)?;
     let run_dir = volume.run_dir(config.run.as_str());
     let slots = config.slots.unwrap_or_else(resources::cores).max(1);
@@ -266,7 +271,14 @@ impl Agent {
     }
 
     async fn report(&self, reports: Vec<AttemptReport>) -> Result<(), Closed> {
-        if reports.is_empty() { Ok(()) } else { self.send(FromWorker::Reports(reports)).await }
+        let mut batch: Vec<AttemptReport> = Vec::new();
+        for report in reports {
+            if batch.iter().chain([&report]).map(files).sum::<usize>() > FILES_A_MESSAGE && !batch.is_empty() {
+                self.send(FromWorker::Reports(std::mem::take(&mut batch))).await?;
+            }
+            batch.push(report);
+        }
+        if batch.is_empty() { Ok(()) } else { self.send(FromWorker::Reports(batch)).await }
     }
 
     async fn give_back(&self, assignments: Vec<Assignment>) -> Result<(), Closed> {
@@ -307,6 +319,14 @@ impl Agent {
         if tokio::time::timeout(FAREWELL, seen).await.is_err() {
             tracing::warn!("the coordinator does not close the stream");
         }
+    }
+}
+
+/// How many files a report names.
+fn files(report: &AttemptReport) -> usize {
+    match &report.outcome {
+        Outcome::Done { outputs, .. } => outputs.len(),
+        Outcome::Failed(_) | Outcome::GivenBack => 0,
     }
 }
 

@@ -39,6 +39,8 @@ use crate::{
 };
 
 /// A program that asks to be run again (`EX_TEMPFAIL`).
+/// A report of so many files is well below the largest message of the link, with names of 200 bytes.
+const MOST_FILES: usize = 100_000;
 const AGAIN: i32 = 75;
 
 /// What all attempts of a worker share.
@@ -95,6 +97,9 @@ enum ExecuteError {
     /// A shipped file's name leads out of its directory.
     #[error("no shipped file can be named `{0}`")]
     BadName(String),
+    /// It left more files than one report can name.
+    #[error("it left {0} files, and {MOST_FILES} at most can be reported: put them together into archives")]
+    TooManyFiles(usize),
     /// The job and the task do not fit together.
     #[error("the job has no program for this task")]
     NoProgram,
@@ -107,7 +112,7 @@ impl ExecuteError {
             Self::Process(error) => error.is_retryable(),
             Self::Volume(error) => !matches!(error, VolumeError::Escapes { .. }),
             Self::Plan(_) | Self::Status { .. } | Self::Stopped | Self::Panicked | Self::Thread(_) => true,
-            Self::BadName(_) | Self::NoProgram => false,
+            Self::BadName(_) | Self::NoProgram | Self::TooManyFiles(_) => false,
         }
     }
 }
@@ -219,6 +224,9 @@ impl Attempt {
 
     /// Makes its files durable up to the run's own directory, and lists them as they are reported.
     fn finish(&self, output: TaskOutput) -> Result<Outcome, ExecuteError> {
+        if output.files.len() > MOST_FILES {
+            return Err(ExecuteError::TooManyFiles(output.files.len()));
+        }
         let dirs = [Some(self.out_dir.as_path()), Some(&self.dir), self.dir.parent()];
         dirs.into_iter().flatten().try_for_each(volume::sync_dir)?;
         let mut outputs = Vec::with_capacity(output.files.len());

@@ -17,9 +17,10 @@ use std::{
 
 use rustix::process::{Pid, Signal};
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::children::{become_subreaper, held, reap, spawn, while_nothing_is_spawned};
-use self::children::{end_group, end_marked, signal, wait_for_end};
+use self::children::{end_group, end_marked, signal, wait_for_end, wait_for_group};
 use crate::{
     guard::Guard,
     logs::{Sink, Tail},
@@ -53,6 +54,8 @@ pub(crate) fn on_thread<T: Send + 'static>(
 pub(crate) struct Streams<F, T> {
     /// Writes its standard input; none gives it an empty one.
     pub(crate) feed: Option<F>,
+    /// Cancelled when the program has ended, for what feeds it and has nothing to write yet.
+    pub(crate) fed_in_vain: CancellationToken,
     /// Takes its standard output; none sends it to the logs.
     pub(crate) take: Option<T>,
     /// Log of its standard output.
@@ -167,7 +170,7 @@ where
 {
     let name = command.get_program().to_string_lossy().into_owned();
     let no_streams = |source| ProcessError::Streams { program: name.clone(), source };
-    let Streams { feed, take, stdout, stderr } = streams;
+    let Streams { feed, fed_in_vain, take, stdout, stderr } = streams;
 
     let (out_read, out_write) = io::pipe().map_err(no_streams)?;
     let (err_read, err_write) = io::pipe().map_err(no_streams)?;
@@ -212,8 +215,14 @@ where
         None => {
             signal(group, Signal::TERM);
             let grace = if stop.why() == Some(Why::Drain) { DRAIN_GRACE } else { GRACE };
+            // A shell dies of the signal at once; what it started may be writing its checkpoint.
+            let all_end = async {
+                let seen = (&mut end).await;
+                wait_for_group(group).await;
+                seen
+            };
             let in_time = tokio::select! {
-                seen = &mut end => Some(seen),
+                seen = all_end => Some(seen),
                 () = tokio::time::sleep(grace) => None,
                 () = stop.ordered(Why::Abort) => None,
             };
@@ -221,7 +230,8 @@ where
                 Some(seen) => seen,
                 None => {
                     signal(group, Signal::KILL);
-                    end.await
+                    // Its leader may have been seen to end before.
+                    if end.is_terminated() { Ok(Ok(())) } else { end.await }
                 }
             }
         }
@@ -233,6 +243,7 @@ where
     end_group(group).await;
     end_marked(mark).await;
     drop(running);
+    fed_in_vain.cancel();
 
     let panicked = |stream| ProcessError::Panicked { program: name.clone(), stream };
     let (taken, read_whole) = taken.unzip();

@@ -2,7 +2,7 @@
 //!
 //! A table is a list of exact files. No directory is listed, and what is not in the manifest is not read.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, io, sync::Arc};
 
 use arrow::datatypes::{Schema, SchemaRef};
 use datafusion::{
@@ -29,7 +29,7 @@ use futures::StreamExt;
 
 use super::{
     TaskContext, TaskError, TaskOutput,
-    table::{ROWS_FOR_TYPES, TableWriter},
+    table::{ROWS_FOR_TYPES, TableWriter, csv_schema},
 };
 use crate::{
     spec::{SqlSpec, Work},
@@ -75,6 +75,13 @@ pub async fn check_staged(volume: &Volume, sql: &SqlSpec, split: &Split) -> Resu
 
 /// Executes the query of the task's job.
 pub async fn execute(ctx: &TaskContext<'_>) -> Result<TaskOutput, TaskError> {
+    tokio::select! {
+        () = ctx.cancel.cancelled() => Err(TaskError::Cancelled),
+        output = query(ctx) => output,
+    }
+}
+
+async fn query(ctx: &TaskContext<'_>) -> Result<TaskOutput, TaskError> {
     let (Work::Sql(sql), TaskInput::Split(split)) = (&ctx.job.work, &ctx.spec.input) else {
         return Err(TaskError::BadInput("the task is no query".to_owned()));
     };
@@ -86,22 +93,19 @@ pub async fn execute(ctx: &TaskContext<'_>) -> Result<TaskOutput, TaskError> {
     options.execution.parquet.pushdown_filters = true;
     let context = SessionContext::new_with_config(config);
     register(&context, ctx.volume, sql, split).await?;
-    let failed = |error: DataFusionError| match error.find_root() {
-        DataFusionError::IoError(_) | DataFusionError::ObjectStore(_) | DataFusionError::ResourcesExhausted(_) => {
-            TaskError::Io { path: ctx.volume.root().to_owned(), source: std::io::Error::other(readable(&error)) }
+    let failed = |error: DataFusionError| match (passing(&error), error.find_root()) {
+        (Some(source), _) => TaskError::Io { path: ctx.volume.root().to_owned(), source },
+        (None, DataFusionError::ResourcesExhausted(_)) => {
+            TaskError::Io { path: ctx.volume.root().to_owned(), source: io::Error::other(readable(&error)) }
         }
-        _ => TaskError::BadInput(readable(&error)),
+        (None, _) => TaskError::BadInput(readable(&error)),
     };
     let frame = frame(&context, &sql.query).await.map_err(failed)?;
     let mut stream = frame.execute_stream().await.map_err(failed)?;
     let schema = stream.schema();
     let mut writer = TableWriter::create(ctx.out_dir, ctx.spec.task.index, &schema, ctx.job.output.format)?;
     loop {
-        let batch = tokio::select! {
-            () = ctx.cancel.cancelled() => return Err(TaskError::Cancelled),
-            batch = stream.next() => batch,
-        };
-        match batch {
+        match stream.next().await {
             Some(batch) => writer.write(&batch.map_err(failed)?)?,
             None => return Ok(TaskOutput { files: vec![writer.finish()?], metrics: BTreeMap::new() }),
         }
@@ -149,7 +153,7 @@ async fn table(
     }
     let reader: Arc<dyn FileFormat> = match format {
         Format::Parquet => Arc::new(ParquetFormat::default().with_force_view_types(false)),
-        Format::Csv => Arc::new(CsvFormat::default().with_has_header(true).with_schema_infer_max_rec(ROWS_FOR_TYPES)),
+        Format::Csv => Arc::new(CsvFormat::default().with_has_header(true).with_newlines_in_values(true)),
         Format::Ndjson => Arc::new(JsonFormat::default().with_schema_infer_max_rec(ROWS_FOR_TYPES)),
         Format::Text | Format::Opaque => {
             return Err(wrong(format!("`{}` ends in none of .parquet, .csv, .ndjson", first.key)));
@@ -163,8 +167,23 @@ async fn table(
         // A URL is taken as it is; a path would be searched for `*`, `?` and `[`.
         let url = url::Url::from_file_path(&path).map_err(|()| wrong(format!("{} is not absolute", path.display())))?;
         let url = ListingTableUrl::try_new(url, None).map_err(|error| bad(name, &error))?;
-        let schema = options.infer_schema(&context.state(), &url).await;
-        let schema = schema.map_err(|error| wrong(format!("`{}`: {}", piece.key, readable(&error))))?;
+        let schema = match format {
+            // DataFusion's own takes a newline in a quoted field for the end of a record.
+            Format::Csv => csv_schema(&path).map(Arc::new).map_err(DataFusionError::from),
+            _ => options.infer_schema(&context.state(), &url).await,
+        };
+        let schema = schema.map_err(|error| match passing(&error) {
+            Some(source) => TaskError::Io { path, source },
+            None => wrong(format!("`{}`: {}", piece.key, readable(&error))),
+        })?;
+        // CSV is read by position, whatever its header says.
+        if let (Format::Csv, Some(before)) = (format, schemas.first())
+            && !names(before).eq(names(&schema))
+        {
+            let list = |schema: &Schema| names(schema).collect::<Vec<_>>().join(", ");
+            let (theirs, ours) = (list(before), list(&schema));
+            return Err(wrong(format!("`{}` has the columns {theirs}, and `{}` has {ours}", first.key, piece.key)));
+        }
         schemas.push(schema.as_ref().clone());
         urls.push(url);
     }
@@ -173,6 +192,22 @@ async fn table(
     let config =
         ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options).with_schema(Arc::new(schema));
     ListingTable::try_new(config).map_err(|error| bad(name, &error))
+}
+
+fn names(schema: &Schema) -> impl Iterator<Item = &str> {
+    schema.fields().iter().map(|field| field.name().as_str())
+}
+
+/// The error of the system behind one of DataFusion's, which another try may get past.
+fn passing(error: &DataFusionError) -> Option<io::Error> {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(system) = error.downcast_ref::<io::Error>() {
+            return Some(io::Error::new(system.kind(), system.to_string()));
+        }
+        cause = error.source();
+    }
+    None
 }
 
 /// DataFusion's message without its own classification of it.

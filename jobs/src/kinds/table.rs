@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::BufReader,
+    io::{BufReader, Cursor},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -10,12 +10,13 @@ use std::{
 use arrow::{
     array::RecordBatch,
     csv,
-    datatypes::SchemaRef,
+    datatypes::{Schema, SchemaRef},
     error::ArrowError,
     json::{self, LineDelimitedWriter},
 };
 use forebay_datasets::{
     format::Format,
+    read::piece_bytes,
     split::{Part, Piece},
     volume::{NewFile, Volume, VolumeError},
 };
@@ -109,6 +110,12 @@ fn table(path: &Path, source: ArrowError) -> TaskError {
     }
 }
 
+/// The columns of a CSV file, by its header and its first rows.
+pub(super) fn csv_schema(path: &Path) -> Result<Schema, ArrowError> {
+    let format = csv::reader::Format::default().with_header(true);
+    format.infer_schema(File::open(path)?, Some(ROWS_FOR_TYPES)).map(|(schema, _)| schema)
+}
+
 /// The rows of a CSV, NDJSON or Parquet piece, in batches.
 pub fn read(
     volume: &Volume,
@@ -129,16 +136,15 @@ pub fn read(
             Ok(Box::new(builder.build().map_err(|error| bad(error.into()))?))
         }
         Format::Csv => {
-            let format = csv::reader::Format::default().with_header(true);
-            let (schema, _) = format.infer_schema(open()?, Some(ROWS_FOR_TYPES)).map_err(bad)?;
-            let reader = csv::ReaderBuilder::new(Arc::new(schema)).with_format(format).build(open()?).map_err(bad)?;
+            let schema = csv_schema(&path).map_err(bad)?;
+            let reader = csv::ReaderBuilder::new(Arc::new(schema)).with_header(true).build(open()?).map_err(bad)?;
             Ok(Box::new(reader))
         }
         Format::Ndjson => {
             let whole = BufReader::new(open()?);
             let (schema, _) = json::reader::infer_json_schema(whole, Some(ROWS_FOR_TYPES)).map_err(bad)?;
-            let reader = json::ReaderBuilder::new(Arc::new(schema)).build(BufReader::new(open()?)).map_err(bad)?;
-            Ok(Box::new(reader))
+            let records = Cursor::new(piece_bytes(volume, piece)?);
+            Ok(Box::new(json::ReaderBuilder::new(Arc::new(schema)).build(records).map_err(bad)?))
         }
         Format::Text | Format::Opaque => Err(TaskError::BadInput(format!(
             "`{}` is no table: its name ends in none of .parquet, .csv, .ndjson",

@@ -14,13 +14,14 @@ use forebay_datasets::{
 };
 use forebay_jobs::{
     kinds::{
-        TaskOutput,
+        TaskContext, TaskError, TaskOutput,
         command::{self, ProgramContext},
         mapreduce,
     },
     plan::{Plan, PlanError},
     spec::Program,
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{Attempt, Bench, ExecuteError, blocking};
 use crate::{
@@ -41,7 +42,8 @@ pub(super) async fn run_command(
     env: &BTreeMap<String, String>,
 ) -> Result<(), ExecuteError> {
     let command = command(this, program, files, env).await?;
-    let ended = run_program(this, command, None::<fn(io::PipeWriter)>, None::<fn(Output)>).await?;
+    let nothing = None::<fn(io::PipeWriter, CancellationToken)>;
+    let ended = run_program(this, command, nothing, None::<fn(Output)>).await?;
     check(ended.status, ended.stderr)
 }
 
@@ -54,7 +56,14 @@ pub(super) async fn run_filter(
 ) -> Result<TaskOutput, ExecuteError> {
     let command = command(this, program, files, env).await?;
     let (feeder, taker) = (Arc::clone(this), Arc::clone(this));
-    let feed = move |pipe: io::PipeWriter| mapreduce::program::feed(&feeder.context(1), pipe);
+    let feed = move |pipe: io::PipeWriter, in_vain: CancellationToken| {
+        let fed = mapreduce::program::feed(&TaskContext { cancel: &in_vain, ..feeder.context(1) }, pipe);
+        match fed {
+            // The program has ended without it; its exit code tells what that means.
+            Err(TaskError::Cancelled) if feeder.stop.why().is_none() => Ok(()),
+            fed => fed,
+        }
+    };
     let take = move |output: Output| mapreduce::program::take(&taker.context(1), output);
     let ended = run_program(this, command, Some(feed), Some(take)).await?;
     // Without its whole input, or with nobody to take its output, what the program itself says means nothing.
@@ -67,11 +76,14 @@ pub(super) async fn run_filter(
 async fn run_program<F: Send + 'static, T: Send + 'static>(
     this: &Attempt,
     command: Command,
-    feed: Option<impl FnOnce(io::PipeWriter) -> F + Send + 'static>,
+    feed: Option<impl FnOnce(io::PipeWriter, CancellationToken) -> F + Send + 'static>,
     take: Option<impl FnOnce(Output) -> T + Send + 'static>,
 ) -> Result<Ended<F, T>, ExecuteError> {
     let sink = |stream| this.bench.logs.sink(this.id, stream);
-    let streams = Streams { feed, take, stdout: sink(Stream::Stdout), stderr: sink(Stream::Stderr) };
+    let fed_in_vain = this.stop.token().child_token();
+    let in_vain = fed_in_vain.clone();
+    let feed = feed.map(|feed| move |pipe| feed(pipe, in_vain));
+    let streams = Streams { feed, fed_in_vain, take, stdout: sink(Stream::Stdout), stderr: sink(Stream::Stderr) };
     // As `command::environment` writes it.
     let mark = format!("FOREBAY_SCRATCH_DIR={}", this.scratch_dir.display());
     let ended = process::run(command, &mark, streams, &this.stop, this.bench.guard.as_ref()).await?;

@@ -63,6 +63,24 @@ pub(super) fn wait_for_end(pid: Pid) -> io::Result<()> {
     }
 }
 
+/// Waits until nothing of a group runs any more, be its leader an unreaped zombie.
+pub(super) async fn wait_for_group(group: Pid) {
+    while group_runs(group) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn group_runs(group: Pid) -> bool {
+    let runs = |entry: fs::DirEntry| {
+        let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+        // The name may hold anything, parentheses too: proc(5).
+        let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+        let (state, of) = (fields.next()?, fields.nth(1)?);
+        Some(!matches!(state, "Z" | "X") && of.parse() == Ok(group.as_raw_nonzero().get()))
+    };
+    fs::read_dir("/proc").into_iter().flatten().flatten().any(|entry| runs(entry).unwrap_or(false))
+}
+
 /// Signals a process group, which may have ended.
 pub(super) fn signal(group: Pid, signal: Signal) {
     match kill_process_group(group, signal) {
@@ -100,13 +118,19 @@ fn pauses() -> impl Iterator<Item = Duration> {
     (0..50).map(|turn: u64| Duration::from_millis((1 << turn.min(5)) + turn))
 }
 
-/// One look at this process's adopted children. Says whether there was one with the mark.
+/// One look at this process's adopted children. Says whether another look could show more: one had the mark, or has just
+/// ended and may leave children of its own, or is about to end or to execute and shows no environment.
 fn kill_marked_orphans(mark: &str) -> bool {
     let children = held(&CHILDREN);
     let mut found = false;
     for pid in own_children().into_iter().filter(|pid| !children.contains(pid)).filter_map(Pid::from_raw) {
-        // An ended process has no environment any more.
-        let environment = fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())).unwrap_or_default();
+        let environment = match fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())) {
+            Ok(environment) => environment,
+            // Another user's, by now.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => continue,
+            Err(_) => Vec::new(),
+        };
+        found |= environment.is_empty();
         if environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes()) {
             found = true;
             if let Err(error) = kill_process(pid, Signal::KILL) {
@@ -114,7 +138,7 @@ fn kill_marked_orphans(mark: &str) -> bool {
             }
         }
         // No child that anybody waits for is looked at here.
-        let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+        found |= matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(Some(_)));
     }
     found
 }

@@ -35,7 +35,13 @@ impl Bench {
     fn streams<F, T>(&self, feed: Option<F>, take: Option<T>) -> Streams<F, T> {
         let attempt = AttemptId { task: TaskId { phase: 0, index: 0 }, number: 1, epoch: Epoch(1) };
         let sink = |stream| self.logs.sink(attempt, stream);
-        Streams { feed, take, stdout: sink(Stream::Stdout), stderr: sink(Stream::Stderr) }
+        Streams {
+            feed,
+            fed_in_vain: CancellationToken::new(),
+            take,
+            stdout: sink(Stream::Stdout),
+            stderr: sink(Stream::Stderr),
+        }
     }
 
     async fn run(&self, text: &str, stop: &Stop) -> Ended<(), ()> {

@@ -19,7 +19,9 @@ use crate::{
     task::OutputFile,
 };
 
+/// A batch holds so many rows at most, and hardly more than so many bytes.
 const ROWS: usize = 64 << 10;
+const BATCH_BYTES: usize = 16 << 20;
 
 /// Reads pieces and maps each on the task's threads; results in the order of the pieces.
 fn each_piece<T: Send>(
@@ -171,7 +173,8 @@ impl<'a> Rows<'a> {
             self.texts.append_value(String::from_utf8_lossy(text));
         }
         self.held += 1;
-        if self.held == ROWS { self.flush() } else { Ok(()) }
+        let bytes = self.keys.values_slice().len() + self.texts.values_slice().len();
+        if self.held == ROWS || bytes >= BATCH_BYTES { self.flush() } else { Ok(()) }
     }
 
     fn flush(&mut self) -> Result<(), TaskError> {

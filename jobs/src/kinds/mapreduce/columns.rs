@@ -19,14 +19,34 @@ use crate::{
     task::OutputFile,
 };
 
-/// What is known of a column; for text, minimum and maximum are by bytes, and there is no sum.
+/// What is known of a column. Numbers are compared as 64-bit floats, NaN the greatest; text by its bytes.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Stats {
     count: u64,
     nulls: u64,
-    sum: Option<f64>,
-    number: Option<(f64, f64)>,
+    /// Of the values, those that were numbers where they stood.
+    numbers: u64,
+    #[serde(with = "bits")]
+    sum: f64,
+    least: Option<Bits>,
+    most: Option<Bits>,
     text: Option<(String, String)>,
+}
+
+/// A float as JSON cannot write all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+struct Bits(#[serde(with = "bits")] f64);
+
+mod bits {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(number: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        number.to_bits().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        u64::deserialize(deserializer).map(f64::from_bits)
+    }
 }
 
 impl Stats {
@@ -36,8 +56,9 @@ impl Stats {
         if column.data_type().is_numeric() {
             let numbers = cast(column, &DataType::Float64)?;
             let numbers = numbers.as_any().downcast_ref::<Float64Array>().expect("just cast");
-            stats.sum = compute::sum(numbers);
-            stats.number = compute::min(numbers).zip(compute::max(numbers));
+            stats.numbers = stats.count;
+            stats.sum = compute::sum(numbers).unwrap_or_default();
+            (stats.least, stats.most) = (compute::min(numbers).map(Bits), compute::max(numbers).map(Bits));
         } else if arrow::compute::can_cast_types(column.data_type(), &DataType::Utf8) {
             let texts = cast(column, &DataType::Utf8)?;
             let texts = texts.as_any().downcast_ref::<StringArray>().expect("just cast");
@@ -50,18 +71,34 @@ impl Stats {
     fn add(&mut self, other: Self) {
         self.count += other.count;
         self.nulls += other.nulls;
-        self.sum = match (self.sum, other.sum) {
-            (Some(a), Some(b)) => Some(a + b),
-            (a, b) => a.or(b),
-        };
-        self.number = match (self.number, other.number) {
-            (Some(a), Some(b)) => Some((a.0.min(b.0), a.1.max(b.1))),
-            (a, b) => a.or(b),
-        };
+        self.numbers += other.numbers;
+        self.sum += other.sum;
+        let by = |a: &Bits, b: &Bits| a.0.total_cmp(&b.0);
+        self.least = self.least.into_iter().chain(other.least).min_by(by);
+        self.most = self.most.into_iter().chain(other.most).max_by(by);
         self.text = match (self.text.take(), other.text) {
             (Some(a), Some(b)) => Some((a.0.min(b.0), a.1.max(b.1))),
             (a, b) => a.or(b),
         };
+    }
+
+    /// Least and most: of a column that is text in one file and numbers in another there are none.
+    fn ends(&self) -> (Option<String>, Option<String>) {
+        match self.numbers {
+            0 => self.text.clone().unzip(),
+            _ if self.is_numeric() => {
+                (self.least.map(|Bits(least)| least.to_string()), self.most.map(|Bits(most)| most.to_string()))
+            }
+            _ => (None, None),
+        }
+    }
+
+    fn mean(&self) -> Option<f64> {
+        self.is_numeric().then(|| self.sum / self.numbers as f64)
+    }
+
+    fn is_numeric(&self) -> bool {
+        self.numbers > 0 && self.numbers == self.count
     }
 }
 
@@ -95,16 +132,13 @@ pub(super) fn reduce(ctx: &TaskContext<'_>, files: &[OutputFile]) -> Result<Task
         Ok(())
     })?;
     let stats = || columns.values();
-    let end = |stats: &Stats, of: fn(&(f64, f64)) -> f64, text: fn(&(String, String)) -> &String| {
-        stats.number.as_ref().map(|ends| of(ends).to_string()).or_else(|| stats.text.as_ref().map(text).cloned())
-    };
     let arrays: Vec<ArrayRef> = vec![
         Arc::new(StringArray::from_iter_values(columns.keys().map(|name| String::from_utf8_lossy(name)))),
         Arc::new(UInt64Array::from_iter_values(stats().map(|stats| stats.count))),
         Arc::new(UInt64Array::from_iter_values(stats().map(|stats| stats.nulls))),
-        Arc::new(stats().map(|stats| end(stats, |ends| ends.0, |ends| &ends.0)).collect::<StringArray>()),
-        Arc::new(stats().map(|stats| end(stats, |ends| ends.1, |ends| &ends.1)).collect::<StringArray>()),
-        Arc::new(stats().map(|stats| stats.sum.map(|sum| sum / stats.count as f64)).collect::<Float64Array>()),
+        Arc::new(stats().map(|stats| stats.ends().0).collect::<StringArray>()),
+        Arc::new(stats().map(|stats| stats.ends().1).collect::<StringArray>()),
+        Arc::new(stats().map(Stats::mean).collect::<Float64Array>()),
     ];
     let schema = Arc::new(Schema::new(vec![
         Field::new("column", DataType::Utf8, false),
@@ -118,4 +152,33 @@ pub(super) fn reduce(ctx: &TaskContext<'_>, files: &[OutputFile]) -> Result<Task
     let batch = RecordBatch::try_new(schema, arrays);
     writer.write(&batch.map_err(|source| TaskError::Table { what: "column-stats".to_owned(), source })?)?;
     Ok(TaskOutput { files: vec![writer.finish()?], ..TaskOutput::default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::Int64Array;
+
+    use super::*;
+
+    fn travelled(stats: &Stats) -> Stats {
+        serde_json::from_slice(&serde_json::to_vec(stats).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn floats_that_json_cannot_write_arrive() {
+        let column: ArrayRef = Arc::new(Float64Array::from(vec![1.0, f64::NAN, f64::NEG_INFINITY]));
+        let stats = travelled(&Stats::of(&column).unwrap());
+        assert_eq!(stats.ends(), (Some("-inf".into()), Some("NaN".into())));
+        assert!(stats.mean().unwrap().is_nan());
+    }
+
+    #[test]
+    fn a_column_of_numbers_here_and_text_there_has_no_mean() {
+        let numbers: ArrayRef = Arc::new(Int64Array::from(vec![1, 2]));
+        let texts: ArrayRef = Arc::new(StringArray::from(vec!["n/a", "3"]));
+        let mut stats = Stats::of(&numbers).unwrap();
+        assert_eq!((stats.ends(), stats.mean()), ((Some("1".into()), Some("2".into())), Some(1.5)));
+        stats.add(Stats::of(&texts).unwrap());
+        assert_eq!((stats.count, stats.ends(), stats.mean()), (4, (None, None), None));
+    }
 }

@@ -7,6 +7,7 @@
 use std::io::{self, BufRead, BufWriter, Write};
 
 use forebay_datasets::{
+    format::Format,
     read::piece_bytes,
     volume::{NewFile, VolumeError},
 };
@@ -28,8 +29,9 @@ pub fn feed(ctx: &TaskContext<'_>, stdin: impl Write) -> Result<(), TaskError> {
                 for piece in &split.pieces {
                     let bytes = piece_bytes(ctx.volume, piece)?;
                     stdin.write_all(&bytes).map_err(pipe)?;
-                    // The next piece begins a line of its own.
-                    if bytes.last().is_some_and(|last| *last != b'\n') {
+                    // The next piece begins a line of its own, where there are lines.
+                    let lines = matches!(Format::of(&piece.key), Format::Text | Format::Csv | Format::Ndjson);
+                    if lines && bytes.last().is_some_and(|last| *last != b'\n') {
                         stdin.write_all(b"\n").map_err(pipe)?;
                     }
                 }

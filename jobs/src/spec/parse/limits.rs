@@ -8,7 +8,7 @@ use super::{
     SpecError, positive,
     raw::{RawRetry, RawSplit, RawWorkers},
 };
-use crate::spec::{FleetKind, RetrySpec, SplitBy, SplitSize, SplitSpec, Work, WorkersSpec, size};
+use crate::spec::{FleetKind, Mapper, RetrySpec, SplitBy, SplitSize, SplitSpec, Work, WorkersSpec, size};
 
 /// Of map-reduce, and of `by = "bytes"` without a size.
 const SPLIT_BYTES: u64 = 128 << 20;
@@ -37,6 +37,12 @@ pub(super) fn split(raw: Option<Spanned<RawSplit>>, work: &Work) -> Result<Split
             }
         },
     };
+    if let (SplitBy::RowGroups, Work::Mapreduce(spec), Some(place)) = (by, work, &raw.by)
+        && spec.map != Mapper::ColumnStats
+    {
+        let error = SpecError::at(place, "row groups are no lines: what maps lines cannot read them");
+        return Err(error.help("use file or bytes, column-stats, or a [command]"));
+    }
     if by == SplitBy::Whole
         && let Some(span) = raw.size.as_ref().map(Spanned::span).or(raw.count.as_ref().map(Spanned::span))
     {

@@ -79,6 +79,11 @@ fn errors_point_at_what_is_wrong() {
         ),
         (format!("{command}[params]\nlr = 1\nLR = 2"), "the parameters `LR` and `lr` differ in case alone", "1"),
         (format!("{sql}tables = {{ A = \"a\", a = \"b\" }}"), "the tables `A` and `a` differ in case alone", "\"b\""),
+        (
+            "[mapreduce]\nmap = \"word-count\"\n[split]\nby = \"row-groups\"".into(),
+            "row groups are no lines: what maps lines cannot read them",
+            "\"row-groups\"",
+        ),
         (format!("{sql}[split]\nby = \"file\""), "a query is one task, and takes no [split]", ""),
         ("[command]\nargv = []".into(), "the program is missing", "[]"),
         ("[command]\nargv = [\"a\", \"b\\u0000\"]".into(), "the text holds a NUL", "\"b\\u0000\""),

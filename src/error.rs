@@ -65,6 +65,26 @@ impl CliError {
         }
     }
 
+    /// The same, shown where the job's query names what is not there.
+    pub fn in_query(self, name: &str, text: &str) -> Self {
+        let word = |message: &str| {
+            let (_, rest) = message.split_once("No field named ").or_else(|| message.split_once("table '"))?;
+            let path = rest.split([' ', '\'']).next()?.trim_end_matches('.');
+            path.rsplit('.').next().map(|word| word.trim_matches('"').to_owned())
+        };
+        let place = word(&self.message).and_then(|word| {
+            let query = text.find("query")?;
+            let is_part = |c: char| c.is_alphanumeric() || c == '_';
+            let whole = |at: usize| {
+                !text[..at].ends_with(is_part) && !text[at + word.len()..].starts_with(is_part) && !word.is_empty()
+            };
+            let at = text[query..].match_indices(&word).map(|(at, _)| query + at).find(|at| whole(*at))?;
+            Some(SourceSpan::from(at..at + word.len()))
+        });
+        let source = || NamedSource::new(name, text.to_owned()).with_language("TOML");
+        Self { place: self.place.or_else(|| Some(Box::new((source(), place?)))), ..self }
+    }
+
     /// What stopped a coordinator; the run is there to be resumed, unless it had not begun.
     pub fn coordinating(error: CoordinateError, run: &RunId) -> Self {
         let resume = format!("nothing is lost: `forebay resume {run}` goes on");

@@ -178,7 +178,7 @@ mod tests {
     use forebay_jobs::id::TaskId;
 
     use super::*;
-    use crate::rundir;
+    use crate::fixture;
 
     struct Fixture {
         _dir: tempfile::TempDir,
@@ -191,11 +191,7 @@ mod tests {
 
     impl Fixture {
         fn new() -> Self {
-            let dir = tempfile::tempdir().unwrap();
-            let volume = Volume::open_or_create(dir.path()).unwrap();
-            let text = "name = 'n'\n[dataset]\nsource = 'file:///x'\n[command]\nargv = ['true']\n";
-            let job = forebay_jobs::spec::parse::job_file(text, dir.path(), &[]).unwrap();
-            let run = rundir::create(&volume, &"r".parse().unwrap(), text, &job).unwrap().into_run();
+            let (dir, volume, run) = fixture::run();
             let epoch_dir = lease::claim(run.path()).unwrap().dir;
             Self { _dir: dir, volume, run, epoch_dir }
         }

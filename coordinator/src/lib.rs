@@ -6,6 +6,8 @@
 
 pub mod commit;
 pub mod driver;
+#[cfg(test)]
+mod fixture;
 pub mod fleet;
 pub mod journal;
 pub mod lease;

@@ -12,7 +12,7 @@ use crate::{
 };
 
 pub async fn execute(global: &Global, args: &JobArgs) -> Result<Exit, CliError> {
-    let (_, job) = job::read(args)?;
+    let (text, job) = job::read(args)?;
     let request = job.dataset.stage_request()?;
     let source = Source::connect(&request.url, &request.options).await?;
     let objects = source.list(&|_| ()).await?;
@@ -26,8 +26,10 @@ pub async fn execute(global: &Global, args: &JobArgs) -> Result<Exit, CliError> 
         let plan = plan.map_err(|error| CliError::new(Exit::Usage, error.to_string()))?;
         if let Work::Sql(spec) = &job.work {
             let checked = sql::check_staged(&volume, spec, &plan.splits[0]).await;
-            checked
-                .map_err(|error| CliError::new(Exit::Usage, error.to_string()).help("correct [sql] in the job file"))?;
+            checked.map_err(|error| {
+                let error = CliError::new(Exit::Usage, error.to_string()).help("correct [sql] in the job file");
+                error.in_query(&args.job.display().to_string(), &text)
+            })?;
         }
         tasks = Some(plan.phases());
     }

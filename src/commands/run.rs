@@ -28,7 +28,8 @@ pub async fn run(global: &Global, args: &RunArgs) -> Result<Exit, CliError> {
     let id = args.id.clone().unwrap_or_else(|| rundir::fresh_id(&job));
     let run = rundir::create(&volume, &id, &text, &job)?.into_run();
     render::note(global.quiet, &format!("run {id}"));
-    let result = coordinate(global, &volume, &run).await?;
+    let result = coordinate(global, &volume, &run).await;
+    let result = result.map_err(|error| error.in_query(&args.job.job.display().to_string(), &text))?;
     end(global, &result)
 }
 

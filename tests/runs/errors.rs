@@ -55,7 +55,11 @@ async fn an_unknown_column_leaves_the_dataset_and_no_run() {
     let job = cluster.file("job.toml", &JOB.replace("select a", "select aa"));
     let terminal = cluster.terminal().on_volume(volume.path());
     let error = terminal.forebay(["run", &job, "--id", "r"]).code(2);
-    assert!(error.stderr.contains("aa"), "{}", error.stderr);
+    assert!(error.stderr.contains("No field named aa") && error.stderr.contains("job.toml:5:17"), "{}", error.stderr);
+    let job_of = |query: &str| cluster.file("job.toml", &JOB.replace("select a from data", query));
+    let error = terminal.forebay(["check", &job_of("select b from dat")]).code(2);
+    assert!(error.stderr.contains("job.toml:5:24"), "{}", error.stderr);
+    cluster.file("job.toml", &JOB.replace("select a", "select aa"));
     assert_eq!(left_behind(volume.path()), [""; 0]);
     terminal.forebay(["dataset", "verify", "data", "--full"]).code(0);
     // The corrected job may have the same id.

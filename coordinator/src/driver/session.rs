@@ -199,10 +199,8 @@ impl Clock {
 mod tests {
     use std::io::Write;
 
-    use forebay_datasets::volume::Volume;
-
     use super::*;
-    use crate::rundir;
+    use crate::fixture;
 
     struct Fixture {
         _dir: tempfile::TempDir,
@@ -211,11 +209,7 @@ mod tests {
 
     impl Fixture {
         fn new() -> Self {
-            let dir = tempfile::tempdir().unwrap();
-            let volume = Volume::open_or_create(dir.path()).unwrap();
-            let text = "name = 'n'\n[dataset]\nsource = 'file:///x'\n[command]\nargv = ['true']\n";
-            let job = forebay_jobs::spec::parse::job_file(text, dir.path(), &[]).unwrap();
-            let run = rundir::create(&volume, &"r".parse().unwrap(), text, &job).unwrap().into_run();
+            let (dir, _, run) = fixture::run();
             Self { _dir: dir, run }
         }
 

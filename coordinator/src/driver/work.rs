@@ -149,7 +149,10 @@ impl<'a> Work<'a> {
             if let Some(state) = wanted.ended {
                 return Ok(state);
             }
-            if let (Some(error), true) = (&self.fleet_failure, wanted.held.is_empty()) {
+            if let Some(error) = &self.fleet_failure
+                && wanted.workers > 0
+                && wanted.held.is_empty()
+            {
                 return Err(CoordinateError::Fleet(error.clone()));
             }
             if self.session.machine.is_stopping() {

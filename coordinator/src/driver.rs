@@ -213,6 +213,8 @@ pub async fn coordinate(
     options: &CoordinateOptions,
 ) -> Result<RunResult, CoordinateError> {
     if let Some(result) = run.result()? {
+        // Its coordinator may have died before it could.
+        sweep(volume, run).await;
         return Ok(result);
     }
     let claim = claim(run).await?;
@@ -323,6 +325,9 @@ async fn conduct(
 /// Removes what the attempts of a run that has ended wrote; what of it counts is linked from its output.
 async fn sweep(volume: &Volume, run: &RunDir) {
     let (volume, attempts) = (volume.clone(), run.path().join(ATTEMPTS));
+    if !attempts.exists() {
+        return;
+    }
     if let Ok(Err(error)) = tokio::task::spawn_blocking(move || volume.trash(&attempts)).await {
         tracing::warn!(run = %run.id(), %error, "what its attempts wrote could not be removed");
     }

@@ -27,9 +27,9 @@ const OBJECTS: [(&str, &[u8]); 3] = [
     ("2013-01/flights/2013-01.parquet", include_bytes!("../../examples/nycflights13/flights/2013-01.parquet")),
 ];
 const JOBS: [(&str, &str, &str); 3] = [
-    ("delay-by-carrier.toml", include_str!("demo/delay-by-carrier.toml"), "SQL over Parquet and CSV"),
-    ("column-stats.toml", include_str!("demo/column-stats.toml"), "map-reduce over row groups"),
-    ("fingerprint.toml", include_str!("demo/fingerprint.toml"), "any command, once a file"),
+    ("delay-by-carrier.toml", include_str!("../../examples/demo/delay-by-carrier.toml"), "SQL over Parquet and CSV"),
+    ("column-stats.toml", include_str!("../../examples/demo/column-stats.toml"), "map-reduce over row groups"),
+    ("fingerprint.toml", include_str!("../../examples/demo/fingerprint.toml"), "any command, once a file"),
 ];
 /// Rows of a result that are shown.
 const ROWS: usize = 8;

@@ -179,7 +179,10 @@ async fn a_run_retries_publishes_once_and_keeps_its_result() {
     assert_eq!(output.files, ["task-00000/x", "task-00001/x", "task-00002/x"]);
     assert_eq!(fs::read_to_string(fixture.run.output_dir().join("task-00001/x")).unwrap(), "good");
     assert_eq!(result.staged.as_ref().unwrap().fetched_objects, 3);
+    // As if it had been killed right after it wrote the result.
+    fs::create_dir(fixture.run.path().join("attempts")).unwrap();
     let (again, attempts) = fixture.coordinate(play, |_| false).await;
+    assert!(!fixture.run.path().join("attempts").exists());
     assert_eq!((again.unwrap(), attempts.len()), (result, 0));
 }
 

@@ -157,6 +157,16 @@ impl<'a> Work<'a> {
             }
             if self.session.machine.is_stopping() {
                 self.give_up_at.get_or_insert_with(|| Instant::now() + UNANSWERED);
+                let held = wanted.held.keys().flat_map(|worker| self.session.machine.held(worker));
+                let unsent: Vec<_> =
+                    held.filter(|(worker, attempt)| !self.workers.was_sent(worker, *attempt)).collect();
+                if !unsent.is_empty() {
+                    // No worker will ever report what no worker was given.
+                    for (worker, attempt) in unsent {
+                        self.session.take(&Input::Failed { worker, attempt, failure: Failure::Cancelled });
+                    }
+                    continue;
+                }
             }
             for worker in self.workers.forget_all_but(&wanted.held) {
                 (self.tell)(RunProgress::Left { worker: worker.clone() });

@@ -118,6 +118,11 @@ impl Workers {
         }
     }
 
+    /// Whether an attempt was assigned to a worker over the link.
+    pub(super) fn was_sent(&self, worker: &WorkerId, attempt: AttemptId) -> bool {
+        self.0.get(worker).is_some_and(|joined| joined.sent.contains(&attempt))
+    }
+
     /// Ends the streams of workers that the machine does not know any more, and says which.
     pub(super) fn forget_all_but(&mut self, known: &BTreeMap<WorkerId, Vec<AttemptId>>) -> Vec<WorkerId> {
         let gone: Vec<_> = self.0.keys().filter(|worker| !known.contains_key(worker)).cloned().collect();

@@ -422,6 +422,13 @@ impl Run {
         self.tasks.iter()
     }
 
+    /// What a worker holds, be it wanted there any more or not.
+    pub fn held(&self, worker: &WorkerId) -> impl Iterator<Item = (WorkerId, AttemptId)> {
+        let held = self.workers.get(worker).map(|worker| worker.held.clone()).unwrap_or_default();
+        let worker = worker.clone();
+        held.into_iter().map(move |attempt| (worker.clone(), attempt))
+    }
+
     /// Whether the run only waits for what its workers still hold.
     pub fn is_stopping(&self) -> bool {
         self.stopping().is_some() && self.ended.is_none()

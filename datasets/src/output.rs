@@ -198,6 +198,7 @@ pub async fn export(output: &Path, to: &SourceUrl, options: &S3Options) -> Resul
         }
         SourceUrl::File { dir } => {
             let (output, dir) = (output.to_owned(), dir.clone());
+            // It returns every error, indexes nothing, and is not cancelled while it is awaited.
             tokio::task::spawn_blocking(move || copy(&output, &manifest, &dir)).await.expect("copying does not panic")
         }
     }

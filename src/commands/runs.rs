@@ -26,7 +26,7 @@ use crate::{
     render::{self, Table},
 };
 
-/// How often new output is looked for.
+/// How often new output is looked for: another host writes it, and no file server tells of it.
 const LOOK: Duration = Duration::from_millis(250);
 
 pub async fn execute(global: &Global, command: &RunsCommand) -> Result<Exit, CliError> {

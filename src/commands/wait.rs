@@ -14,6 +14,7 @@ use crate::{
 
 pub async fn execute(global: &Global, run: &RunId, timeout: Option<Duration>) -> Result<Exit, CliError> {
     let (_, run) = open_run(global, run)?;
+    // The limit that was typed; without one there is none.
     let timeout = async {
         match timeout {
             Some(timeout) => tokio::time::sleep(timeout).await,

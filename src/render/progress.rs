@@ -21,10 +21,12 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 const TICK: Duration = Duration::from_millis(100);
 const BYTES: &str = "{prefix:9} {bar:30.cyan/dim} {bytes:>11} of {total_bytes}  {bytes_per_sec}  {msg}";
 const TASKS: &str = "{prefix:9} {bar:30.cyan/dim} {pos:>6} of {len}  {msg}";
+const STAGED: &str = "{prefix:9} {bar:30.cyan/dim} {msg}";
 const STEP: &str = "{prefix:9} {spinner:.cyan} {msg}";
 
+/// Of one of the templates above, all of which a test builds.
 fn style(template: &str) -> ProgressStyle {
-    let style = ProgressStyle::with_template(template).expect("the template is a constant");
+    let style = ProgressStyle::with_template(template).expect("the templates are constants, and tested");
     style.progress_chars("━╸─").tick_chars("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏ ")
 }
 
@@ -197,7 +199,7 @@ impl RunView {
                         fetched if fetched == objects => format!("{} in {seconds:.1} s", count(objects, "object")),
                         fetched => format!("{fetched} of {objects} new, {seconds:.1} s"),
                     };
-                    bar.set_style(style("{prefix:9} {bar:30.cyan/dim} {msg}"));
+                    bar.set_style(style(STAGED));
                     bar.set_length(1);
                     bar.set_position(1);
                     bar.abandon_with_message(format!("{:>11}  {what}", bytes(figures.bytes)));
@@ -249,5 +251,17 @@ fn phases(job: &JobSpec) -> &'static [&'static str] {
         Work::Sql(_) => &["query"],
         Work::Command(_) => &["command"],
         Work::Mapreduce(_) => &["map", "reduce"],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_template_is_one() {
+        for template in [BYTES, TASKS, STAGED, STEP] {
+            drop(style(template));
+        }
     }
 }

@@ -117,6 +117,7 @@ async fn received(body: Option<StreamingBlob>, checksum: Option<String>) -> S3Re
 
 impl Store {
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        // What is done under the lock are look-ups and inserts in maps, which do not panic.
         self.state.lock().expect("no holder panics")
     }
 

@@ -80,7 +80,7 @@ impl Fixture {
         self.cluster.terminal().start(["run", &job.file, "--id", run, "--json"])
     }
 
-    /// Lets a run go on for a random part of its time.
+    /// Lets a run go on for a random part of its time: the moment itself is what varies, nothing is waited for.
     fn wait(&mut self, moment: u32) {
         let part = self.random.f64();
         std::thread::sleep(self.job(moment).took.mul_f64(part));

@@ -176,7 +176,7 @@ pub fn published(output: &Path) -> BTreeMap<String, Vec<u8>> {
     data.map(|path| (name(&path), std::fs::read(&path).unwrap())).collect()
 }
 
-/// Waits until something holds.
+/// Waits until something holds that another process does, and of which it gives no event.
 #[track_caller]
 pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = std::time::Instant::now();

@@ -122,6 +122,7 @@ pub(crate) async fn execute(bench: Arc<Bench>, assignment: Assignment, stop: Sto
     let started = Instant::now();
     let timeout = bench.job.retry.timeout;
     let this = Arc::new(Attempt::new(bench, assignment, stop));
+    // The limit of the job itself; without one there is none.
     let time_is_up = async {
         match timeout {
             Some(timeout) => tokio::time::sleep(timeout).await,

@@ -221,6 +221,7 @@ where
                 wait_for_group(group).await;
                 seen
             };
+            // The grace between the two signals is time, by definition.
             let in_time = tokio::select! {
                 seen = all_end => Some(seen),
                 () = tokio::time::sleep(grace) => None,

@@ -16,6 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) async fn keep(claim: Arc<Claim>) -> CoordinateError {
     let mut renewed = Instant::now();
     loop {
+        // A lease lives by the clock: others judge it by its age.
         tokio::time::sleep(RENEWAL).await;
         let asked = Instant::now();
         let claim = Arc::clone(&claim);

@@ -29,7 +29,7 @@ use crate::{
     server::LINK,
 };
 
-/// How often a result is looked for.
+/// How often a result is looked for: no file server tells its clients of a new name.
 const LOOK: Duration = Duration::from_millis(200);
 /// How often a lease is looked at, which creates a file on the volume.
 const LOOK_AT_LEASE: Duration = Duration::from_secs(2);
@@ -181,6 +181,7 @@ pub async fn cancel(volume: &Volume, run: &RunDir) -> Result<Cancelled, Coordina
             Err(error) => match (lease_of(run).await?, error) {
                 // It has claimed the run, and is about to say how it is reached.
                 (LeaseState::Live { .. }, LinkError::Unknown(_)) if asked.elapsed() < PATIENCE => {
+                    // Nothing tells when it has.
                     tokio::time::sleep(LOOK).await;
                 }
                 (LeaseState::Live { .. }, error) if run.result()?.is_none() => return Err(error.into()),

@@ -210,7 +210,9 @@ mod tests {
     #[test]
     fn only_the_difference_is_sent_and_only_once() {
         let mut fixture = Fixture::new();
+        assert!(!fixture.workers.was_sent(&fixture.worker, attempt(0)));
         assert_eq!(fixture.sync(&[0, 1]), ["assign [0, 1]"]);
+        assert!(fixture.workers.was_sent(&fixture.worker, attempt(0)));
         assert!(fixture.sync(&[0, 1]).is_empty());
         assert_eq!(fixture.sync(&[1, 2]), ["kill [0]", "assign [2]"]);
         assert!(fixture.sync(&[1, 2]).is_empty());

@@ -220,6 +220,7 @@ impl Fleet for Local {
                     continue;
                 }
                 let not_before = self.not_before;
+                // Workers that end at once are not started at once again.
                 let pause = async {
                     match not_before {
                         Some(at) => tokio::time::sleep_until(at).await,
@@ -264,6 +265,7 @@ async fn tend(
     lost: &CancellationToken,
     patience: Duration,
 ) -> io::Result<ExitStatus> {
+    // It has this long to end by itself before it is made to.
     let overdue = async {
         lost.cancelled().await;
         tokio::time::sleep(patience).await;

@@ -134,6 +134,8 @@ impl Run {
         }
         #[cfg(debug_assertions)]
         if self.tasks.open() <= CHECKED {
+            // Only a fault of the machine's own gets here, and it must not go on deciding: replay, which reads what may be
+            // damaged, reports instead.
             invariants::check(self).expect("the machine keeps its invariants");
         }
         events

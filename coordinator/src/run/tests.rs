@@ -135,6 +135,8 @@ fn cancelling_kills_what_is_held_and_then_ends() {
     let attempt = held(&run, &a)[0];
     run.handle(&Input::Cancel, Millis(1));
     assert!(held(&run, &a).is_empty() && run.ended().is_none());
+    // Whoever drives it learns what may never have reached the worker, and would never be reported.
+    assert!(run.is_stopping() && run.held(&a).eq([(a.clone(), attempt)]));
     run.handle(&Input::Failed { worker: a, attempt, failure: Failure::Cancelled }, Millis(2));
     assert_eq!(run.ended(), Some(EndState::Cancelled));
 }

@@ -208,6 +208,7 @@ impl Fixture {
             if self.dir.path().join(name).exists() {
                 return;
             }
+            // A program makes it, and tells nobody.
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         panic!("{name} does not appear");

@@ -63,7 +63,8 @@ pub(super) fn wait_for_end(pid: Pid) -> io::Result<()> {
     }
 }
 
-/// Waits until nothing of a group runs any more, be its leader an unreaped zombie.
+/// Waits until nothing of a group runs any more, be its leader an unreaped zombie. The kernel has no event for that, so
+/// this looks.
 pub(super) async fn wait_for_group(group: Pid) {
     while group_runs(group) {
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -102,7 +103,8 @@ pub(super) async fn end_group(group: Pid) {
     tracing::warn!(group = group.as_raw_nonzero(), "a killed process group does not end");
 }
 
-/// Kills the orphans that left their group, and those that they leave behind.
+/// Kills the orphans that left their group, and those that they leave behind. Who dies gives no event of whom it leaves,
+/// so this looks, at growing intervals.
 pub(super) async fn end_marked(mark: &str) {
     for pause in pauses() {
         if !kill_marked_orphans(mark) {

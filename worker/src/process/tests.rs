@@ -75,6 +75,7 @@ async fn appears(path: &Path) {
         if path.exists() {
             return;
         }
+        // A program makes it, and tells nobody.
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     panic!("{} does not appear", path.display());

@@ -100,7 +100,8 @@ impl Bucket {
             let done = CompletedPart::builder().part_number(number).set_e_tag(sent.e_tag().map(str::to_owned));
             Ok(done.set_checksum_crc64_nvme(sent.checksum_crc64_nvme().map(str::to_owned)).build())
         };
-        let offsets = (0..size).step_by(usize::try_from(part).expect("a part is small"));
+        let offsets =
+            (0..size).step_by(usize::try_from(part).expect("the ten-thousandth part of a file fits into an address"));
         stream::iter((1..).zip(offsets)).map(send).buffered(AT_ONCE).try_collect().await
     }
 

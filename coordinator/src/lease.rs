@@ -10,8 +10,6 @@
 //! file beside it and compares the two times, both the server's: no host's clock is asked. An observer on the holder's
 //! own host need not wait, because it sees whether the holder's process is there.
 
-mod holder;
-
 use std::{
     fs::{self, DirBuilder, File},
     io,
@@ -20,12 +18,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use forebay_datasets::volume::{self, VolumeError};
+use forebay_datasets::volume::{self, Holder, VolumeError};
 use forebay_jobs::id::Epoch;
 use rustix::fs::{Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use serde::{Deserialize, Serialize};
-
-pub use holder::Holder;
 
 /// A lease that was not renewed for so long is dead. Its holder must have stopped by then.
 pub const EXPIRES_AFTER: Duration = Duration::from_secs(15);

@@ -6,6 +6,7 @@
 //! or a link may be lost although it happened, so that an error is believed only after looking at the target.
 
 mod durable;
+mod holder;
 
 use std::{
     fs, io,
@@ -18,6 +19,7 @@ pub use self::durable::{
     NewFile, create_dir, create_dirs, create_dirs_below, link_or_copy, publish_dir, replace, sync_dir, sync_tree,
     write_new,
 };
+pub use self::holder::Holder;
 
 /// The version of the volume's format.
 pub const FORMAT: u32 = 1;

@@ -37,7 +37,7 @@ impl Holder {
     }
 
     /// Whether it can be seen from here that the process has ended. False also means: cannot be seen.
-    pub(super) fn is_gone(&self) -> bool {
+    pub fn is_gone(&self) -> bool {
         let seen_from_here = self.boot.is_some()
             && self.pid_namespace.is_some()
             && (&self.boot, &self.pid_namespace) == (&boot(), &pid_namespace());

@@ -207,6 +207,10 @@ pub struct StageArgs {
     /// Pay for the requests
     #[arg(long)]
     pub requester_pays: bool,
+    /// Do not wait until the bytes are on the disk: only to measure what that costs, since a crash of the host may
+    /// leave a snapshot with holes then
+    #[arg(long)]
+    pub no_sync: bool,
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {

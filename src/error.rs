@@ -187,6 +187,7 @@ impl From<StageError> for CliError {
         };
         let help = match &error {
             StageError::Source(error) => help_for(error),
+            StageError::Failed { .. } => Some("stage again: what was staged is kept, and only the rest is fetched"),
             StageError::NoRoom { .. } | StageError::Volume(VolumeError::Full { .. }) => {
                 Some("free some space, or name another volume with --volume; nothing was published")
             }
@@ -199,13 +200,15 @@ impl From<StageError> for CliError {
 
 fn help_for(error: &SourceError) -> Option<&'static str> {
     match error {
-        SourceError::NoCredentials => {
+        SourceError::NoCredentials { .. } => {
             Some("set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; a public bucket needs --anonymous")
         }
         SourceError::Denied { .. } => Some("check the credentials, and that they may list and read the bucket"),
         SourceError::Unreachable { .. } => Some("check the endpoint and the network"),
         SourceError::Empty { .. } => Some("check the prefix, and the include and exclude globs"),
         SourceError::Changed { .. } => Some("stage again when the source is at rest; nothing was published"),
+        SourceError::Corrupt { .. } => Some("nothing was published; compare the object with where it was made"),
+        SourceError::Elsewhere { .. } => Some("name its region with --region or AWS_REGION"),
         _ => None,
     }
 }

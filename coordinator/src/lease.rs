@@ -20,7 +20,6 @@ use std::{
 
 use forebay_datasets::volume::{self, Holder, VolumeError};
 use forebay_jobs::id::Epoch;
-use rustix::fs::{Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use serde::{Deserialize, Serialize};
 
 /// A lease that was not renewed for so long is dead. Its holder must have stopped by then.
@@ -211,14 +210,10 @@ impl Claim {
             _ => return Err(lost),
         }
         let path = self.dir.join(LEASE);
-        let times = Timestamps {
-            last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-            last_modification: Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
-        };
-        match rustix::fs::utimensat(rustix::fs::CWD, &path, &times, rustix::fs::AtFlags::empty()) {
+        match volume::touch(&path) {
             Ok(()) => Ok(()),
-            Err(rustix::io::Errno::NOENT) => Err(lost),
-            Err(error) => Err(VolumeError::io("renew", &path, error.into()).into()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(lost),
+            Err(error) => Err(VolumeError::io("renew", &path, error).into()),
         }
     }
 

@@ -10,6 +10,8 @@ use std::collections::{HashMap, HashSet};
 
 use icu_normalizer::DecomposingNormalizer;
 
+use crate::checksum::Crc64;
+
 const ESCAPED: &str = "%/";
 const SUFFIX: &str = ".key";
 const DIGITS: usize = 200;
@@ -19,19 +21,92 @@ const LONGEST_NAME: usize = 255;
 /// The paths of a dataset's keys, in the order given; which path a key gets depends on the set of keys only. No two
 /// paths are equal, and none is a directory of another, even where case and Unicode form are not told apart.
 pub fn paths<'a>(keys: impl IntoIterator<Item = &'a str> + Clone) -> Vec<String> {
-    let folded: Vec<_> = keys.into_iter().map(|key| (key, is_plain(key).then(|| fold(key)))).collect();
-    let mut directories = HashSet::new();
-    let mut holders = HashMap::new();
-    for (key, fold) in folded.iter().filter_map(|(key, fold)| Some((*key, fold.as_deref()?))) {
-        directories.extend(fold.match_indices('/').map(|(at, _)| &fold[..at]));
-        let holder = holders.entry(fold).or_insert(key);
-        *holder = key.min(*holder);
+    let mut census = Census::default();
+    keys.clone().into_iter().for_each(|key| census.see(key));
+    let mut mapping = census.settle();
+    keys.clone().into_iter().for_each(|key| mapping.see_again(key));
+    keys.into_iter().map(|key| mapping.path(key)).collect()
+}
+
+/// Sees every key once, and holds 8 bytes of it.
+#[derive(Debug, Default)]
+pub struct Census {
+    names: Vec<u64>,
+    directories: Vec<u64>,
+    /// The last directory seen; those of keys in order are mostly the same.
+    last: String,
+}
+
+impl Census {
+    /// Takes a key.
+    pub fn see(&mut self, key: &str) {
+        if !is_plain(key) {
+            return;
+        }
+        let fold = fold(key);
+        self.names.push(hash(&fold));
+        let Some((directory, _)) = fold.rsplit_once('/') else { return };
+        if directory != self.last {
+            directory.clone_into(&mut self.last);
+            self.directories.extend(fold.match_indices('/').map(|(at, _)| hash(&fold[..at])));
+        }
     }
-    let path = |(key, fold): &(&str, Option<String>)| match fold {
-        Some(fold) if !directories.contains(&**fold) && holders[&**fold] == *key => (*key).to_owned(),
-        _ => escape(key),
-    };
-    folded.iter().map(path).collect()
+
+    /// What stands in each other's way. Keys of equal hash are taken for equal: one more than needed gives way then.
+    pub fn settle(self) -> Mapping {
+        let Self { mut names, mut directories, .. } = self;
+        names.sort_unstable();
+        directories.sort_unstable();
+        directories.dedup();
+        let twice = names.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| (pair[0], None)).collect();
+        directories.retain(|directory| names.binary_search(directory).is_ok());
+        Mapping { holders: twice, directories: directories.into_iter().collect() }
+    }
+}
+
+/// Which keys keep their names.
+#[derive(Debug, Default)]
+pub struct Mapping {
+    /// Of names that several keys would have: the key that keeps it.
+    holders: HashMap<u64, Option<String>>,
+    /// Names that are directories of other keys too.
+    directories: HashSet<u64>,
+}
+
+impl Mapping {
+    /// Whether every key has to be [seen again](Self::see_again) before paths are right.
+    pub fn has_rivals(&self) -> bool {
+        !self.holders.is_empty()
+    }
+
+    /// Takes a key, to find the smallest of those that would have one name.
+    pub fn see_again(&mut self, key: &str) {
+        if self.holders.is_empty() || !is_plain(key) {
+            return;
+        }
+        if let Some(holder) = self.holders.get_mut(&hash(&fold(key)))
+            && holder.as_deref().is_none_or(|holder| key < holder)
+        {
+            *holder = Some(key.to_owned());
+        }
+    }
+
+    /// The path of a key that was seen.
+    pub fn path(&self, key: &str) -> String {
+        if !is_plain(key) {
+            return escape(key);
+        }
+        if self.holders.is_empty() && self.directories.is_empty() {
+            return key.to_owned();
+        }
+        let hash = hash(&fold(key));
+        let held_by_other = self.holders.get(&hash).is_some_and(|holder| holder.as_deref() != Some(key));
+        if held_by_other || self.directories.contains(&hash) { escape(key) } else { key.to_owned() }
+    }
+}
+
+fn hash(fold: &str) -> u64 {
+    Crc64::of(fold.as_bytes()).0
 }
 
 /// What a file system that ignores case and Unicode form sees of a key.

@@ -194,7 +194,7 @@ pub async fn export(output: &Path, to: &SourceUrl, options: &S3Options) -> Resul
     let manifest = read_published(output)?;
     match to {
         SourceUrl::S3 { bucket, prefix } => {
-            upload(output, &manifest, &Bucket::connect(bucket, prefix, options).await).await
+            upload(output, &manifest, &Bucket::connect(bucket, prefix, options).await?).await
         }
         SourceUrl::File { dir } => {
             let (output, dir) = (output.to_owned(), dir.clone());

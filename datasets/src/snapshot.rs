@@ -12,6 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 pub use self::manifest::{Manifest, Object};
+pub(crate) use self::manifest::{ManifestWriter, objects};
 use crate::volume::{self, Volume, VolumeError};
 
 /// The version of the commit record's format.
@@ -151,7 +152,14 @@ impl Snapshot {
 
     /// An object's path relative to the volume's root.
     pub fn volume_path(&self, object: &Object) -> String {
-        format!("datasets/{}/snapshots/{}/data/{}", self.record.name, self.record.id, object.path)
+        self.record.volume_path(object)
+    }
+}
+
+impl SnapshotRecord {
+    /// The path of one of its objects relative to the volume's root.
+    pub(crate) fn volume_path(&self, object: &Object) -> String {
+        format!("datasets/{}/snapshots/{}/data/{}", self.name, self.id, object.path)
     }
 }
 
@@ -197,7 +205,7 @@ pub(crate) fn load(dataset_dir: &Path, record: SnapshotRecord) -> Result<Snapsho
 pub fn records(volume: &Volume, name: &str) -> Result<Vec<SnapshotRecord>, SnapshotError> {
     let dir = dataset_dir(volume, name)?.join("snapshots");
     let mut records = Vec::new();
-    for id in names(&dir)? {
+    for id in volume::names(&dir)? {
         let path = dir.join(&id).join("snapshot.json");
         let text = match fs::read(&path) {
             Ok(text) => text,
@@ -223,7 +231,7 @@ pub fn records(volume: &Volume, name: &str) -> Result<Vec<SnapshotRecord>, Snaps
 /// The datasets of a volume with their latest snapshots, by name.
 pub fn list(volume: &Volume) -> Result<Vec<SnapshotRecord>, SnapshotError> {
     let mut found = Vec::new();
-    for name in names(&volume.datasets_dir())? {
+    for name in volume::names(&volume.datasets_dir())? {
         let Some(id) = self::latest(&volume.datasets_dir().join(&name))? else { continue };
         found.extend(records(volume, &name)?.into_iter().find(|record| record.id == id));
     }
@@ -245,22 +253,6 @@ pub(crate) fn set_latest(dataset_dir: &Path, id: &SnapshotId) -> Result<(), Volu
     let refs = dataset_dir.join("refs");
     volume::create_dirs(&refs)?;
     volume::replace(&refs.join("latest"), id.0.as_bytes())
-}
-
-/// The names in a directory, in order; none if it is not there. Hidden ones are temporary and left out.
-fn names(dir: &Path) -> Result<Vec<String>, VolumeError> {
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(VolumeError::io("list", dir, error)),
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(|error| VolumeError::io("list", dir, error))?;
-        names.extend(entry.file_name().into_string().ok().filter(|name| !name.starts_with('.')));
-    }
-    names.sort();
-    Ok(names)
 }
 
 #[cfg(test)]

@@ -102,7 +102,7 @@ mod tests {
         }
         let volume = Volume::open_or_create(root.path()).unwrap();
         let url = format!("file://{}", source.path().display()).parse().unwrap();
-        let request = StageRequest { name: "d".into(), url, options: Default::default() };
+        let request = StageRequest { name: "d".into(), url, options: Default::default(), durable: true };
         let snapshot = stage(&volume, &request, &|_| ()).await.unwrap().snapshot;
         let whole = verify(&volume, &snapshot, true, &|_| ());
         assert_eq!(whole, VerifyReport { checked: 4, bytes: 20, bad: vec![] });

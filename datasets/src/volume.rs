@@ -7,12 +7,14 @@
 
 mod durable;
 mod holder;
+mod place;
 
 use std::{
     fs, io,
     path::{Component, Path, PathBuf},
 };
 
+use rustix::fs::{Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use serde::{Deserialize, Serialize};
 
 pub use self::durable::{
@@ -20,6 +22,7 @@ pub use self::durable::{
     write_new,
 };
 pub use self::holder::Holder;
+pub(crate) use self::place::Placing;
 
 /// The version of the volume's format.
 pub const FORMAT: u32 = 1;
@@ -246,6 +249,29 @@ impl Volume {
         let stat = rustix::fs::statvfs(&self.root)?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
+}
+
+/// The names in a directory, in order; none if it is not there. Hidden ones are temporary and left out.
+pub(crate) fn names(dir: &Path) -> Result<Vec<String>, VolumeError> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(VolumeError::io("list", dir, error)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|error| VolumeError::io("list", dir, error))?;
+        names.extend(entry.file_name().into_string().ok().filter(|name| !name.starts_with('.')));
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Gives a file the file server's present as its time of change.
+pub fn touch(path: &Path) -> io::Result<()> {
+    let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+    let times = Timestamps { last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT }, last_modification: now };
+    Ok(rustix::fs::utimensat(rustix::fs::CWD, path, &times, rustix::fs::AtFlags::empty())?)
 }
 
 /// 16 random hexadecimal digits: a name that no other host chooses.

@@ -40,6 +40,7 @@ async fn stage(global: &Global, args: &StageArgs) -> Result<Exit, CliError> {
             },
         },
         url,
+        durable: !args.no_sync,
     };
     let volume = Volume::open_or_create(&global.volume)?;
     let bar = StageBar::new(global.quiet);

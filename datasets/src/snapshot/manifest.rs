@@ -1,6 +1,10 @@
 //! A manifest: the list of a snapshot's objects, or of an output's files, as a Parquet file.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use arrow::{
     array::{Array, RecordBatch, StringArray, UInt64Array},
@@ -21,7 +25,9 @@ use crate::{
 };
 
 /// Rows made into columns at once. An Arrow text column ends at 2 GiB, and a key has up to 1 KiB.
-const BATCH: usize = 64 << 10;
+const BATCH: usize = 4 << 10;
+/// Rows of a row group: what a reader and a writer hold in memory.
+const GROUP: usize = 64 << 10;
 
 /// One object of a snapshot, or one file of a published output.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,70 +62,140 @@ impl Manifest {
     /// The digest of the content.
     pub fn id(&self) -> SnapshotId {
         let mut digest = Sha256::new();
-        for object in &self.objects {
-            // Lengths go first, so that no two manifests have the same bytes.
-            digest.update((object.key.len() as u64).to_le_bytes());
-            digest.update(object.key.as_bytes());
-            digest.update(object.size.to_le_bytes());
-            digest.update(object.checksum.0.to_le_bytes());
-        }
-        SnapshotId(hex(&digest.finalize()[..16]))
+        self.objects.iter().for_each(|object| digest_object(&mut digest, object));
+        id_of(digest)
     }
 
     /// Writes the manifest as a new, synced Parquet file.
     pub fn write(&self, path: &Path) -> Result<(), SnapshotError> {
-        let bad = |source| SnapshotError::BadManifest { path: path.to_owned(), source };
-        let properties = WriterProperties::builder()
-            .set_compression(Compression::ZSTD(ZstdLevel::try_new(1).expect("1 is a level")))
-            .build();
-        let mut writer = ArrowWriter::try_new(NewFile::create(path)?, schema(), Some(properties)).map_err(bad)?;
-        for rows in self.objects.chunks(BATCH) {
-            writer.write(&batch(rows).map_err(|error| bad(error.into()))?).map_err(bad)?;
-        }
-        writer.into_inner().map_err(bad)?.finish()?;
-        Ok(())
+        let mut writer = ManifestWriter::create(path)?;
+        self.objects.iter().try_for_each(|object| writer.push(object.clone()))?;
+        writer.finish().map(drop)
     }
 
     /// Reads a manifest. Its paths are checked when they are used, by [`Volume::resolve`](crate::volume::Volume::resolve).
     pub fn read(path: &Path) -> Result<Self, SnapshotError> {
-        let bad = |source| SnapshotError::BadManifest { path: path.to_owned(), source };
-        let file = fs::File::open(path).map_err(|error| VolumeError::io("open", path, error))?;
-        let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(bad)?;
-        let mut objects = Vec::new();
-        for batch in builder.build().map_err(bad)? {
-            let batch = batch.map_err(|error| bad(error.into()))?;
-            let missing = |name: &str| SnapshotError::Inconsistent {
-                path: path.to_owned(),
-                what: format!("it has no column `{name}` of the right type"),
-            };
-            let text = |name: &str| {
-                let column =
-                    batch.column_by_name(name).and_then(|column| column.as_any().downcast_ref::<StringArray>());
-                column.ok_or_else(|| missing(name))
-            };
-            let number = |name: &str| {
-                let column =
-                    batch.column_by_name(name).and_then(|column| column.as_any().downcast_ref::<UInt64Array>());
-                column.ok_or_else(|| missing(name))
-            };
-            let optional = |column: &StringArray, row| column.is_valid(row).then(|| column.value(row).to_owned());
-            let (keys, paths, sizes) = (text("key")?, text("path")?, number("size")?);
-            let (etags, versions, checksums) = (text("etag")?, text("version_id")?, number("checksum")?);
-            objects.extend((0..batch.num_rows()).map(|row| Object {
-                key: keys.value(row).to_owned(),
-                path: paths.value(row).to_owned(),
-                size: sizes.value(row),
-                etag: optional(etags, row),
-                version_id: optional(versions, row),
-                checksum: Crc64(checksums.value(row)),
-            }));
-        }
-        if !objects.is_sorted_by(|a, b| a.key < b.key) {
-            let what = "its keys are not in order".to_owned();
-            return Err(SnapshotError::Inconsistent { path: path.to_owned(), what });
-        }
-        Ok(Self { objects })
+        Ok(Self { objects: objects(path)?.collect::<Result<_, _>>()? })
     }
+}
+
+/// The objects of a manifest, read as they are asked for.
+pub(crate) fn objects(
+    path: &Path,
+) -> Result<impl Iterator<Item = Result<Object, SnapshotError>> + use<>, SnapshotError> {
+    let bad = |source| SnapshotError::BadManifest { path: path.to_owned(), source };
+    let file = fs::File::open(path).map_err(|error| VolumeError::io("open", path, error))?;
+    let batches = ParquetRecordBatchReaderBuilder::try_new(file).and_then(|builder| builder.build()).map_err(bad)?;
+    let path = path.to_owned();
+    let mut last: Option<String> = None;
+    let batches = batches.map(move |batch| {
+        let bad = |source| SnapshotError::BadManifest { path: path.clone(), source };
+        let inconsistent = |what| SnapshotError::Inconsistent { path: path.clone(), what };
+        let objects = objects_of(&batch.map_err(|error| bad(error.into()))?).map_err(inconsistent)?;
+        for object in &objects {
+            if last.as_ref().is_some_and(|last| *last >= object.key) {
+                return Err(inconsistent("its keys are not in order".to_owned()));
+            }
+            last = Some(object.key.clone());
+        }
+        Ok(objects)
+    });
+    Ok(batches.flat_map(|objects| match objects {
+        Ok(objects) => objects.into_iter().map(Ok).collect::<Vec<_>>(),
+        Err(error) => vec![Err(error)],
+    }))
+}
+
+/// The objects of a batch, or what is wrong with it.
+fn objects_of(batch: &RecordBatch) -> Result<Vec<Object>, String> {
+    let missing = |name: &str| format!("it has no column `{name}` of the right type");
+    let text = |name: &str| {
+        let column = batch.column_by_name(name).and_then(|column| column.as_any().downcast_ref::<StringArray>());
+        column.ok_or_else(|| missing(name))
+    };
+    let number = |name: &str| {
+        let column = batch.column_by_name(name).and_then(|column| column.as_any().downcast_ref::<UInt64Array>());
+        column.ok_or_else(|| missing(name))
+    };
+    let optional = |column: &StringArray, row| column.is_valid(row).then(|| column.value(row).to_owned());
+    let (keys, paths, sizes) = (text("key")?, text("path")?, number("size")?);
+    let (etags, versions, checksums) = (text("etag")?, text("version_id")?, number("checksum")?);
+    let object = |row| Object {
+        key: keys.value(row).to_owned(),
+        path: paths.value(row).to_owned(),
+        size: sizes.value(row),
+        etag: optional(etags, row),
+        version_id: optional(versions, row),
+        checksum: Crc64(checksums.value(row)),
+    };
+    Ok((0..batch.num_rows()).map(object).collect())
+}
+
+/// Writes a manifest object by object, ordered by key, and computes its id.
+pub(crate) struct ManifestWriter {
+    path: PathBuf,
+    writer: ArrowWriter<NewFile>,
+    rows: Vec<Object>,
+    digest: Sha256,
+    objects: u64,
+    bytes: u64,
+}
+
+/// What a manifest came to.
+pub(crate) struct Written {
+    pub id: SnapshotId,
+    pub objects: u64,
+    pub bytes: u64,
+}
+
+impl ManifestWriter {
+    pub(crate) fn create(path: &Path) -> Result<Self, SnapshotError> {
+        let bad = |source| SnapshotError::BadManifest { path: path.to_owned(), source };
+        let properties = WriterProperties::builder()
+            .set_compression(Compression::ZSTD(ZstdLevel::try_new(1).expect("1 is a level")))
+            .set_max_row_group_row_count(Some(GROUP))
+            .build();
+        let writer = ArrowWriter::try_new(NewFile::create(path)?, schema(), Some(properties)).map_err(bad)?;
+        let (rows, digest) = (Vec::new(), Sha256::new());
+        Ok(Self { path: path.to_owned(), writer, rows, digest, objects: 0, bytes: 0 })
+    }
+
+    pub(crate) fn push(&mut self, object: Object) -> Result<(), SnapshotError> {
+        digest_object(&mut self.digest, &object);
+        self.objects += 1;
+        self.bytes += object.size;
+        self.rows.push(object);
+        if self.rows.len() == BATCH { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> Result<(), SnapshotError> {
+        let bad = |source| SnapshotError::BadManifest { path: self.path.clone(), source };
+        let batch = batch(&self.rows).map_err(|error| bad(error.into()))?;
+        self.writer.write(&batch).map_err(bad)?;
+        self.rows.clear();
+        Ok(())
+    }
+
+    /// Syncs the file and gives it its name.
+    pub(crate) fn finish(mut self) -> Result<Written, SnapshotError> {
+        self.flush()?;
+        let Self { path, writer, digest, objects, bytes, .. } = self;
+        let file = writer.into_inner().map_err(|source| SnapshotError::BadManifest { path, source })?;
+        file.finish()?;
+        Ok(Written { id: id_of(digest), objects, bytes })
+    }
+}
+
+fn digest_object(digest: &mut Sha256, object: &Object) {
+    // Lengths go first, so that no two manifests have the same bytes.
+    digest.update((object.key.len() as u64).to_le_bytes());
+    digest.update(object.key.as_bytes());
+    digest.update(object.size.to_le_bytes());
+    digest.update(object.checksum.0.to_le_bytes());
+}
+
+fn id_of(digest: Sha256) -> SnapshotId {
+    SnapshotId(hex(&digest.finalize()[..16]))
 }
 
 fn batch(rows: &[Object]) -> Result<RecordBatch, ArrowError> {

@@ -3,21 +3,22 @@
 //! Every answer to a GET is checked against what was asked: its ETag, its range, its length. Old and new bytes of an
 //! object are never mixed: a change is [`SourceError::Changed`].
 
+mod error;
 mod file;
+pub(crate) mod retry;
 pub mod s3;
 
 use std::{
-    fmt, io,
-    ops::Range,
+    fmt,
+    ops::{ControlFlow, Range},
     path::{Path, PathBuf},
     str::FromStr,
 };
 
-use bytes::Bytes;
 use globset::{Glob, GlobSet, GlobSetBuilder};
-use md5::{Digest as _, Md5};
 
-use crate::checksum::Crc64;
+pub use self::error::{ErrorKind, SourceError};
+use crate::checksum::Expected;
 
 /// A source's address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,169 +123,15 @@ pub struct Listed {
     pub version_id: Option<String>,
 }
 
-/// Checksums that a source keeps of an object.
+/// What an answer says of the object that it brings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Checksums {
-    /// Of the whole object.
-    pub crc64nvme: Option<Crc64>,
-    /// Of the whole object, in lower-case hexadecimal digits, where its ETag is one.
-    pub md5: Option<String>,
-}
-
-/// What a user can do about an error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ErrorKind {
-    /// Correct what was asked for.
-    Usage,
-    /// It is not there.
-    NotFound,
-    /// The storage did not answer, refused, or failed.
-    Storage,
-}
-
-/// Why a source failed.
-#[derive(Debug, thiserror::Error)]
-pub enum SourceError {
-    /// The address is none.
-    #[error("`{url}` is no source: {why}")]
-    BadUrl {
-        /// As given.
-        url: String,
-        /// What is wrong.
-        why: &'static str,
-    },
-    /// A selection is no glob.
-    #[error("`{glob}` is no glob")]
-    BadGlob {
-        /// As given.
-        glob: String,
-        /// Where and why.
-        #[source]
-        source: globset::Error,
-    },
-    /// The bucket or directory does not exist.
-    #[error("{what} does not exist")]
-    Absent {
-        /// The bucket or directory.
-        what: String,
-    },
-    /// Nothing was selected.
-    #[error("no object below {url} is selected")]
-    Empty {
-        /// The source.
-        url: String,
-    },
-    /// Refused.
-    #[error("access to {what} was denied ({code})")]
-    Denied {
-        /// The bucket or object.
-        what: String,
-        /// S3's error code.
-        code: String,
-    },
-    /// No credentials were found.
-    #[error("no AWS credentials were found")]
-    NoCredentials,
-    /// No answer.
-    #[error("{endpoint} cannot be reached: {why}")]
-    Unreachable {
-        /// The server.
-        endpoint: String,
-        /// The innermost cause.
-        why: String,
-    },
-    /// The object is gone.
-    #[error("the object `{key}` is not there any more")]
-    Gone {
-        /// Its key.
-        key: String,
-    },
-    /// The object is another one than the listing said.
-    #[error("the object `{key}` changed while it was read")]
-    Changed {
-        /// Its key.
-        key: String,
-    },
-    /// The server ignored the range.
-    #[error("the server answered a range of `{key}` with something else")]
-    WrongRange {
-        /// Its key.
-        key: String,
-    },
-    /// The answer ended early, or did not end.
-    #[error("the answer for `{key}` has {received} bytes in place of {expected}")]
-    WrongLength {
-        /// Its key.
-        key: String,
-        /// Bytes asked for.
-        expected: u64,
-        /// Bytes received.
-        received: u64,
-    },
-    /// The bytes are not those that the source has a checksum of.
-    #[error("the bytes of `{key}` do not have the {algorithm} that the source says")]
-    Corrupt {
-        /// Its key.
-        key: String,
-        /// Which checksum.
-        algorithm: &'static str,
-    },
-    /// The server asks for patience: 503, 500, 429.
-    #[error("the server is busy with `{key}` ({code})")]
-    Busy {
-        /// The key, or the bucket in a listing.
-        key: String,
-        /// S3's error code, or the status.
-        code: String,
-    },
-    /// The transfer broke off or stalled.
-    #[error("the transfer of `{key}` broke off: {why}")]
-    Broken {
-        /// The key, or the bucket in a listing.
-        key: String,
-        /// The innermost cause.
-        why: String,
-    },
-    /// S3 said something else.
-    #[error("S3 failed at `{key}`: {message}")]
-    S3 {
-        /// The key or bucket.
-        key: String,
-        /// S3's code and message.
-        message: String,
-    },
-    /// A file or directory could not be read.
-    #[error("cannot read {}", path.display())]
-    Io {
-        /// Which.
-        path: PathBuf,
-        /// The system's error.
-        #[source]
-        source: io::Error,
-    },
-}
-
-impl SourceError {
-    /// What a user can do.
-    pub fn kind(&self) -> ErrorKind {
-        match self {
-            Self::BadUrl { .. } | Self::BadGlob { .. } => ErrorKind::Usage,
-            Self::Absent { .. } | Self::Empty { .. } | Self::Gone { .. } => ErrorKind::NotFound,
-            _ => ErrorKind::Storage,
-        }
-    }
-
-    /// Whether the same request may succeed a little later.
-    pub fn is_transient(&self) -> bool {
-        matches!(
-            self,
-            Self::Busy { .. }
-                | Self::Broken { .. }
-                | Self::WrongLength { .. }
-                | Self::Corrupt { .. }
-                | Self::Unreachable { .. }
-        )
-    }
+pub struct About {
+    /// Without quotes.
+    pub etag: Option<String>,
+    /// Where the bucket is versioned.
+    pub version_id: Option<String>,
+    /// What the whole object is compared with.
+    pub expected: Option<Expected>,
 }
 
 /// A connected source.
@@ -333,103 +180,108 @@ impl Source {
     pub async fn connect(url: &SourceUrl, options: &SourceOptions) -> Result<Self, SourceError> {
         let selection = Selection::new(options)?;
         let backend = match url {
-            SourceUrl::S3 { bucket, prefix } => Backend::S3(s3::Bucket::connect(bucket, prefix, &options.s3).await),
+            SourceUrl::S3 { bucket, prefix } => Backend::S3(s3::Bucket::connect(bucket, prefix, &options.s3).await?),
             SourceUrl::File { dir } => Backend::File(file::Directory::new(dir)),
         };
         Ok(Self { url: url.clone(), selection, backend })
     }
 
-    /// The selected objects, ordered by key, no key twice.
-    ///
-    /// # Errors
-    /// [`SourceError::Empty`] if there are none.
-    pub async fn list(&self, seen: &(dyn Fn(u64) + Send + Sync)) -> Result<Vec<Listed>, SourceError> {
-        let takes = |key: &str| self.selection.takes(key);
-        let mut objects = match &self.backend {
-            Backend::S3(bucket) => bucket.list(&takes, seen).await?,
-            Backend::File(directory) => directory.list(&takes)?,
+    /// Gives `page` the selected objects, some at a time, as the source lists them: mostly in the order of their keys.
+    /// `page` may break off.
+    pub async fn list(&mut self, page: &mut Page<'_>) -> Result<(), SourceError> {
+        let selection = &self.selection;
+        let mut selected = |mut objects: Vec<Listed>| {
+            objects.retain(|object| selection.takes(&object.key));
+            page(objects)
         };
-        objects.sort_by(|a, b| a.key.cmp(&b.key));
-        // A listing that repeats a key between pages is one object; the later answer is the newer one.
-        objects.reverse();
-        objects.dedup_by(|a, b| a.key == b.key);
-        objects.reverse();
-        if objects.is_empty() { Err(SourceError::Empty { url: self.url.to_string() }) } else { Ok(objects) }
-    }
-
-    /// One object as it is now.
-    pub async fn head(&self, key: &str) -> Result<Listed, SourceError> {
-        match &self.backend {
-            Backend::S3(bucket) => bucket.head(key).await.map(|(listed, _)| listed),
-            Backend::File(directory) => directory.head(key),
+        match &mut self.backend {
+            Backend::File(directory) => directory.list(&mut selected),
+            Backend::S3(bucket) => match bucket.list(&mut selected).await {
+                // The first request tells.
+                Err(SourceError::Elsewhere { region, .. }) => {
+                    *bucket = bucket.in_region(region).await?;
+                    bucket.list(&mut selected).await
+                }
+                listed => listed,
+            },
         }
     }
 
-    /// What the source itself knows of the bytes of the whole object.
-    pub async fn checksums(&self, object: &Listed) -> Result<Checksums, SourceError> {
-        match &self.backend {
-            Backend::S3(bucket) => bucket.head(&object.key).await.map(|(_, checksums)| checksums),
-            Backend::File(_) => Ok(Checksums::default()),
-        }
+    /// Its address.
+    pub fn url(&self) -> &SourceUrl {
+        &self.url
     }
 
-    /// Begins to read an object, or a range of it that is not empty.
-    pub async fn get(&self, object: &Listed, range: Option<Range<u64>>) -> Result<Body, SourceError> {
-        match &self.backend {
-            Backend::S3(bucket) => bucket.get(object, range).await.map(Body::S3),
-            Backend::File(directory) => directory.get(object, range).map(Body::File),
-        }
+    /// What each lane's reader is made of.
+    pub async fn readers(&self) -> Result<Readers, SourceError> {
+        Ok(match &self.backend {
+            Backend::S3(bucket) => Readers::S3(bucket.readers().await?),
+            Backend::File(directory) => Readers::File(directory.clone()),
+        })
     }
+}
 
-    /// Reads a whole object, or a range of it, into memory. The length is checked, and the MD5 of a whole object whose
-    /// ETag is one.
-    pub async fn read(&self, object: &Listed, range: Option<Range<u64>>) -> Result<Vec<u8>, SourceError> {
-        let expected = range.as_ref().map_or(object.size, |range| range.end - range.start);
-        let whole = range.is_none();
-        let mut body = self.get(object, range).await?;
-        let mut bytes = Vec::with_capacity(usize::try_from(expected).unwrap_or(0));
-        while let Some(chunk) = body.next().await? {
-            bytes.extend_from_slice(&chunk);
-            if bytes.len() as u64 > expected {
-                break;
-            }
-        }
-        if bytes.len() as u64 != expected {
-            let (key, received) = (object.key.clone(), bytes.len() as u64);
-            return Err(SourceError::WrongLength { key, expected, received });
-        }
-        match body.md5().filter(|_| whole) {
-            Some(md5) if *md5 != crate::snapshot::hex(&Md5::digest(&bytes)) => {
-                Err(SourceError::Corrupt { key: object.key.clone(), algorithm: "MD5" })
-            }
-            _ => Ok(bytes),
+/// Takes a page of a listing.
+pub type Page<'a> = dyn FnMut(Vec<Listed>) -> ControlFlow<()> + Send + 'a;
+
+/// Makes readers.
+#[derive(Clone, Debug)]
+pub enum Readers {
+    /// Of a bucket.
+    S3(s3::S3Readers),
+    /// Of a directory.
+    File(file::Directory),
+}
+
+impl Readers {
+    /// A reader for one thread.
+    pub fn reader(&self) -> Reader {
+        match self {
+            Self::S3(readers) => Reader::S3(Box::new(readers.reader())),
+            Self::File(directory) => Reader::File(file::FileReader::new(directory.clone())),
         }
     }
 }
 
-/// The bytes of an answer.
+/// Reads objects, one at a time, on the calling thread. Every answer is checked: its ETag, its range, its length.
 #[derive(Debug)]
-pub enum Body {
-    /// From S3.
-    S3(s3::S3Body),
-    /// From a file.
-    File(file::FileBody),
+pub enum Reader {
+    /// From S3, over a connection of its own.
+    S3(Box<s3::S3Reader>),
+    /// From files.
+    File(file::FileReader),
 }
 
-impl Body {
-    /// The MD5 of the whole object, where its ETag is one.
-    fn md5(&self) -> Option<&String> {
+impl Reader {
+    /// Begins to read an object, or a range of it that is not empty.
+    pub fn get(&mut self, object: &Listed, range: Option<&Range<u64>>) -> Result<About, SourceError> {
         match self {
-            Self::S3(body) => body.md5.as_ref(),
-            Self::File(_) => None,
+            Self::S3(reader) => reader.get(object, range),
+            Self::File(reader) => reader.get(object, range),
         }
     }
 
-    /// The next bytes; none at the end.
-    pub async fn next(&mut self) -> Result<Option<Bytes>, SourceError> {
+    /// Fills the buffer from the answer; with less only at its end.
+    pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize, SourceError> {
         match self {
-            Self::S3(body) => body.next().await,
-            Self::File(body) => body.next().await,
+            Self::S3(reader) => reader.read(buffer),
+            Self::File(reader) => reader.read(buffer),
+        }
+    }
+
+    /// One object as it is now, and what the source itself knows of its bytes.
+    pub fn head(&mut self, key: &str) -> Result<(Listed, Option<Expected>), SourceError> {
+        match self {
+            Self::S3(reader) => reader.head(key),
+            Self::File(reader) => reader.head(key).map(|listed| (listed, None)),
+        }
+    }
+
+    /// The sizes of the `count` parts that an object was uploaded in.
+    pub fn parts(&mut self, object: &Listed, count: u32) -> Result<Vec<u64>, SourceError> {
+        match self {
+            Self::S3(reader) => reader.parts(object, count),
+            Self::File(_) => Ok(vec![object.size]),
         }
     }
 }

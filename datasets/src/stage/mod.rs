@@ -1,38 +1,64 @@
 //! Staging: a source becomes an immutable, verified snapshot on the volume.
 //!
 //! 1. The source is listed. If a snapshot of exactly this listing is there, that is the result.
-//! 2. `plan` says for each object whether it is fetched, or shared with the latest snapshot.
-//! 3. `fetch` brings it into `staging/<nonce>/data/`: checksums verified, temporary names, every file synced.
-//! 4. The manifest is written, then the commit record, then the directories are synced, and one rename makes
-//!    `staging/<nonce>` the snapshot. Whoever stages the same content at the same time arrives at the same id, and the
-//!    second one throws its copy away.
+//! 2. `plan` says for each object whether it is fetched, or shared with a snapshot that is there. The plan lies in
+//!    `staging/<digest of the listing>/`, cut into chunks; who stages the same at the same time, on whatever host, meets
+//!    others there (`crew`), and who finds what a killed stager has left goes on with it (`ledger`).
+//! 3. Lanes fetch the chunks into `tree/data/` (`lane`, handed out by `board`, as many as `pace` says): every byte is
+//!    compared with S3's checksum where there is one, and has ours computed in the same pass.
+//! 4. When all chunks are durable, the manifest is written, then the commit record, and one rename makes `tree` the
+//!    snapshot. Whoever stages the same content at the same time arrives at the same id, and one of them wins.
 //!
 //! An object without a checksum of S3's and without an MD5 as its ETag (a multipart or KMS-encrypted upload made
 //! without checksums) is checked by length and ETag only; what TLS and TCP guarantee must do for the rest.
 
-mod fetch;
+mod board;
+mod commit;
+mod crew;
+mod lane;
+mod large;
+mod ledger;
+mod listing;
+mod pace;
 mod plan;
-pub(crate) mod retry;
+mod rows;
+mod technique;
 
 use std::{
     fs,
+    ops::ControlFlow,
     path::{Path, PathBuf},
-    time::Instant,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
-use futures::{StreamExt, TryStreamExt, stream};
+use arrow::error::ArrowError;
 
-use self::{fetch::Fetcher, plan::Copy};
+use self::{
+    board::Board,
+    crew::Crew,
+    lane::{Counts, Floor},
+    listing::{Collector, Listing},
+    plan::ListingDigest,
+    rows::{Facts, RowFile, RowWriter},
+    technique::Technique,
+};
 use crate::{
-    snapshot::{self, Manifest, Object, Snapshot, SnapshotError, SnapshotRecord},
-    source::{ErrorKind, Source, SourceError, SourceOptions, SourceUrl},
+    keymap::{Census, Mapping},
+    snapshot::{self, Snapshot, SnapshotError, SnapshotRecord},
+    source::{ErrorKind, Readers, Source, SourceError, SourceOptions, SourceUrl},
     volume::{self, Volume, VolumeError},
 };
 
-/// Copies in flight; each holds a file open.
-const COPIES: usize = 128;
 /// What a stager leaves behind when it is killed is cleared away after this many seconds.
 const LEFTOVER_AGE: i64 = 24 * 3600;
+/// How often one that waits for other stagers looks at what they have done: no event tells it across hosts.
+const LOOK: Duration = Duration::from_millis(200);
+/// How often progress is told.
+const TELL: Duration = Duration::from_millis(100);
 
 /// What is to be staged.
 #[derive(Clone, Debug)]
@@ -43,6 +69,8 @@ pub struct StageRequest {
     pub url: SourceUrl,
     /// How it is reached, and what of it is taken.
     pub options: SourceOptions,
+    /// Whether the snapshot outlives a crash of the host. Off only to measure what that costs.
+    pub durable: bool,
 }
 
 /// How far a staging is.
@@ -86,7 +114,8 @@ pub struct Staged {
     pub seconds: f64,
 }
 
-/// Why staging failed. Nothing was published then, and nothing is left behind.
+/// Why staging failed. Nothing was published then. What was staged is kept a day for the next try, unless it was the
+/// volume that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StageError {
     /// The source failed.
@@ -106,14 +135,30 @@ pub enum StageError {
         /// Bytes free.
         free: u64,
     },
-    /// An unchanged object of the snapshot before is damaged on the volume.
-    #[error("`{key}` of snapshot {id} is damaged on the volume: `forebay dataset verify` tells more")]
-    Damaged {
-        /// Its key.
-        key: String,
-        /// The snapshot.
-        id: String,
+    /// The plan on the volume cannot be written or read.
+    #[error("{} is not a plan of staging", path.display())]
+    Plan {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: ArrowError,
     },
+    /// Several objects failed; the others are kept for the next try.
+    #[error("{failed} of {objects} objects could not be staged, the first of them: {first}")]
+    Failed {
+        /// How many.
+        failed: u64,
+        /// Of how many.
+        objects: u64,
+        /// What happened to the first that failed.
+        first: Box<SourceError>,
+        /// What happened to some more.
+        more: Vec<SourceError>,
+    },
+    /// A lane ended, or was told to end, before its work was done.
+    #[error("staging was ended before it was done")]
+    Ended,
 }
 
 impl StageError {
@@ -121,9 +166,15 @@ impl StageError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Source(error) => error.kind(),
+            Self::Failed { first, .. } => first.kind(),
             Self::Snapshot(SnapshotError::BadName { .. }) => ErrorKind::Usage,
             _ => ErrorKind::Storage,
         }
+    }
+
+    /// Whether what was staged so far is of use to the next try. Of a full or broken volume the space is given back.
+    fn leaves_work(&self) -> bool {
+        matches!(self, Self::Source(_) | Self::Failed { .. } | Self::Ended)
     }
 }
 
@@ -133,136 +184,177 @@ pub async fn stage(
     request: &StageRequest,
     progress: &(dyn Fn(StageProgress) + Send + Sync),
 ) -> Result<Staged, StageError> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match stage_once(volume, request, progress).await {
+            // Another stager has published what both were at; the next listing finds it.
+            Err(Missed::Overtaken(_)) if tries < OVERTAKEN => {}
+            Err(Missed::Overtaken(error) | Missed::Failed(error)) => return Err(error),
+            Ok(staged) => return Ok(staged),
+        }
+    }
+}
+
+/// How often others may be faster before it is something else that takes the files away.
+const OVERTAKEN: u32 = 5;
+
+/// Why one try has no snapshot.
+enum Missed {
+    /// The place of work has gone from under it.
+    Overtaken(StageError),
+    Failed(StageError),
+}
+
+impl<E: Into<StageError>> From<E> for Missed {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+async fn stage_once(
+    volume: &Volume,
+    request: &StageRequest,
+    progress: &(dyn Fn(StageProgress) + Send + Sync),
+) -> Result<Staged, Missed> {
     let started = Instant::now();
     let dataset = snapshot::dataset_dir(volume, &request.name)?;
-    let source = Source::connect(&request.url, &request.options).await?;
-    let listing = source.list(&|objects| progress(StageProgress::Listed { objects })).await?;
-    let digest = plan::digest(listing.iter().map(|object| (&*object.key, object.size, object.etag.as_deref())));
+    let mut source = Source::connect(&request.url, &request.options).await?;
+    let spool = Spool::new(volume, &dataset)?;
+    let (listing, survey) = list(&mut source, &spool, progress).await?;
     let done = |snapshot: Snapshot, fetched_objects, fetched_bytes| {
         let seconds = started.elapsed().as_secs_f64();
         Staged { snapshot, fetched_objects, fetched_bytes, seconds }
     };
 
     let url = request.url.to_string();
-    let tells_changes = listing.iter().all(|object| object.etag.is_some());
-    let mut records = snapshot::records(volume, &request.name)?;
-    let same = records.iter().rposition(|record| (&record.source, &record.listing) == (&url, &digest) && tells_changes);
-    if let Some(same) = same {
-        let snapshot = snapshot::load(&dataset, records.swap_remove(same))?;
+    let records = snapshot::records(volume, &request.name)?;
+    let same = |record: &&SnapshotRecord| (&record.source, &record.listing) == (&url, &survey.digest);
+    if let Some(same) = records.iter().rfind(same).filter(|_| survey.tells_changes) {
+        let snapshot = snapshot::load(&dataset, same.clone())?;
         snapshot::set_latest(&dataset, &snapshot.record.id)?;
         return Ok(done(snapshot, 0, 0));
     }
 
-    let latest = records.pop().filter(|record| record.source == url);
-    let latest = latest.map(|record| snapshot::load(&dataset, record)).transpose()?;
-    let none = Manifest::default();
-    let copies = plan::copies(&listing, latest.as_ref().map_or(&none, |latest| &latest.manifest));
-    let to_fetch = copies.iter().filter_map(|copy| match copy {
-        Copy::Fetch { object, .. } => Some(object.size),
-        Copy::Share { .. } => None,
-    });
-    let (fetch_objects, fetch_bytes) = to_fetch.fold((0, 0), |(count, bytes), size| (count + 1, bytes + size));
+    let site = Site { volume, dir: dataset.join("staging").join(site_name(&survey, &url)), dataset };
+    clear_leftovers(&site, &spool);
+    let facts = site.plan(listing, &survey.mapping, base(&site, &records, &url)?, &spool)?;
     progress(StageProgress::Planned {
-        objects: listing.len() as u64,
-        bytes: listing.iter().map(|object| object.size).sum(),
-        fetch_objects,
-        fetch_bytes,
+        objects: facts.objects,
+        bytes: facts.bytes,
+        fetch_objects: facts.fetch_objects,
+        fetch_bytes: facts.fetch_bytes,
     });
-    let free = volume.free_bytes().map_err(|error| VolumeError::io("inspect", volume.root(), error))?;
-    if fetch_bytes > free {
-        return Err(StageError::NoRoom { needed: fetch_bytes, free });
-    }
-
-    let staging = Staging::begin(volume, &dataset)?;
-    let manifest = copy_all(volume, &source, &copies, latest.as_ref(), &staging.dir, progress).await?;
-    let listing = manifest.objects.iter().map(|object| (&*object.key, object.size, object.etag.as_deref()));
-    let record = SnapshotRecord {
-        version: 1,
-        id: manifest.id(),
+    drop(spool);
+    let counts = Arc::new(Counts::default());
+    let work = Work {
+        volume: volume.clone(),
+        dir: site.dir.clone(),
+        readers: source.readers().await?,
+        durable: request.durable,
+        facts,
+        counts: Arc::clone(&counts),
+    };
+    let commit = commit::Commit {
+        volume: volume.clone(),
+        dataset: site.dataset.clone(),
         name: request.name.clone(),
         source: url,
-        listing: plan::digest(listing),
-        objects: manifest.objects.len() as u64,
-        bytes: manifest.bytes(),
-        created: jiff::Timestamp::now().to_string(),
+        durable: request.durable,
     };
-    let snapshot = staging.commit(&dataset, record, manifest)?;
-    Ok(done(snapshot, fetch_objects, fetch_bytes))
+    match beside(work, commit, &counts, progress).await {
+        Ok(snapshot) => {
+            let fetched = |count: &AtomicU64| count.load(Ordering::Relaxed);
+            Ok(done(snapshot, fetched(&counts.fetched_objects), fetched(&counts.fetched_bytes)))
+        }
+        Err(error) if !error.leaves_work() && !site.dir.exists() => Err(Missed::Overtaken(error)),
+        Err(error) => Err(Missed::Failed(error)),
+    }
 }
 
-/// Executes the plan; the manifest is what is on the volume then.
-async fn copy_all<'a>(
-    volume: &Volume,
-    source: &Source,
-    copies: &'a [Copy],
-    latest: Option<&Snapshot>,
-    staging: &Path,
+/// What going through a listing tells.
+struct Survey {
+    digest: String,
+    mapping: Mapping,
+    /// Whether another listing of the same digest is a listing of the same objects.
+    tells_changes: bool,
+}
+
+async fn list(
+    source: &mut Source,
+    spool: &Spool<'_>,
     progress: &(dyn Fn(StageProgress) + Send + Sync),
-) -> Result<Manifest, StageError> {
-    let data = staging.join("data");
-    for copy in copies {
-        let (Copy::Fetch { path, .. } | Copy::Share { path, .. }) = copy;
-        let parent = data.join(path).parent().map_or_else(|| data.clone(), Path::to_owned);
-        fs::create_dir_all(&parent).map_err(|error| VolumeError::io("create", &parent, error))?;
-    }
-    let fetcher = Fetcher::new(source, progress);
-    let (fetcher, data) = (&fetcher, &data);
-    let copy = |copy: &'a Copy| async move {
-        match (copy, latest) {
-            (Copy::Fetch { object, path }, _) => fetcher.fetch(object, path.clone(), data.join(path)).await,
-            (Copy::Share { from, path }, Some(latest)) => share(volume, latest, from, path, &data.join(path)),
-            (Copy::Share { .. }, None) => unreachable!("only a snapshot before can be shared with"),
+) -> Result<(Listing, Survey), StageError> {
+    let mut collector = Collector::new(&spool.dir.join("listing"));
+    let mut failed = None;
+    let mut page = |objects: Vec<crate::source::Listed>| {
+        let collected = objects.into_iter().try_for_each(|object| collector.push(object));
+        progress(StageProgress::Listed { objects: collector.objects });
+        match collected {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                failed = Some(error);
+                ControlFlow::Break(())
+            }
         }
     };
-    let mut objects: Vec<_> = stream::iter(copies).map(copy).buffer_unordered(COPIES).try_collect().await?;
-    objects.sort_by(|a, b| a.key.cmp(&b.key));
-    Ok(Manifest { objects })
-}
-
-fn share(volume: &Volume, latest: &Snapshot, from: &Object, path: &str, to: &Path) -> Result<Object, StageError> {
-    let held = latest.data_path(volume, from)?;
-    let damaged = || StageError::Damaged { key: from.key.clone(), id: latest.record.id.to_string() };
-    if fs::metadata(&held).map(|meta| meta.len()).ok() != Some(from.size) {
-        return Err(damaged());
+    source.list(&mut page).await?;
+    if let Some(error) = failed {
+        return Err(error);
     }
-    volume::link_or_copy(&held, to)?;
-    Ok(Object { path: path.to_owned(), ..from.clone() })
+    if collector.objects == 0 {
+        return Err(SourceError::Empty { url: source.url().to_string() }.into());
+    }
+    let listing = collector.finish()?;
+    let (mut digest, mut census, mut tells_changes) = (ListingDigest::default(), Census::default(), true);
+    for object in listing.objects()? {
+        let object = object?;
+        digest.see(&object.key, object.size, object.etag.as_deref());
+        census.see(&object.key);
+        tells_changes &= object.etag.is_some();
+    }
+    let mut mapping = census.settle();
+    if mapping.has_rivals() {
+        for object in listing.objects()? {
+            mapping.see_again(&object?.key);
+        }
+    }
+    Ok((listing, Survey { digest: digest.finish(), mapping, tells_changes }))
 }
 
-/// A staging directory; trashed unless it is committed.
-struct Staging<'a> {
+/// Where stagers of one listing of one source meet; of listings that do not tell changes, each has its own.
+fn site_name(survey: &Survey, url: &str) -> String {
+    let mut digest = ListingDigest::default();
+    digest.see(url, 0, Some(&survey.digest));
+    if !survey.tells_changes {
+        digest.see(&volume::nonce(), 0, None);
+    }
+    digest.finish()
+}
+
+/// The snapshot that unchanged objects are shared with: the latest if it is of this source, else the newest that is.
+fn base(site: &Site<'_>, records: &[SnapshotRecord], url: &str) -> Result<Option<SnapshotRecord>, StageError> {
+    let latest = snapshot::latest(&site.dataset)?;
+    let of_source = || records.iter().filter(|record| record.source == url);
+    let base = of_source().find(|record| Some(&record.id) == latest.as_ref()).or_else(|| of_source().next_back());
+    Ok(base.cloned())
+}
+
+/// A directory of one stager's own, gone with it.
+struct Spool<'a> {
     volume: &'a Volume,
     dir: PathBuf,
 }
 
-impl<'a> Staging<'a> {
-    fn begin(volume: &'a Volume, dataset: &Path) -> Result<Self, VolumeError> {
-        let all = dataset.join("staging");
-        let dir = all.join(volume::nonce());
-        fs::create_dir_all(dir.join("data")).map_err(|error| VolumeError::io("create", &dir, error))?;
-        clear_leftovers(volume, &all, &dir);
+impl<'a> Spool<'a> {
+    fn new(volume: &'a Volume, dataset: &Path) -> Result<Self, StageError> {
+        let dir = dataset.join("staging").join(format!(".new-{}", volume::nonce()));
+        volume::create_dirs(&dir)?;
         Ok(Self { volume, dir })
-    }
-
-    fn commit(self, dataset: &Path, record: SnapshotRecord, manifest: Manifest) -> Result<Snapshot, StageError> {
-        manifest.write(&self.dir.join("manifest.parquet"))?;
-        volume::sync_tree(&self.dir)?;
-        let text = serde_json::to_vec_pretty(&record).expect("plain fields serialise");
-        volume::write_new(&self.dir.join("snapshot.json"), &text)?;
-        let snapshots = dataset.join("snapshots");
-        fs::create_dir_all(&snapshots).map_err(|error| VolumeError::io("create", &snapshots, error))?;
-        let dir = snapshots.join(&record.id.0);
-        match volume::publish_dir(&self.dir, &dir) {
-            // The same content, committed by someone else or from another listing: theirs is as good.
-            Ok(()) | Err(VolumeError::AlreadyExists { .. }) => {}
-            Err(error) => return Err(error.into()),
-        }
-        snapshot::set_latest(dataset, &record.id)?;
-        Ok(snapshot::load(dataset, record)?)
     }
 }
 
-impl Drop for Staging<'_> {
+impl Drop for Spool<'_> {
     fn drop(&mut self) {
         if let Err(error) = self.volume.trash(&self.dir) {
             tracing::warn!(path = %self.dir.display(), %error, "could not be removed");
@@ -270,13 +362,245 @@ impl Drop for Staging<'_> {
     }
 }
 
+/// `staging/<digest>/`
+struct Site<'a> {
+    volume: &'a Volume,
+    dataset: PathBuf,
+    dir: PathBuf,
+}
+
+impl Site<'_> {
+    /// Makes the plan, unless another stager has; it is the same for all.
+    fn plan(
+        &self,
+        listing: Listing,
+        mapping: &Mapping,
+        base: Option<SnapshotRecord>,
+        spool: &Spool<'_>,
+    ) -> Result<Facts, StageError> {
+        let path = self.dir.join(PLAN);
+        if path.exists() {
+            return Ok(RowFile::open(&path)?.facts);
+        }
+        let draft = spool.dir.join(PLAN);
+        let facts = write_plan(&draft, listing, mapping, base.as_ref(), &self.dataset)?;
+        let free = self.volume.free_bytes();
+        let free = free.map_err(|error| VolumeError::io("inspect", self.volume.root(), error))?;
+        if facts.fetch_bytes > free {
+            return Err(StageError::NoRoom { needed: facts.fetch_bytes, free });
+        }
+        volume::create_dirs(&self.dir.join("tree").join("data"))?;
+        match volume::link_or_copy(&draft, &path) {
+            Ok(()) => Ok(facts),
+            Err(VolumeError::AlreadyExists { .. }) => Ok(RowFile::open(&path)?.facts),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+const PLAN: &str = "plan.arrow";
+
+fn write_plan(
+    path: &Path,
+    listing: Listing,
+    mapping: &Mapping,
+    base: Option<&SnapshotRecord>,
+    dataset: &Path,
+) -> Result<Facts, StageError> {
+    let snapshot = base.map(|base| dataset.join("snapshots").join(&base.id.0));
+    let held = snapshot.as_ref().map(|dir| snapshot::objects(&dir.join("manifest.parquet"))).transpose()?;
+    let held = held.into_iter().flatten().map(|object| object.map_err(StageError::from));
+    let place = |object: &snapshot::Object| base.map_or_else(String::new, |base| base.volume_path(object));
+    let (mut writer, mut facts) = (RowWriter::create(path)?, Facts::default());
+    for row in plan::rows(listing.objects()?, held, mapping, place) {
+        let row = row?;
+        facts.objects += 1;
+        facts.bytes += row.object.size;
+        if row.shared.is_none() {
+            facts.fetch_objects += 1;
+            facts.fetch_bytes += row.object.size;
+        }
+        writer.push(row)?;
+    }
+    writer.finish(&facts)?;
+    Ok(facts)
+}
+
+/// What the threads of a staging own.
+struct Work {
+    volume: Volume,
+    dir: PathBuf,
+    readers: Readers,
+    durable: bool,
+    facts: Facts,
+    counts: Arc<Counts>,
+}
+
+/// Does the work on threads of its own, and tells how far it is. Dropped, it ends them.
+async fn beside(
+    work: Work,
+    commit: commit::Commit,
+    counts: &Counts,
+    progress: &(dyn Fn(StageProgress) + Send + Sync),
+) -> Result<Snapshot, StageError> {
+    let ended = Arc::new(AtomicBool::new(false));
+    let _guard = EndOnDrop(Arc::clone(&ended));
+    let (tell, told) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let _ = tell.send(work.stage(&commit, &ended));
+    });
+    let mut so_far = (0, 0);
+    let mut report = || {
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let objects = load(&counts.fetched_objects) + load(&counts.found_objects);
+        let bytes = load(&counts.fetched_bytes) + load(&counts.found_bytes);
+        if (objects, bytes) != so_far {
+            progress(StageProgress::Fetched { objects: objects - so_far.0, bytes: bytes - so_far.1 });
+            so_far = (objects, bytes);
+        }
+    };
+    let mut ticks = tokio::time::interval(TELL);
+    tokio::pin!(told);
+    loop {
+        tokio::select! {
+            staged = &mut told => {
+                report();
+                // Without a word only a panic ends the thread, and it has said why.
+                return staged.unwrap_or(Err(StageError::Ended));
+            }
+            _ = ticks.tick() => report(),
+        }
+    }
+}
+
+struct EndOnDrop(Arc<AtomicBool>);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Work {
+    fn stage(&self, commit: &commit::Commit, ended: &AtomicBool) -> Result<Snapshot, StageError> {
+        let crew = Crew::join(&self.dir)?;
+        let staged = self.run(&crew, ended).and_then(|()| commit.publish(&self.dir, &crew));
+        let is_needed = match &staged {
+            Ok(_) => false,
+            // Others may have had more luck, and room.
+            Err(error) => error.leaves_work() || crew.has_live_peers(),
+        };
+        drop(crew);
+        if !is_needed && let Err(error) = self.volume.trash(&self.dir) {
+            tracing::warn!(path = %self.dir.display(), %error, "could not be removed");
+        }
+        staged
+    }
+
+    /// Until every chunk is durable, done by whomever.
+    fn run(&self, crew: &Crew, ended: &AtomicBool) -> Result<(), StageError> {
+        let technique = Technique::of(&self.volume, self.durable)?;
+        let plan = RowFile::open(&self.dir.join(PLAN))?;
+        let chunks = plan.chunks();
+        let floor = Floor {
+            volume: &self.volume,
+            data: self.dir.join("tree").join("data"),
+            crew,
+            board: Board::new(Instant::now()),
+            readers: &self.readers,
+            technique: &technique,
+            counts: &self.counts,
+            plan: Mutex::new(plan),
+            cursor: Mutex::new(0),
+        };
+        loop {
+            self.work_off(&floor, ended);
+            if let Some(error) = floor.board.take_fatal() {
+                return Err(error);
+            }
+            let failures = floor.board.take_failures();
+            let mut failed = failures.first.into_iter();
+            match (failures.count, failed.next()) {
+                (0, _) => {}
+                (1, Some(first)) => return Err(first.into()),
+                (failed_objects, first) => {
+                    return Err(StageError::Failed {
+                        failed: failed_objects,
+                        objects: self.facts.objects,
+                        first: Box::new(first.expect("of several failures some are kept")),
+                        more: failed.collect(),
+                    });
+                }
+            }
+            if floor.board.is_stopped() || ended.load(Ordering::Relaxed) {
+                return Err(StageError::Ended);
+            }
+            crew.refresh()?;
+            if crew.ledger().chunks() >= chunks {
+                return Ok(());
+            }
+            // Others have what is missing.
+            floor.board.pause(LOOK);
+            crew.refresh()?;
+            *floor.cursor.lock().expect("no holder panics") = 0;
+            floor.board.reopen();
+        }
+    }
+
+    /// Lanes work until there is nothing left that can be claimed.
+    fn work_off(&self, floor: &Floor<'_>, ended: &AtomicBool) {
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                loop {
+                    let complete = floor.board.complete_chunks();
+                    if complete.is_empty() {
+                        return;
+                    }
+                    if let Err(error) = self.make_durable(floor, &complete) {
+                        floor.board.stop(Some(error));
+                    }
+                }
+            });
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    if ended.load(Ordering::Relaxed) {
+                        floor.board.stop(None);
+                    }
+                    std::thread::park_timeout(TELL);
+                }
+            });
+            let mut lanes = 0;
+            while floor.board.wants_lane() {
+                let number = lanes;
+                lanes += 1;
+                scope.spawn(move || lane::work(floor, number));
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+    }
+
+    fn make_durable(&self, floor: &Floor<'_>, chunks: &[u32]) -> Result<(), StageError> {
+        floor.technique.sync(&self.volume)?;
+        for chunk in chunks {
+            floor.crew.record(ledger::Record::Chunk { chunk: *chunk })?;
+        }
+        if self.durable { floor.crew.sync_log() } else { Ok(()) }
+    }
+}
+
 /// Ages are compared in the file server's own times: that of the directory just made is now.
-fn clear_leftovers(volume: &Volume, all: &Path, new: &Path) {
+fn clear_leftovers(site: &Site<'_>, spool: &Spool<'_>) {
     let age = |path: &Path| fs::metadata(path).map(|meta| std::os::unix::fs::MetadataExt::mtime(&meta));
-    let (Ok(now), Ok(entries)) = (age(new), fs::read_dir(all)) else { return };
-    for entry in entries.flatten() {
-        if age(&entry.path().join("data")).is_ok_and(|then| now - then > LEFTOVER_AGE) {
-            let _ = volume.trash(&entry.path());
+    let Some(all) = spool.dir.parent() else { return };
+    let (Ok(now), Ok(entries)) = (age(&spool.dir), fs::read_dir(all)) else { return };
+    for entry in entries.flatten().filter(|entry| entry.path() != site.dir) {
+        // A stager that is alive shows it in one of these.
+        let signs = fs::read_dir(entry.path().join("stagers")).into_iter().flatten().flatten();
+        let signs = signs.filter_map(|stager| age(&stager.path().join("alive.json")).ok());
+        let last = signs.chain(age(&entry.path()).ok()).max();
+        if last.is_some_and(|last| now - last > LEFTOVER_AGE) {
+            let _ = site.volume.trash(&entry.path());
         }
     }
 }

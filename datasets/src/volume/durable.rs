@@ -175,6 +175,18 @@ impl NewFile {
         Ok((self.size, self.hasher.finish()))
     }
 
+    /// Like [`finish`](Self::finish), for what need not outlive a crash of the host.
+    pub fn finish_unsynced(mut self) -> Result<(), VolumeError> {
+        let written = self.file().metadata().map_err(|error| VolumeError::io("inspect", &self.target, error))?;
+        if let Err(error) = fs::rename(&self.temporary, &self.target)
+            && !is_same(&written, &self.target)
+        {
+            return Err(VolumeError::io("name", &self.target, error));
+        }
+        self.file = None;
+        Ok(())
+    }
+
     /// Like [`finish`](Self::finish), but never overwrites: the name is given by a link, which has one winner.
     pub fn finish_new(mut self) -> Result<(u64, Crc64), VolumeError> {
         let written = self.sync()?;

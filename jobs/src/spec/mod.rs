@@ -60,7 +60,7 @@ impl DatasetSpec {
     pub fn stage_request(&self) -> Result<StageRequest, SourceError> {
         let options =
             SourceOptions { include: self.include.clone(), exclude: self.exclude.clone(), s3: self.s3.options() };
-        Ok(StageRequest { name: self.name.clone(), url: self.source.parse()?, options })
+        Ok(StageRequest { name: self.name.clone(), url: self.source.parse()?, options, durable: true })
     }
 }
 

@@ -5,13 +5,16 @@ use std::{path::Path, time::Duration};
 use aws_sdk_s3::{
     config::{Builder, timeout::TimeoutConfig},
     primitives::{ByteStream, Length},
-    types::{ChecksumAlgorithm, ChecksumType, CompletedMultipartUpload, CompletedPart},
+    types::{ChecksumAlgorithm, ChecksumMode, ChecksumType, CompletedMultipartUpload, CompletedPart},
 };
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 
 use super::{Bucket, CONNECT};
-use crate::{checksum::Crc64, source::SourceError, stage::retry};
+use crate::{
+    checksum::Crc64,
+    source::{SourceError, retry},
+};
 
 /// A file over this size goes up in parts of this size, or of more if S3's 10,000 parts would not do.
 const PART: u64 = 16 << 20;
@@ -122,10 +125,12 @@ impl Bucket {
         };
         match retry::transient(complete).await {
             // The upload is gone if an earlier answer was lost; what it became is there then.
-            Err(error) => match self.head(key).await {
-                Ok((_, found)) if found.crc64nvme == Some(checksum) => Ok(()),
-                _ => Err(error),
-            },
+            Err(error) => {
+                let head = self.client.head_object().bucket(&self.bucket).key(self.full(key));
+                let head = head.checksum_mode(ChecksumMode::Enabled).set_request_payer(self.payer.clone());
+                let found = head.send().await.ok().and_then(|head| head.checksum_crc64_nvme().map(str::to_owned));
+                if found == Some(encode_crc64(checksum)) { Ok(()) } else { Err(error) }
+            }
             Ok(()) => Ok(()),
         }
     }

@@ -1,4 +1,6 @@
-//! CRC64NVME, the checksum that S3 prefers and that every staged or published file carries.
+//! CRC64NVME, the checksum that S3 prefers and that every staged or published file carries; and the others of S3's.
+
+mod s3;
 
 use std::{
     fmt,
@@ -11,10 +13,25 @@ use std::{
 use crc_fast::{CrcAlgorithm, Digest};
 use serde::{Deserialize, Serialize};
 
+pub use self::s3::{Algorithm, Digest as S3Digest, Expected};
+pub(crate) use self::s3::{composite, followed_by};
+
 /// A CRC64NVME value; shown as 16 hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct Crc64(pub u64);
+
+impl Crc64 {
+    /// The checksum of bytes with this one, followed by `length` bytes with the other.
+    pub fn followed_by(self, next: Self, length: u64) -> Self {
+        Self(crc_fast::checksum_combine(CrcAlgorithm::Crc64Nvme, self.0, next.0, length))
+    }
+
+    /// Of bytes in memory.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(crc_fast::checksum(CrcAlgorithm::Crc64Nvme, bytes))
+    }
+}
 
 impl fmt::Display for Crc64 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -60,12 +77,6 @@ impl Hasher {
         self.0.update(bytes);
     }
 
-    /// The hasher of these bytes followed by the other's.
-    pub fn followed_by(mut self, next: Self) -> Self {
-        self.0.combine(&next.0);
-        self
-    }
-
     /// The checksum of all bytes so far.
     pub fn finish(&self) -> Crc64 {
         Crc64(self.0.finalize())
@@ -103,10 +114,7 @@ mod tests {
         hasher.update(b"12345");
         hasher.update(b"6789");
         assert_eq!(hasher.finish().to_string(), "ae8b14860a799888");
-        let (mut head, mut tail) = (Hasher::default(), Hasher::default());
-        head.update(b"123");
-        tail.update(b"456789");
-        assert_eq!(head.followed_by(tail).finish(), hasher.finish());
+        assert_eq!(Crc64::of(b"123").followed_by(Crc64::of(b"456789"), 6), hasher.finish());
         assert_eq!("ae8b14860a799888".parse(), Ok(hasher.finish()));
     }
 }

@@ -5,21 +5,27 @@
 //! rename. A full disk or a broken server shows at `sync_all`, which is therefore never skipped. A reply to a rename
 //! or a link may be lost although it happened, so that an error is believed only after looking at the target.
 
+mod description;
 mod durable;
 mod holder;
+mod mount;
+mod probe;
 
 use std::{
     fs, io,
     path::{Component, Path, PathBuf},
+    sync::Arc,
 };
 
-use serde::{Deserialize, Serialize};
-
-pub use self::durable::{
-    NewFile, create_dir, create_dirs, create_dirs_below, link_or_copy, publish_dir, replace, sync_dir, sync_tree,
-    write_new,
+use self::{description::Description, probe::Depth};
+pub use self::{
+    durable::{
+        NewFile, create_dir, create_dirs, create_dirs_below, link_or_copy, publish_dir, replace, sync_dir, sync_tree,
+        write_new,
+    },
+    holder::Holder,
+    mount::{Mount, MountKind},
 };
-pub use self::holder::Holder;
 
 /// The version of the volume's format.
 pub const FORMAT: u32 = 1;
@@ -124,49 +130,101 @@ impl VolumeError {
 pub struct Volume {
     root: PathBuf,
     id: String,
-}
-
-/// `volume.json`
-#[derive(Serialize, Deserialize)]
-struct Description {
-    version: u32,
-    id: String,
+    quota: Option<u64>,
+    mount: Arc<Mount>,
 }
 
 impl Volume {
-    /// Opens the volume, making the directory one if it is none yet. What else it holds is left alone.
+    /// Opens the volume, making the directory one if it is none yet. What else it holds is left alone. At the first use
+    /// through a kind of mount, finds out what that mount does.
     pub fn open_or_create(root: &Path) -> Result<Self, VolumeError> {
         match Self::open(root) {
             Err(VolumeError::Missing { .. }) => {}
-            opened => return opened,
+            Ok(volume) if volume.mount.is_probed() => return Ok(volume),
+            Ok(volume) => return Ok(volume.at_first_use()),
+            Err(error) => return Err(error),
         }
         create_dirs(root)?;
-        let description = Description { version: FORMAT, id: nonce() };
-        let text = serde_json::to_vec(&description).expect("two plain fields serialise");
-        match write_new(&root.join("volume.json"), &text) {
+        let mount = probe::probe(root, MountKind::of(root), Depth::FirstUse)?;
+        warn(root, &mount);
+        let description = Description::new(nonce(), mount);
+        match write_new(&Description::path(root), &description.text()) {
             // Another host was first: its description counts.
-            Ok(()) | Err(VolumeError::AlreadyExists { .. }) => Self::open(root),
+            Ok(()) | Err(VolumeError::AlreadyExists { .. }) => Ok(Self::open(root)?.at_first_use()),
             Err(error) => Err(error),
         }
     }
 
     /// Opens a volume that is there.
     pub fn open(root: &Path) -> Result<Self, VolumeError> {
-        let path = root.join("volume.json");
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(VolumeError::Missing { path: root.to_owned() });
-            }
-            Err(error) => return Err(VolumeError::io("read", &path, error)),
-        };
-        let description: Description =
-            serde_json::from_slice(&text).map_err(|source| VolumeError::Malformed { path: path.clone(), source })?;
-        if description.version > FORMAT {
-            return Err(VolumeError::TooNew { path: root.to_owned(), found: description.version });
-        }
+        let description = Description::read(root)?;
         let root = fs::canonicalize(root).map_err(|error| VolumeError::io("resolve", root, error))?;
-        Ok(Self { root, id: description.id })
+        let kind = MountKind::of(&root);
+        let known = description.mounts.into_iter().rfind(|mount| mount.kind == kind && mount.is_probed());
+        let mount = Arc::new(known.unwrap_or_else(|| Mount::assumed(kind)));
+        Ok(Self { root, id: description.id, quota: description.quota, mount })
+    }
+
+    /// Finds out what the mount does, if nobody has who mounts the volume in the same way. Where nothing can be written,
+    /// what is safe is assumed.
+    fn at_first_use(self) -> Self {
+        if self.mount.is_probed() {
+            return self;
+        }
+        match self.find_out(Depth::FirstUse) {
+            Ok(mount) => {
+                warn(&self.root, &mount);
+                Self { mount: Arc::new(mount), ..self }
+            }
+            Err(error) => {
+                tracing::debug!(root = %self.root.display(), %error, "the mount could not be probed");
+                self
+            }
+        }
+    }
+
+    /// Makes the experiments anew, and all of them. Returns what was known before and what is found now, which the
+    /// volume's description holds from now on.
+    ///
+    /// # Errors
+    /// That nothing can be written on the volume.
+    pub fn check(&mut self) -> Result<(Mount, &Mount), VolumeError> {
+        let found = self.find_out(Depth::Check)?;
+        let before = Arc::unwrap_or_clone(std::mem::replace(&mut self.mount, Arc::new(found)));
+        Ok((before, &self.mount))
+    }
+
+    fn find_out(&self, depth: Depth) -> Result<Mount, VolumeError> {
+        let found = probe::probe(&self.root, MountKind::of(&self.root), depth)?;
+        Description::update(&self.root, |description| description.keep(&found))?;
+        Ok(found)
+    }
+
+    /// What the mount through which this host uses the volume was found to do; what is safe to assume, where it was
+    /// never used for writing.
+    pub fn mount(&self) -> &Mount {
+        &self.mount
+    }
+
+    /// Every kind of mount through which the volume was used, in the order in which they were last probed.
+    pub fn known_mounts(&self) -> Result<Vec<Mount>, VolumeError> {
+        Ok(Description::read(&self.root)?.mounts)
+    }
+
+    /// Bytes of snapshots that staging may fill the volume with.
+    pub fn quota(&self) -> Option<u64> {
+        self.quota
+    }
+
+    /// Sets or lifts the quota.
+    pub fn set_quota(&mut self, quota: Option<u64>) -> Result<(), VolumeError> {
+        Description::update(&self.root, |description| description.quota = quota)?;
+        // Somebody may have replaced the description in the same moment.
+        if Description::read(&self.root)?.quota != quota {
+            Description::update(&self.root, |description| description.quota = quota)?;
+        }
+        self.quota = quota;
+        Ok(())
     }
 
     /// Where this host mounts it: absolute, without symbolic links.
@@ -248,6 +306,12 @@ impl Volume {
     }
 }
 
+fn warn(root: &Path, mount: &Mount) {
+    for what in mount.lacks() {
+        tracing::warn!(volume = %root.display(), file_system = mount.kind.file_system, "{what}");
+    }
+}
+
 /// 16 random hexadecimal digits: a name that no other host chooses.
 pub fn nonce() -> String {
     format!("{:016x}", rand::random::<u64>())
@@ -271,6 +335,31 @@ mod tests {
         let make = || Volume::open_or_create(dir.path()).unwrap().id().to_owned();
         let ids = std::thread::scope(|scope| [(); 4].map(|()| scope.spawn(make)).map(|made| made.join().unwrap()));
         assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+    }
+
+    #[test]
+    fn what_a_mount_does_is_found_out_once_and_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = Volume::open_or_create(dir.path()).unwrap();
+        assert!(made.mount().is_probed() && made.mount().link);
+        assert_eq!(Volume::open(dir.path()).unwrap().mount(), made.mount());
+        assert_eq!(Volume::open_or_create(dir.path()).unwrap().mount(), made.mount(), "not made again");
+    }
+
+    #[test]
+    fn a_volume_of_an_earlier_version_is_probed_when_it_is_used_and_keeps_what_else_it_says() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("volume.json"), r#"{"version":1,"id":"x","later":true}"#).unwrap();
+        let read = Volume::open(dir.path()).unwrap();
+        assert!(!read.mount().is_probed() && read.mount().lacks().is_empty());
+        let mut used = Volume::open_or_create(dir.path()).unwrap();
+        assert!(used.mount().is_probed());
+        used.set_quota(Some(7)).unwrap();
+        let (before, after) = used.check().unwrap();
+        assert!(before.is_probed() && after.is_probed());
+        let again = Volume::open(dir.path()).unwrap();
+        assert_eq!((again.id(), again.quota(), again.mount()), ("x", Some(7), used.mount()));
+        assert!(fs::read_to_string(dir.path().join("volume.json")).unwrap().contains("later"));
     }
 
     #[test]

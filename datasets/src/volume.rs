@@ -10,6 +10,7 @@ mod durable;
 mod holder;
 mod mount;
 mod probe;
+mod share;
 
 use std::{
     fs, io,
@@ -20,11 +21,11 @@ use std::{
 use self::{description::Description, probe::Depth};
 pub use self::{
     durable::{
-        NewFile, create_dir, create_dirs, create_dirs_below, link_or_copy, publish_dir, replace, sync_dir, sync_tree,
-        write_new,
+        NewFile, create_dir, create_dirs, create_dirs_below, publish_dir, replace, sync_dir, sync_tree, write_new,
     },
     holder::Holder,
     mount::{Mount, MountKind},
+    share::{Shared, link_or_copy},
 };
 
 /// The version of the volume's format.

@@ -20,7 +20,6 @@ use std::{
 
 use forebay_datasets::volume::{self, Holder, VolumeError};
 use forebay_jobs::id::Epoch;
-use rustix::fs::{Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use serde::{Deserialize, Serialize};
 
 /// A lease that was not renewed for so long is dead. Its holder must have stopped by then.
@@ -169,7 +168,7 @@ pub fn observe(run_dir: &Path) -> Result<LeaseState, LeaseError> {
         if lease.holder.is_gone() {
             return Ok(LeaseState::Dead { epoch });
         }
-        let Some(now) = server_time(&newest.path)? else { continue };
+        let Some(now) = volume::server_time(&newest.path)? else { continue };
         let age = now.duration_since(renewed).unwrap_or_default();
         return Ok(match age > EXPIRES_AFTER {
             true => LeaseState::Dead { epoch },
@@ -210,16 +209,7 @@ impl Claim {
             Some((lease, _)) if lease.nonce == self.nonce => {}
             _ => return Err(lost),
         }
-        let path = self.dir.join(LEASE);
-        let times = Timestamps {
-            last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-            last_modification: Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
-        };
-        match rustix::fs::utimensat(rustix::fs::CWD, &path, &times, rustix::fs::AtFlags::empty()) {
-            Ok(()) => Ok(()),
-            Err(rustix::io::Errno::NOENT) => Err(lost),
-            Err(error) => Err(VolumeError::io("renew", &path, error.into()).into()),
-        }
+        if volume::touch(&self.dir.join(LEASE))? { Ok(()) } else { Err(lost) }
     }
 
     /// Gives the lease back, by sealing its own epoch: whoever comes next need not wait until it expires.
@@ -361,24 +351,6 @@ fn read(dir: &Path) -> Result<Option<(Lease, SystemTime)>, LeaseError> {
 #[derive(Deserialize)]
 struct Versioned {
     version: u32,
-}
-
-/// What the file server's clock says, by a new file's time of change; none if the directory is gone.
-fn server_time(dir: &Path) -> Result<Option<SystemTime>, LeaseError> {
-    let path = dir.join(format!(".probe-{}", volume::nonce()));
-    let failed = |error| VolumeError::io("create", &path, error);
-    let probe = match File::create_new(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        probe => probe.map_err(failed)?,
-    };
-    let now = probe.metadata().and_then(|meta| meta.modified());
-    let removed = fs::remove_file(&path);
-    let now = now.map_err(failed)?;
-    match removed {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(VolumeError::io("remove", &path, error).into()),
-        // Sealed in between: the probe went with the directory, and is no harm there.
-        _ => Ok(Some(now)),
-    }
 }
 
 fn opened(dir: &Path) -> Result<File, VolumeError> {

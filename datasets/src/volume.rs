@@ -11,6 +11,8 @@ mod holder;
 mod mount;
 mod probe;
 mod share;
+mod time;
+mod trash;
 
 use std::{
     fs, io,
@@ -26,6 +28,8 @@ pub use self::{
     holder::Holder,
     mount::{Mount, MountKind},
     share::{Shared, link_or_copy},
+    time::{server_time, touch},
+    trash::Removed,
 };
 
 /// The version of the volume's format.
@@ -269,37 +273,6 @@ impl Volume {
         self.runs_dir().join(run)
     }
 
-    /// Moves a file or directory out of sight, then removes what can be removed.
-    ///
-    /// The rename is what counts: a directory in which another host still holds a file open cannot be removed on NFS
-    /// (its `.nfs*` files stay), and is left in `trash/` then.
-    pub fn trash(&self, path: &Path) -> io::Result<()> {
-        let trash = self.root.join("trash");
-        fs::create_dir_all(&trash)?;
-        let gone = trash.join(nonce());
-        match fs::rename(path, &gone) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(error),
-        }
-        let removed = if gone.is_dir() { fs::remove_dir_all(&gone) } else { fs::remove_file(&gone) };
-        if let Err(error) = removed {
-            tracing::debug!(path = %gone.display(), %error, "left in the trash");
-        }
-        Ok(())
-    }
-
-    /// Removes what earlier removals had to leave, as far as that is possible now.
-    pub fn empty_trash(&self) {
-        for entry in fs::read_dir(self.root.join("trash")).into_iter().flatten().flatten() {
-            let path = entry.path();
-            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            if let Err(error) = removed {
-                tracing::debug!(path = %path.display(), %error, "still in the trash");
-            }
-        }
-    }
-
     /// Bytes that an ordinary user may still write.
     pub fn free_bytes(&self) -> io::Result<u64> {
         let stat = rustix::fs::statvfs(&self.root)?;
@@ -378,20 +351,6 @@ mod tests {
             assert!(volume.resolve(path).is_err(), "{path:?}");
         }
         assert_eq!(volume.relative(&volume.resolve("a/b").unwrap()).unwrap(), "a/b");
-    }
-
-    #[test]
-    fn what_is_trashed_is_gone_and_trashing_it_again_is_harmless() {
-        let dir = tempfile::tempdir().unwrap();
-        let volume = Volume::open_or_create(dir.path()).unwrap();
-        let path = dir.path().join("d");
-        fs::create_dir(&path).unwrap();
-        volume.trash(&path).unwrap();
-        volume.trash(&path).unwrap();
-        fs::create_dir(dir.path().join("trash/left")).unwrap();
-        volume.empty_trash();
-        assert_eq!(fs::read_dir(dir.path().join("trash")).unwrap().count(), 0);
-        assert!(!path.exists());
     }
 
     #[test]

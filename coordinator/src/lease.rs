@@ -168,7 +168,7 @@ pub fn observe(run_dir: &Path) -> Result<LeaseState, LeaseError> {
         if lease.holder.is_gone() {
             return Ok(LeaseState::Dead { epoch });
         }
-        let Some(now) = server_time(&newest.path)? else { continue };
+        let Some(now) = volume::server_time(&newest.path)? else { continue };
         let age = now.duration_since(renewed).unwrap_or_default();
         return Ok(match age > EXPIRES_AFTER {
             true => LeaseState::Dead { epoch },
@@ -209,12 +209,7 @@ impl Claim {
             Some((lease, _)) if lease.nonce == self.nonce => {}
             _ => return Err(lost),
         }
-        let path = self.dir.join(LEASE);
-        match volume::touch(&path) {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(lost),
-            Err(error) => Err(VolumeError::io("renew", &path, error).into()),
-        }
+        if volume::touch(&self.dir.join(LEASE))? { Ok(()) } else { Err(lost) }
     }
 
     /// Gives the lease back, by sealing its own epoch: whoever comes next need not wait until it expires.
@@ -356,24 +351,6 @@ fn read(dir: &Path) -> Result<Option<(Lease, SystemTime)>, LeaseError> {
 #[derive(Deserialize)]
 struct Versioned {
     version: u32,
-}
-
-/// What the file server's clock says, by a new file's time of change; none if the directory is gone.
-fn server_time(dir: &Path) -> Result<Option<SystemTime>, LeaseError> {
-    let path = dir.join(format!(".probe-{}", volume::nonce()));
-    let failed = |error| VolumeError::io("create", &path, error);
-    let probe = match File::create_new(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        probe => probe.map_err(failed)?,
-    };
-    let now = probe.metadata().and_then(|meta| meta.modified());
-    let removed = fs::remove_file(&path);
-    let now = now.map_err(failed)?;
-    match removed {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(VolumeError::io("remove", &path, error).into()),
-        // Sealed in between: the probe went with the directory, and is no harm there.
-        _ => Ok(Some(now)),
-    }
 }
 
 fn opened(dir: &Path) -> Result<File, VolumeError> {

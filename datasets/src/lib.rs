@@ -4,10 +4,16 @@
 //! of jobs, workers, or attempts.
 
 pub mod checksum;
+#[cfg(test)]
+mod fixture;
 pub mod format;
+pub mod gc;
+pub mod hold;
 pub mod keymap;
+pub mod lease;
 pub mod output;
 pub mod read;
+pub mod room;
 pub mod snapshot;
 pub mod source;
 pub mod split;

@@ -13,7 +13,10 @@ use serde::{Deserialize, Serialize};
 
 pub use self::manifest::{Manifest, Object};
 pub(crate) use self::manifest::{ManifestWriter, objects};
-use crate::volume::{self, Volume, VolumeError};
+use crate::{
+    hold,
+    volume::{self, Volume, VolumeError},
+};
 
 /// The version of the commit record's format.
 pub(crate) const FORMAT: u32 = 1;
@@ -63,6 +66,14 @@ pub enum SnapshotError {
     BadName {
         /// The name.
         name: String,
+    },
+    /// A label that no pin can have.
+    #[error(
+        "`{label}` is no label: it takes 1 to 100 letters, digits, `.`, `_` or `-`, beginning with a letter or digit"
+    )]
+    BadLabel {
+        /// The label.
+        label: String,
     },
     /// The commit record cannot be understood.
     #[error("{} is not a snapshot's record", path.display())]
@@ -165,14 +176,26 @@ impl SnapshotRecord {
 
 /// The directory of a dataset, its name checked.
 pub fn dataset_dir(volume: &Volume, name: &str) -> Result<PathBuf, SnapshotError> {
-    let fits = (1..=100).contains(&name.len())
+    match is_name(name) {
+        true => Ok(volume.datasets_dir().join(name)),
+        false => Err(SnapshotError::BadName { name: name.to_owned() }),
+    }
+}
+
+/// Whether a text can name a dataset or a pin.
+pub(crate) fn is_name(name: &str) -> bool {
+    (1..=100).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
-        && name.as_bytes()[0].is_ascii_alphanumeric();
-    if fits { Ok(volume.datasets_dir().join(name)) } else { Err(SnapshotError::BadName { name: name.to_owned() }) }
+        && name.as_bytes()[0].is_ascii_alphanumeric()
 }
 
 /// Opens a snapshot: the latest, or the one whose id is, or begins with, `id`.
 pub fn open(volume: &Volume, name: &str, id: Option<&str>) -> Result<Snapshot, SnapshotError> {
+    load(&dataset_dir(volume, name)?, find(volume, name, id)?)
+}
+
+/// The record of the latest snapshot, or of the one whose id is, or begins with, `id`.
+pub fn find(volume: &Volume, name: &str, id: Option<&str>) -> Result<SnapshotRecord, SnapshotError> {
     let dir = dataset_dir(volume, name)?;
     let no_dataset = || SnapshotError::NoDataset { name: name.to_owned() };
     let wanted = match id {
@@ -182,7 +205,7 @@ pub fn open(volume: &Volume, name: &str, id: Option<&str>) -> Result<Snapshot, S
     let records = records(volume, name)?;
     let mut fitting = records.into_iter().filter(|record| !wanted.is_empty() && record.id.0.starts_with(&wanted));
     match (fitting.next(), fitting.next()) {
-        (Some(record), None) => load(&dir, record),
+        (Some(record), None) => Ok(record),
         (Some(_), Some(_)) => Err(SnapshotError::Ambiguous { name: name.to_owned(), id: wanted }),
         (None, _) if !dir.exists() => Err(no_dataset()),
         (None, _) => Err(SnapshotError::NoSnapshot { name: name.to_owned(), id: wanted }),
@@ -249,10 +272,19 @@ pub(crate) fn latest(dataset_dir: &Path) -> Result<Option<SnapshotId>, VolumeErr
 }
 
 /// Points `refs/latest` at a snapshot.
-pub(crate) fn set_latest(dataset_dir: &Path, id: &SnapshotId) -> Result<(), VolumeError> {
+///
+/// # Errors
+/// [`SnapshotError::NoSnapshot`] if it was removed in this very moment; the reference is then as it was.
+pub(crate) fn set_latest(dataset_dir: &Path, id: &SnapshotId) -> Result<(), SnapshotError> {
     let refs = dataset_dir.join("refs");
+    let before = latest(dataset_dir)?;
     volume::create_dirs(&refs)?;
-    volume::replace(&refs.join("latest"), id.0.as_bytes())
+    volume::replace(&refs.join("latest"), id.0.as_bytes())?;
+    let secured = hold::secure(dataset_dir, id);
+    if let (Err(_), Some(before)) = (&secured, before) {
+        volume::replace(&refs.join("latest"), before.0.as_bytes())?;
+    }
+    secured
 }
 
 #[cfg(test)]

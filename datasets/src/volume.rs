@@ -5,24 +5,34 @@
 //! rename. A full disk or a broken server shows at `sync_all`, which is therefore never skipped. A reply to a rename
 //! or a link may be lost although it happened, so that an error is believed only after looking at the target.
 
+mod description;
 mod durable;
 mod holder;
+mod mount;
 mod place;
+mod probe;
+mod share;
+mod time;
+mod trash;
 
 use std::{
     fs, io,
     path::{Component, Path, PathBuf},
+    sync::Arc,
 };
 
-use rustix::fs::{Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
-use serde::{Deserialize, Serialize};
-
-pub use self::durable::{
-    NewFile, create_dir, create_dirs, create_dirs_below, link_or_copy, publish_dir, replace, sync_dir, sync_tree,
-    write_new,
+pub(crate) use self::place::{ALIGNED, Placing};
+use self::{description::Description, probe::Depth};
+pub use self::{
+    durable::{
+        NewFile, create_dir, create_dirs, create_dirs_below, publish_dir, replace, sync_dir, sync_tree, write_new,
+    },
+    holder::Holder,
+    mount::{Mount, MountKind},
+    share::{Shared, link_or_copy},
+    time::{server_time, touch},
+    trash::Removed,
 };
-pub use self::holder::Holder;
-pub(crate) use self::place::Placing;
 
 /// The version of the volume's format.
 pub const FORMAT: u32 = 1;
@@ -127,49 +137,101 @@ impl VolumeError {
 pub struct Volume {
     root: PathBuf,
     id: String,
-}
-
-/// `volume.json`
-#[derive(Serialize, Deserialize)]
-struct Description {
-    version: u32,
-    id: String,
+    quota: Option<u64>,
+    mount: Arc<Mount>,
 }
 
 impl Volume {
-    /// Opens the volume, making the directory one if it is none yet. What else it holds is left alone.
+    /// Opens the volume, making the directory one if it is none yet. What else it holds is left alone. At the first use
+    /// through a kind of mount, finds out what that mount does.
     pub fn open_or_create(root: &Path) -> Result<Self, VolumeError> {
         match Self::open(root) {
             Err(VolumeError::Missing { .. }) => {}
-            opened => return opened,
+            Ok(volume) if volume.mount.is_probed() => return Ok(volume),
+            Ok(volume) => return Ok(volume.at_first_use()),
+            Err(error) => return Err(error),
         }
         create_dirs(root)?;
-        let description = Description { version: FORMAT, id: nonce() };
-        let text = serde_json::to_vec(&description).expect("two plain fields serialise");
-        match write_new(&root.join("volume.json"), &text) {
+        let mount = probe::probe(root, MountKind::of(root), Depth::FirstUse)?;
+        warn(root, &mount);
+        let description = Description::new(nonce(), mount);
+        match write_new(&Description::path(root), &description.text()) {
             // Another host was first: its description counts.
-            Ok(()) | Err(VolumeError::AlreadyExists { .. }) => Self::open(root),
+            Ok(()) | Err(VolumeError::AlreadyExists { .. }) => Ok(Self::open(root)?.at_first_use()),
             Err(error) => Err(error),
         }
     }
 
     /// Opens a volume that is there.
     pub fn open(root: &Path) -> Result<Self, VolumeError> {
-        let path = root.join("volume.json");
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(VolumeError::Missing { path: root.to_owned() });
-            }
-            Err(error) => return Err(VolumeError::io("read", &path, error)),
-        };
-        let description: Description =
-            serde_json::from_slice(&text).map_err(|source| VolumeError::Malformed { path: path.clone(), source })?;
-        if description.version > FORMAT {
-            return Err(VolumeError::TooNew { path: root.to_owned(), found: description.version });
-        }
+        let description = Description::read(root)?;
         let root = fs::canonicalize(root).map_err(|error| VolumeError::io("resolve", root, error))?;
-        Ok(Self { root, id: description.id })
+        let kind = MountKind::of(&root);
+        let known = description.mounts.into_iter().rfind(|mount| mount.kind == kind && mount.is_probed());
+        let mount = Arc::new(known.unwrap_or_else(|| Mount::assumed(kind)));
+        Ok(Self { root, id: description.id, quota: description.quota, mount })
+    }
+
+    /// Finds out what the mount does, if nobody has who mounts the volume in the same way. Where nothing can be written,
+    /// what is safe is assumed.
+    fn at_first_use(self) -> Self {
+        if self.mount.is_probed() {
+            return self;
+        }
+        match self.find_out(Depth::FirstUse) {
+            Ok(mount) => {
+                warn(&self.root, &mount);
+                Self { mount: Arc::new(mount), ..self }
+            }
+            Err(error) => {
+                tracing::debug!(root = %self.root.display(), %error, "the mount could not be probed");
+                self
+            }
+        }
+    }
+
+    /// Makes the experiments anew, and all of them. Returns what was known before and what is found now, which the
+    /// volume's description holds from now on.
+    ///
+    /// # Errors
+    /// That nothing can be written on the volume.
+    pub fn check(&mut self) -> Result<(Mount, &Mount), VolumeError> {
+        let found = self.find_out(Depth::Check)?;
+        let before = Arc::unwrap_or_clone(std::mem::replace(&mut self.mount, Arc::new(found)));
+        Ok((before, &self.mount))
+    }
+
+    fn find_out(&self, depth: Depth) -> Result<Mount, VolumeError> {
+        let found = probe::probe(&self.root, MountKind::of(&self.root), depth)?;
+        Description::update(&self.root, |description| description.keep(&found))?;
+        Ok(found)
+    }
+
+    /// What the mount through which this host uses the volume was found to do; what is safe to assume, where it was
+    /// never used for writing.
+    pub fn mount(&self) -> &Mount {
+        &self.mount
+    }
+
+    /// Every kind of mount through which the volume was used, in the order in which they were last probed.
+    pub fn known_mounts(&self) -> Result<Vec<Mount>, VolumeError> {
+        Ok(Description::read(&self.root)?.mounts)
+    }
+
+    /// Bytes of snapshots that staging may fill the volume with.
+    pub fn quota(&self) -> Option<u64> {
+        self.quota
+    }
+
+    /// Sets or lifts the quota.
+    pub fn set_quota(&mut self, quota: Option<u64>) -> Result<(), VolumeError> {
+        Description::update(&self.root, |description| description.quota = quota)?;
+        // Somebody may have replaced the description in the same moment.
+        if Description::read(&self.root)?.quota != quota {
+            Description::update(&self.root, |description| description.quota = quota)?;
+        }
+        self.quota = quota;
+        Ok(())
     }
 
     /// Where this host mounts it: absolute, without symbolic links.
@@ -213,37 +275,6 @@ impl Volume {
         self.runs_dir().join(run)
     }
 
-    /// Moves a file or directory out of sight, then removes what can be removed.
-    ///
-    /// The rename is what counts: a directory in which another host still holds a file open cannot be removed on NFS
-    /// (its `.nfs*` files stay), and is left in `trash/` then.
-    pub fn trash(&self, path: &Path) -> io::Result<()> {
-        let trash = self.root.join("trash");
-        fs::create_dir_all(&trash)?;
-        let gone = trash.join(nonce());
-        match fs::rename(path, &gone) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(error),
-        }
-        let removed = if gone.is_dir() { fs::remove_dir_all(&gone) } else { fs::remove_file(&gone) };
-        if let Err(error) = removed {
-            tracing::debug!(path = %gone.display(), %error, "left in the trash");
-        }
-        Ok(())
-    }
-
-    /// Removes what earlier removals had to leave, as far as that is possible now.
-    pub fn empty_trash(&self) {
-        for entry in fs::read_dir(self.root.join("trash")).into_iter().flatten().flatten() {
-            let path = entry.path();
-            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            if let Err(error) = removed {
-                tracing::debug!(path = %path.display(), %error, "still in the trash");
-            }
-        }
-    }
-
     /// Bytes that an ordinary user may still write.
     pub fn free_bytes(&self) -> io::Result<u64> {
         let stat = rustix::fs::statvfs(&self.root)?;
@@ -267,11 +298,10 @@ pub(crate) fn names(dir: &Path) -> Result<Vec<String>, VolumeError> {
     Ok(names)
 }
 
-/// Gives a file the file server's present as its time of change.
-pub fn touch(path: &Path) -> io::Result<()> {
-    let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
-    let times = Timestamps { last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT }, last_modification: now };
-    Ok(rustix::fs::utimensat(rustix::fs::CWD, path, &times, rustix::fs::AtFlags::empty())?)
+fn warn(root: &Path, mount: &Mount) {
+    for what in mount.lacks() {
+        tracing::warn!(volume = %root.display(), file_system = mount.kind.file_system, "{what}");
+    }
 }
 
 /// 16 random hexadecimal digits: a name that no other host chooses.
@@ -300,6 +330,31 @@ mod tests {
     }
 
     #[test]
+    fn what_a_mount_does_is_found_out_once_and_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = Volume::open_or_create(dir.path()).unwrap();
+        assert!(made.mount().is_probed() && made.mount().link);
+        assert_eq!(Volume::open(dir.path()).unwrap().mount(), made.mount());
+        assert_eq!(Volume::open_or_create(dir.path()).unwrap().mount(), made.mount(), "not made again");
+    }
+
+    #[test]
+    fn a_volume_of_an_earlier_version_is_probed_when_it_is_used_and_keeps_what_else_it_says() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("volume.json"), r#"{"version":1,"id":"x","later":true}"#).unwrap();
+        let read = Volume::open(dir.path()).unwrap();
+        assert!(!read.mount().is_probed() && read.mount().lacks().is_empty());
+        let mut used = Volume::open_or_create(dir.path()).unwrap();
+        assert!(used.mount().is_probed());
+        used.set_quota(Some(7)).unwrap();
+        let (before, after) = used.check().unwrap();
+        assert!(before.is_probed() && after.is_probed());
+        let again = Volume::open(dir.path()).unwrap();
+        assert_eq!((again.id(), again.quota(), again.mount()), ("x", Some(7), used.mount()));
+        assert!(fs::read_to_string(dir.path().join("volume.json")).unwrap().contains("later"));
+    }
+
+    #[test]
     fn a_later_format_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("volume.json"), r#"{"version":2,"id":"x"}"#).unwrap();
@@ -314,20 +369,6 @@ mod tests {
             assert!(volume.resolve(path).is_err(), "{path:?}");
         }
         assert_eq!(volume.relative(&volume.resolve("a/b").unwrap()).unwrap(), "a/b");
-    }
-
-    #[test]
-    fn what_is_trashed_is_gone_and_trashing_it_again_is_harmless() {
-        let dir = tempfile::tempdir().unwrap();
-        let volume = Volume::open_or_create(dir.path()).unwrap();
-        let path = dir.path().join("d");
-        fs::create_dir(&path).unwrap();
-        volume.trash(&path).unwrap();
-        volume.trash(&path).unwrap();
-        fs::create_dir(dir.path().join("trash/left")).unwrap();
-        volume.empty_trash();
-        assert_eq!(fs::read_dir(dir.path().join("trash")).unwrap().count(), 0);
-        assert!(!path.exists());
     }
 
     #[test]

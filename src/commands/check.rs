@@ -1,6 +1,12 @@
 //! `forebay check JOB`: everything that can be found out before any data moves.
 
-use forebay_datasets::{snapshot, source::Source, volume::Volume};
+use std::ops::ControlFlow;
+
+use forebay_datasets::{
+    snapshot,
+    source::{Listed, Source},
+    volume::Volume,
+};
 use forebay_jobs::{kinds::sql, plan, spec::Work};
 use serde_json::json;
 
@@ -14,9 +20,14 @@ use crate::{
 pub async fn execute(global: &Global, args: &JobArgs) -> Result<Exit, CliError> {
     let (text, job) = job::read(args)?;
     let request = job.dataset.stage_request()?;
-    let source = Source::connect(&request.url, &request.options).await?;
-    let objects = source.list(&|_| ()).await?;
-    let bytes: u64 = objects.iter().map(|object| object.size).sum();
+    let mut source = Source::connect(&request.url, &request.options).await?;
+    let (mut objects, mut bytes) = (0, 0);
+    let mut count = |page: Vec<Listed>| {
+        objects += page.len();
+        bytes += page.iter().map(|object| object.size).sum::<u64>();
+        ControlFlow::Continue(())
+    };
+    source.list(&mut count).await?;
     // What is staged already tells the columns and the cuts; what is not, no listing can tell.
     let staged = Volume::open(&global.volume).ok();
     let staged = staged.and_then(|volume| Some((snapshot::open(&volume, &job.dataset.name, None).ok()?, volume)));
@@ -34,11 +45,11 @@ pub async fn execute(global: &Global, args: &JobArgs) -> Result<Exit, CliError> 
         tasks = Some(plan.phases());
     }
     if global.json {
-        let source = json!({ "url": job.dataset.source, "objects": objects.len(), "bytes": bytes });
+        let source = json!({ "url": job.dataset.source, "objects": objects, "bytes": bytes });
         println!("{}", json!({ "version": 1, "job": job, "source": source, "tasks": tasks }));
         return Ok(Exit::Done);
     }
-    println!("{}: {} objects, {}", job.dataset.source, objects.len(), render::bytes(bytes));
+    println!("{}: {} objects, {}", job.dataset.source, objects, render::bytes(bytes));
     match tasks {
         Some(tasks) => {
             let phases: Vec<_> = tasks.iter().map(ToString::to_string).collect();

@@ -188,28 +188,29 @@ impl Source {
 
     /// Gives `page` the selected objects, some at a time, as the source lists them: mostly in the order of their keys.
     /// `page` may break off.
+    ///
+    /// # Errors
+    /// [`SourceError::Empty`] if there are none.
     pub async fn list(&mut self, page: &mut Page<'_>) -> Result<(), SourceError> {
         let selection = &self.selection;
+        let mut found = false;
         let mut selected = |mut objects: Vec<Listed>| {
             objects.retain(|object| selection.takes(&object.key));
+            found |= !objects.is_empty();
             page(objects)
         };
         match &mut self.backend {
-            Backend::File(directory) => directory.list(&mut selected),
+            Backend::File(directory) => directory.list(&mut selected)?,
             Backend::S3(bucket) => match bucket.list(&mut selected).await {
                 // The first request tells.
                 Err(SourceError::Elsewhere { region, .. }) => {
                     *bucket = bucket.in_region(region).await?;
-                    bucket.list(&mut selected).await
+                    bucket.list(&mut selected).await?;
                 }
-                listed => listed,
+                listed => listed?,
             },
         }
-    }
-
-    /// Its address.
-    pub fn url(&self) -> &SourceUrl {
-        &self.url
+        if found { Ok(()) } else { Err(SourceError::Empty { url: self.url.to_string() }) }
     }
 
     /// What each lane's reader is made of.

@@ -201,6 +201,18 @@ impl Crew {
     }
 }
 
+/// Whether nobody has worked in a stagers' directory for so long, by the file server's clock.
+pub(crate) fn is_abandoned(dir: &Path, now: SystemTime, age: Duration) -> bool {
+    let is_old = |path: &Path| {
+        let changed = fs::symlink_metadata(path).and_then(|meta| meta.modified());
+        // In doubt, nothing is old.
+        changed.is_ok_and(|changed| now.duration_since(changed).is_ok_and(|passed| passed > age))
+    };
+    let stagers = volume::names(&dir.join("stagers")).unwrap_or_default();
+    let signs = stagers.iter().map(|stager| dir.join("stagers").join(stager).join(ALIVE));
+    is_old(dir) && signs.filter(|sign| sign.exists()).all(|sign| is_old(&sign))
+}
+
 impl Drop for Crew {
     fn drop(&mut self) {
         *self.beat.0.lock().expect("no holder panics") = true;
@@ -252,8 +264,9 @@ fn keep_beating((stop, woken): &(Mutex<bool>, Condvar), alive: &Path) {
     let mut stopped = stop.lock().expect("no holder panics");
     while !*stopped {
         (stopped, _) = woken.wait_timeout(stopped, BEAT).expect("no holder panics");
-        if !*stopped && let Err(error) = volume::touch(alive) {
-            tracing::warn!(path = %alive.display(), %error, "cannot show that this stager is alive");
+        match volume::touch(alive) {
+            Err(error) if !*stopped => tracing::warn!(%error, "cannot show that this stager is alive"),
+            _ => {}
         }
     }
 }

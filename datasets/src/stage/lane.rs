@@ -245,8 +245,8 @@ impl Lane<'_> {
         if let Some(parent) = to.parent() {
             volume::create_dirs(parent)?;
         }
-        match volume::link_or_copy(&from, &to) {
-            Ok(()) => {}
+        match self.floor.volume.share(&from, &to) {
+            Ok(_) => {}
             // What one that died has left.
             Err(VolumeError::AlreadyExists { .. }) => match file_checksum(&to) {
                 Ok(found) if found == (size, shared.checksum) => {}

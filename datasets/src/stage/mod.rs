@@ -37,6 +37,7 @@ use std::{
 
 use arrow::error::ArrowError;
 
+pub(crate) use self::crew::is_abandoned;
 use self::{
     board::Board,
     crew::Crew,
@@ -48,13 +49,14 @@ use self::{
 };
 use crate::{
     keymap::{Census, Mapping},
+    room::{self, RoomError},
     snapshot::{self, Snapshot, SnapshotError, SnapshotRecord},
     source::{ErrorKind, Readers, Source, SourceError, SourceOptions, SourceUrl},
     volume::{self, Volume, VolumeError},
 };
 
-/// What a stager leaves behind when it is killed is cleared away after this many seconds.
-const LEFTOVER_AGE: i64 = 24 * 3600;
+/// What a stager leaves behind when it is killed is cleared away after this long.
+const LEFTOVER_AGE: Duration = Duration::from_secs(24 * 3600);
 /// How often one that waits for other stagers looks at what they have done: no event tells it across hosts.
 const LOOK: Duration = Duration::from_millis(200);
 /// How often progress is told.
@@ -128,13 +130,8 @@ pub enum StageError {
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
     /// Not enough room, found before the first byte.
-    #[error("{needed} bytes are to be fetched, and the volume has room for {free}")]
-    NoRoom {
-        /// Bytes to be fetched.
-        needed: u64,
-        /// Bytes free.
-        free: u64,
-    },
+    #[error(transparent)]
+    NoRoom(#[from] RoomError),
     /// The plan on the volume cannot be written or read.
     #[error("{} is not a plan of staging", path.display())]
     Plan {
@@ -298,13 +295,11 @@ async fn list(
             }
         }
     };
-    source.list(&mut page).await?;
+    let listed = source.list(&mut page).await;
     if let Some(error) = failed {
         return Err(error);
     }
-    if collector.objects == 0 {
-        return Err(SourceError::Empty { url: source.url().to_string() }.into());
-    }
+    listed?;
     let listing = collector.finish()?;
     let (mut digest, mut census, mut tells_changes) = (ListingDigest::default(), Census::default(), true);
     for object in listing.objects()? {
@@ -384,14 +379,10 @@ impl Site<'_> {
         }
         let draft = spool.dir.join(PLAN);
         let facts = write_plan(&draft, listing, mapping, base.as_ref(), &self.dataset)?;
-        let free = self.volume.free_bytes();
-        let free = free.map_err(|error| VolumeError::io("inspect", self.volume.root(), error))?;
-        if facts.fetch_bytes > free {
-            return Err(StageError::NoRoom { needed: facts.fetch_bytes, free });
-        }
+        room::check(self.volume, facts.fetch_bytes, facts.fetch_objects)?;
         volume::create_dirs(&self.dir.join("tree").join("data"))?;
         match volume::link_or_copy(&draft, &path) {
-            Ok(()) => Ok(facts),
+            Ok(_) => Ok(facts),
             Err(VolumeError::AlreadyExists { .. }) => Ok(RowFile::open(&path)?.facts),
             Err(error) => Err(error.into()),
         }
@@ -589,18 +580,13 @@ impl Work {
     }
 }
 
-/// Ages are compared in the file server's own times: that of the directory just made is now.
+/// Clears away what stagers that were killed left long ago.
 fn clear_leftovers(site: &Site<'_>, spool: &Spool<'_>) {
-    let age = |path: &Path| fs::metadata(path).map(|meta| std::os::unix::fs::MetadataExt::mtime(&meta));
-    let Some(all) = spool.dir.parent() else { return };
-    let (Ok(now), Ok(entries)) = (age(&spool.dir), fs::read_dir(all)) else { return };
-    for entry in entries.flatten().filter(|entry| entry.path() != site.dir) {
-        // A stager that is alive shows it in one of these.
-        let signs = fs::read_dir(entry.path().join("stagers")).into_iter().flatten().flatten();
-        let signs = signs.filter_map(|stager| age(&stager.path().join("alive.json")).ok());
-        let last = signs.chain(age(&entry.path()).ok()).max();
-        if last.is_some_and(|last| now - last > LEFTOVER_AGE) {
-            let _ = site.volume.trash(&entry.path());
+    let (Some(all), Ok(Some(now))) = (spool.dir.parent(), volume::server_time(&spool.dir)) else { return };
+    for entry in fs::read_dir(all).into_iter().flatten().flatten() {
+        let dir = entry.path();
+        if dir != site.dir && dir != spool.dir && is_abandoned(&dir, now, LEFTOVER_AGE) {
+            let _ = site.volume.trash(&dir);
         }
     }
 }

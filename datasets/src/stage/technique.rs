@@ -1,12 +1,8 @@
 //! How files are written and made durable on this mount.
 
-use std::{
-    fs::File,
-    io,
-    sync::atomic::{AtomicBool, Ordering},
-};
+use std::fs::File;
 
-use crate::volume::{Volume, VolumeError};
+use crate::volume::{ALIGNED, Volume, VolumeError};
 
 /// When what was written is durable.
 #[derive(Debug)]
@@ -25,20 +21,23 @@ enum Durable {
 #[derive(Debug)]
 pub(super) struct Technique {
     durable: Durable,
-    direct: AtomicBool,
+    direct: bool,
 }
 
 impl Technique {
-    /// By what the mount is.
+    /// By what the mount was found to do.
     pub(super) fn of(volume: &Volume, durable: bool) -> Result<Self, VolumeError> {
-        let failed = |error: io::Error| VolumeError::io("inspect", volume.root(), error);
-        let network = is_network(volume).map_err(failed)?;
-        let durable = match (durable, network || !syncfs_reports_errors()) {
+        let mount = volume.mount();
+        let durable = match (durable, mount.syncfs) {
             (false, _) => Durable::Never,
-            (true, true) => Durable::EachFile,
-            (true, false) => Durable::FileSystem(File::open(volume.root()).map_err(failed)?),
+            (true, false) => Durable::EachFile,
+            (true, true) => {
+                let root = File::open(volume.root());
+                Durable::FileSystem(root.map_err(|error| VolumeError::io("open", volume.root(), error))?)
+            }
         };
-        Ok(Self { durable, direct: AtomicBool::new(!network) })
+        let aligned = mount.direct_io.is_some_and(|alignment| ALIGNED.is_multiple_of(alignment as usize));
+        Ok(Self { durable, direct: aligned && !mount.is_network() })
     }
 
     /// Whether each file is synced before it counts.
@@ -48,7 +47,7 @@ impl Technique {
 
     /// Whether larger writes go past the page cache.
     pub(super) fn writes_directly(&self) -> bool {
-        self.direct.load(Ordering::Relaxed)
+        self.direct
     }
 
     /// Makes durable what was written so far, if files were not synced one by one.
@@ -60,29 +59,4 @@ impl Technique {
             Durable::EachFile | Durable::Never => Ok(()),
         }
     }
-}
-
-fn is_network(volume: &Volume) -> io::Result<bool> {
-    /// From `linux/magic.h` and the file systems' own sources: NFS, CIFS, SMB2, Ceph, Lustre, GPFS, BeeGFS, AFS, 9P,
-    /// FUSE.
-    const NETWORK: [u32; 10] = [
-        0x6969,
-        0xff53_4d42,
-        0xfe53_4d42,
-        0x00c3_6400,
-        0x0bd0_0bd0,
-        0x4750_4653,
-        0x1983_0326,
-        0x5346_414f,
-        0x0102_1997,
-        0x6573_5546,
-    ];
-    let stat = rustix::fs::statfs(volume.root())?;
-    Ok(NETWORK.contains(&(stat.f_type as u32)))
-}
-
-fn syncfs_reports_errors() -> bool {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
-    (numbers.next(), numbers.next()) >= (Some(5), Some(8))
 }

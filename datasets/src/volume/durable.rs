@@ -94,28 +94,8 @@ pub fn publish_dir(from: &Path, to: &Path) -> Result<(), VolumeError> {
     to.parent().map_or(Ok(()), sync_dir)
 }
 
-/// Gives a durable, immutable file a second name: a hard link, or a synced copy where links run out (EFS allows 177
-/// a file) or are not known. The name itself is durable only after its directory is synced.
-pub fn link_or_copy(from: &Path, to: &Path) -> Result<(), VolumeError> {
-    let linked = match fs::hard_link(from, to) {
-        Ok(()) => return Ok(()),
-        Err(error) => error,
-    };
-    let held = fs::metadata(from).map_err(|error| VolumeError::io("link", from, error))?;
-    match linked.kind() {
-        // The link was made, and the reply was lost.
-        io::ErrorKind::AlreadyExists if is_same(&held, to) => return Ok(()),
-        io::ErrorKind::AlreadyExists => return Err(VolumeError::AlreadyExists { path: to.to_owned() }),
-        _ => {}
-    }
-    let mut source = File::open(from).map_err(|error| VolumeError::io("open", from, error))?;
-    let mut copy = NewFile::create(to)?;
-    io::copy(&mut source, &mut copy).map_err(|error| VolumeError::io("copy", to, error))?;
-    copy.finish().map(drop)
-}
-
 /// Whether a path names the very file or directory that was looked at before.
-fn is_same(known: &fs::Metadata, path: &Path) -> bool {
+pub(super) fn is_same(known: &fs::Metadata, path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == (known.dev(), known.ino()))
 }
 
@@ -282,19 +262,6 @@ mod tests {
         let again = publish_dir(&dir.path().join("b"), &dir.path().join("to"));
         assert!(matches!(again, Err(VolumeError::AlreadyExists { .. })));
         assert_eq!(fs::read(dir.path().join("to/f")).unwrap(), b"a");
-    }
-
-    #[test]
-    fn linking_twice_is_harmless_and_linking_another_file_is_not_done() {
-        let dir = tempfile::tempdir().unwrap();
-        let (a, b, to) = (dir.path().join("a"), dir.path().join("b"), dir.path().join("to"));
-        fs::write(&a, "a").unwrap();
-        fs::write(&b, "b").unwrap();
-        link_or_copy(&a, &to).unwrap();
-        link_or_copy(&a, &to).unwrap();
-        assert!(matches!(link_or_copy(&b, &to), Err(VolumeError::AlreadyExists { .. })));
-        assert!(link_or_copy(&dir.path().join("absent"), &dir.path().join("new")).is_err());
-        assert_eq!(fs::read(&to).unwrap(), b"a");
     }
 
     #[test]

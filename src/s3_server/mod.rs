@@ -29,12 +29,12 @@ use s3s::{
 };
 use tokio::{net::TcpListener, sync::watch::Sender, task::JoinHandle};
 
+use self::{faults::Tally, store::Store, watch::Gate};
 pub use self::{
     faults::{Chance, Fault, Faults},
-    object::{Algorithm, Upload},
+    object::{Algorithm, Stored, Upload},
     watch::Counts,
 };
-use self::{store::Store, watch::Gate};
 
 /// The access key that the server knows.
 pub const ACCESS_KEY: &str = "forebay";
@@ -108,7 +108,11 @@ impl S3Server {
 
     /// Puts an object in one of the ways in which objects come about; the answer is its version id.
     pub fn upload(&self, bucket: &str, key: &str, upload: Upload) -> Option<String> {
-        let stored = upload.stored();
+        self.store(bucket, key, upload.stored())
+    }
+
+    /// The same, of what was worked out before.
+    pub fn store(&self, bucket: &str, key: &str, stored: Stored) -> Option<String> {
         self.store.lock().buckets.entry(bucket.to_owned()).or_default().put(key, stored)
     }
 
@@ -124,9 +128,11 @@ impl S3Server {
         Some(self.store.lock().buckets.get(bucket)?.find(key, None).ok()?.bytes.clone())
     }
 
-    /// Replaces the faults.
+    /// Replaces the faults, and forgets what came by chance before.
     pub fn set_faults(&self, faults: Faults) {
-        self.store.lock().faults = faults;
+        let mut state = self.store.lock();
+        state.faults = faults;
+        state.tally = Tally::default();
     }
 
     /// How often each of the faults that come by chance has come.

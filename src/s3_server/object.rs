@@ -108,7 +108,8 @@ impl Upload {
         Self { damaged: Some(offset), ..self }
     }
 
-    pub(super) fn stored(self) -> Stored {
+    /// What S3 makes of it: worked out once, it may be stored often.
+    pub fn stored(self) -> Stored {
         let (mut parts, mut rest) = (Vec::new(), self.bytes.clone());
         for size in &self.parts {
             parts.push(rest.split_to(*size));
@@ -152,8 +153,9 @@ pub(super) struct Part {
     pub(super) sum: Option<Sum>,
 }
 
+/// An object with its ETag and checksums.
 #[derive(Clone, Debug)]
-pub(super) struct Stored {
+pub struct Stored {
     pub(super) bytes: Bytes,
     pub(super) etag: String,
     pub(super) sum: Option<Sum>,
@@ -195,6 +197,11 @@ impl Stored {
             }
         });
         Self { bytes, etag, sum, parts: kept, version: None, encrypted: false }
+    }
+
+    /// What it holds.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
     }
 
     pub(super) fn etag(&self) -> ETag {

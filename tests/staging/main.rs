@@ -6,3 +6,8 @@
 mod support;
 
 mod basics;
+mod checksums;
+mod crowd;
+mod faults;
+mod kills;
+mod space;

@@ -28,6 +28,8 @@ pub struct Faults {
     pub ignore_if_match: bool,
     /// A range is answered with the whole object.
     pub ignore_range: bool,
+    /// A range comes with the checksum of the whole.
+    pub checksum_with_ranges: bool,
     /// Listings have no ETags.
     pub list_without_etags: bool,
     /// Each page of a listing names itself as the next one.

@@ -177,7 +177,7 @@ impl Stored {
             [only] => only.clone(),
             parts => parts.concat().into(),
         };
-        let digests: Vec<u8> = parts.iter().flat_map(|part| Md5::digest(part)).collect();
+        let digests: Vec<u8> = parts.iter().flat_map(Md5::digest).collect();
         let etag = format!("{}-{}", md5(&digests), parts.len());
         let part_sum =
             |algorithm: Algorithm, part: &Bytes| Sum { algorithm, value: algorithm.encoded(part), composite: false };

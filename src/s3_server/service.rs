@@ -248,7 +248,8 @@ impl S3 for Store {
             body = object::flipped(&body, body.len() / 2);
         }
         let fault = fault.or(faults.cut_short.contains(&input.key).then_some(Fault::Cut));
-        let sum = shown(wanted.sum.as_ref().filter(|_| is_asked_for(input.checksum_mode.as_ref())));
+        let sum = wanted.sum.as_ref().or(stored.sum.as_ref().filter(|_| faults.checksum_with_ranges));
+        let sum = shown(sum.filter(|_| is_asked_for(input.checksum_mode.as_ref())));
         Ok(S3Response::new(GetObjectOutput {
             content_length: i64::try_from(body.len()).ok(),
             body: Some(delivery::body(body, &faults, fault, line, self.gate.clone(), asked)),

@@ -210,13 +210,13 @@ async fn says_who_was_denied_and_what_is_not_there(server: &Server) {
 
 /// All of it over each server; a server is started once for all.
 async fn conforms(server: Server) {
+    says_who_was_denied_and_what_is_not_there(&server).await;
     stages_what_is_there_and_then_what_has_changed(&server).await;
     keeps_keys_that_are_no_paths(&server).await;
     fetches_large_objects_in_ranges(&server).await;
     never_mixes_two_versions(&server).await;
     keeps_to_checksums_of_wholes_and_of_parts(&server).await;
     takes_the_latest_version(&server).await;
-    says_who_was_denied_and_what_is_not_there(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

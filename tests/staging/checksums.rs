@@ -1,6 +1,6 @@
 //! Every checksum that S3 keeps: right ones are accepted, wrong ones refused by name.
 
-use forebay::s3_server::{Algorithm, Upload};
+use forebay::s3_server::{Algorithm, Faults, Upload};
 
 use crate::support::{Cluster, bytes};
 
@@ -74,6 +74,16 @@ async fn an_md5_in_the_etag_is_compared_and_one_of_kms_is_not() {
     cluster.s3.upload("data", "damaged", plain.damaged_at(500));
     let error = cluster.forebay(["dataset", "stage", "s3://data"]).code(4);
     assert!(error.stderr.contains("`damaged`") && error.stderr.contains("MD5"), "{}", error.stderr);
+}
+
+/// As `rclone serve s3` does it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_checksum_of_the_whole_is_not_held_against_a_range() {
+    let cluster = Cluster::start().await;
+    cluster.s3.upload("data", "large", Upload::new(bytes(6, LARGE)).checksum(Algorithm::Crc32));
+    cluster.s3.set_faults(Faults { checksum_with_ranges: true, ..Faults::default() });
+    cluster.forebay(["dataset", "stage", "s3://data"]).code(0);
+    assert!(std::fs::read(cluster.data("data").join("large")).unwrap() == bytes(6, LARGE));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,82 +1,52 @@
-//! An S3 server in the process, on loopback: real signatures, ranges, `If-Match`, ETags, paging and checksums, over
-//! objects in memory; and on request the faults that real servers and networks were seen to have.
+//! An S3 server in the process, on loopback: real signatures, ranges, parts, versions, `If-Match`, ETags, paging and
+//! all of S3's checksums, over objects in memory; and on request the faults that real servers and networks were seen to
+//! have.
+//!
+//! `service` is what S3 answers, over the buckets in `store`, with `listing` and `object` for what they are made of.
+//! What goes wrong is drawn in `faults`, done to bodies in `delivery`, and to connections in `wire`.
 
+mod delivery;
+mod faults;
+mod listing;
+mod object;
+mod service;
 mod store;
+mod watch;
+mod wire;
 
 use std::{
-    collections::{BTreeMap, HashSet},
-    convert::Infallible,
+    collections::BTreeMap,
     io,
     net::{Ipv4Addr, SocketAddr},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::Arc,
 };
 
 use bytes::Bytes;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use s3s::{
     auth::SimpleAuth,
-    service::{S3Service, S3ServiceBuilder},
+    config::{S3Config, StaticConfigProvider},
+    service::S3ServiceBuilder,
 };
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{net::TcpListener, sync::watch::Sender, task::JoinHandle};
 
-use self::store::{Store, Stored};
+use self::{faults::Tally, store::Store, watch::Gate};
+pub use self::{
+    faults::{Chance, Fault, Faults},
+    object::{Algorithm, Stored, Upload},
+    watch::Counts,
+};
 
 /// The access key that the server knows.
 pub const ACCESS_KEY: &str = "forebay";
 /// Its secret.
 pub const SECRET_KEY: &str = "forebay-secret";
 
-/// What goes wrong on purpose. All off by default.
-#[derive(Clone, Debug, Default)]
-pub struct Faults {
-    /// Each so many-th GET, and part of an upload, is answered with 503 SlowDown.
-    pub busy_every: Option<u64>,
-    /// The bodies of these keys end after half of their bytes, each time, or only the first time.
-    pub cut_short: HashSet<String>,
-    /// One byte of these keys' bodies is another one.
-    pub flipped: HashSet<String>,
-    /// These keys get the other content after their first GET.
-    pub replaced: BTreeMap<String, Vec<u8>>,
-    /// `If-Match` is ignored.
-    pub ignore_if_match: bool,
-    /// A range is answered with the whole object.
-    pub ignore_range: bool,
-    /// Listings have no ETags.
-    pub list_without_etags: bool,
-    /// The next multipart upload is put together, and answered with an error.
-    pub lose_completion: bool,
-}
-
-/// How often the server was asked.
-#[derive(Debug, Default)]
-pub struct Counts {
-    gets: AtomicU64,
-    lists: AtomicU64,
-    parts: AtomicU64,
-}
-
-impl Counts {
-    /// GETs of objects, those that failed too.
-    pub fn gets(&self) -> u64 {
-        self.gets.load(Ordering::Relaxed)
-    }
-
-    /// Pages of listings.
-    pub fn lists(&self) -> u64 {
-        self.lists.load(Ordering::Relaxed)
-    }
-
-    /// Parts of multipart uploads.
-    pub fn parts(&self) -> u64 {
-        self.parts.load(Ordering::Relaxed)
-    }
-}
-
 /// A running server; dropped, it ends.
 #[derive(Debug)]
 pub struct S3Server {
     address: SocketAddr,
     store: Store,
+    gate: Sender<bool>,
     accepting: JoinHandle<()>,
 }
 
@@ -88,11 +58,17 @@ impl S3Server {
     pub async fn start() -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
-        let store = Store::default();
+        let (gate, passed) = Gate::new();
+        let store = Store::new(passed);
         let mut builder = S3ServiceBuilder::new(store.clone());
         builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
-        let accepting = tokio::spawn(accept(listener, builder.build()));
-        Ok(Self { address, store, accepting })
+        builder.set_access(store.clone());
+        // `wire` compares the clocks, by the time that a test says the server has.
+        let mut config = S3Config::default();
+        config.presigned_url_max_skew_time_secs = u32::MAX;
+        builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(config))));
+        let accepting = tokio::spawn(wire::accept(listener, builder.build(), store.clone()));
+        Ok(Self { address, store, gate, accepting })
     }
 
     /// `http://127.0.0.1:<port>`
@@ -105,14 +81,39 @@ impl S3Server {
         self.store.lock().buckets.entry(bucket.to_owned()).or_default();
     }
 
+    /// From now on a bucket keeps what its objects were before.
+    pub fn make_versioned(&self, bucket: &str) {
+        self.store.lock().buckets.entry(bucket.to_owned()).or_default().versioned = true;
+    }
+
+    /// From now on anybody may read a bucket.
+    pub fn make_public(&self, bucket: &str) {
+        self.store.lock().buckets.entry(bucket.to_owned()).or_default().public = true;
+    }
+
+    /// From now on a bucket answers only to who signs for this region, and tells the others where it is.
+    pub fn move_to(&self, bucket: &str, region: &str) {
+        self.store.lock().buckets.entry(bucket.to_owned()).or_default().region = Some(region.to_owned());
+    }
+
     /// Puts an object, making its bucket if need be.
     pub fn put(&self, bucket: &str, key: &str, bytes: impl Into<Bytes>) {
-        self.store.lock().put(bucket, key, Stored::new(bytes.into()));
+        self.upload(bucket, key, Upload::new(bytes));
     }
 
     /// Puts an object as S3 keeps those that it encrypts with KMS: the ETag looks like an MD5, and is none.
     pub fn put_encrypted(&self, bucket: &str, key: &str, bytes: impl Into<Bytes>) {
-        self.store.lock().put(bucket, key, Stored::encrypted(bytes.into()));
+        self.upload(bucket, key, Upload::new(bytes).without_checksum().encrypted());
+    }
+
+    /// Puts an object in one of the ways in which objects come about; the answer is its version id.
+    pub fn upload(&self, bucket: &str, key: &str, upload: Upload) -> Option<String> {
+        self.store(bucket, key, upload.stored())
+    }
+
+    /// The same, of what was worked out before.
+    pub fn store(&self, bucket: &str, key: &str, stored: Stored) -> Option<String> {
+        self.store.lock().buckets.entry(bucket.to_owned()).or_default().put(key, stored)
     }
 
     /// Removes an object.
@@ -124,12 +125,29 @@ impl S3Server {
 
     /// What an object holds.
     pub fn object(&self, bucket: &str, key: &str) -> Option<Bytes> {
-        Some(self.store.lock().buckets.get(bucket)?.get(key)?.bytes.clone())
+        Some(self.store.lock().buckets.get(bucket)?.find(key, None).ok()?.bytes.clone())
     }
 
-    /// Replaces the faults.
+    /// Replaces the faults, and forgets what came by chance before.
     pub fn set_faults(&self, faults: Faults) {
-        self.store.lock().faults = faults;
+        let mut state = self.store.lock();
+        state.faults = faults;
+        state.tally = Tally::default();
+    }
+
+    /// How often each of the faults that come by chance has come.
+    pub fn happened(&self) -> BTreeMap<String, u64> {
+        self.store.lock().tally.happened()
+    }
+
+    /// Stops in whatever it is doing: it accepts connections, and says nothing more.
+    pub fn fall_silent(&self) {
+        self.gate.send_replace(false);
+    }
+
+    /// Goes on where it stopped.
+    pub fn speak_again(&self) {
+        self.gate.send_replace(true);
     }
 
     /// How often it was asked so far.
@@ -141,25 +159,5 @@ impl S3Server {
 impl Drop for S3Server {
     fn drop(&mut self) {
         self.accepting.abort();
-    }
-}
-
-async fn accept(listener: TcpListener, service: S3Service) {
-    // Connections end with the task that owns them.
-    let mut connections = tokio::task::JoinSet::new();
-    while let Ok((socket, _)) = listener.accept().await {
-        let service = service.clone();
-        connections.spawn(async move {
-            let http = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-            let answer = hyper::service::service_fn(move |request| {
-                let answered = hyper::service::Service::call(&service, request);
-                async move {
-                    // An error inside s3s is a dropped connection to the client, as a crash would be.
-                    Ok::<_, Infallible>(answered.await.unwrap_or_default())
-                }
-            });
-            let _ = http.serve_connection(TokioIo::new(socket), answer).await;
-        });
-        while connections.try_join_next().is_some() {}
     }
 }

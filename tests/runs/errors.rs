@@ -1,10 +1,10 @@
 //! What is wrong with a job, its source or its volume: one clear error, the right exit code, nothing left behind.
 
-use std::{path::Path, process::Command};
+use std::path::Path;
 
 use tempfile::TempDir;
 
-use crate::support::{Cluster, Outcome, files};
+use crate::support::{Cluster, Outcome, files, namespace::in_namespace};
 
 const JOB: &str = "name = \"j\"\n[dataset]\nsource = \"s3://data\"\n[sql]\nquery = \"select a from data\"\n";
 
@@ -88,22 +88,12 @@ async fn a_source_that_is_out_of_reach_leaves_nothing() {
     terminal().forebay(["run", &good]).code(0);
 }
 
-/// Runs a shell text with the binary as `$forebay`, in a mount namespace of its own.
-fn in_namespace(cluster: &Cluster, text: &str) -> Outcome {
-    let command = cluster.terminal().command();
-    let mut shell = Command::new("unshare");
-    let map = if rustix::process::geteuid().is_root() { "-m" } else { "-rm" };
-    shell.args([map, "sh", "-euc", text]).env_clear().env("forebay", env!("CARGO_BIN_EXE_forebay"));
-    shell.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    Outcome::of(shell.output().unwrap())
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_volume_that_is_read_only_is_named() {
     let cluster = cluster().await;
     let job = cluster.file("job.toml", JOB);
     let text = format!("mount -t tmpfs -o ro tmpfs /mnt; $forebay --volume /mnt/v run {job}");
-    let error = in_namespace(&cluster, &text).code(4);
+    let error = in_namespace(&cluster.terminal(), &text).code(4);
     assert!(error.stderr.contains("/mnt/v") && error.stderr.contains("read-only"), "{}", error.stderr);
 }
 
@@ -116,7 +106,7 @@ async fn a_dataset_that_does_not_fit_leaves_nothing() {
         "mount -t tmpfs -o size=6m tmpfs /mnt; set +e; $forebay --volume /mnt/v run {job} --id r; code=$?; \
          find /mnt/v -type f | sort; exit $code"
     );
-    let error = in_namespace(&cluster, &text).code(4);
+    let error = in_namespace(&cluster.terminal(), &text).code(4);
     assert!(error.stderr.contains("free some space"), "{}", error.stderr);
     assert_eq!(error.stdout, "/mnt/v/volume.json\n");
 }
@@ -138,7 +128,7 @@ async fn a_volume_that_fills_up_loses_nothing_that_was_done() {
          mount -o remount,size=40m /mnt; $forebay --volume /mnt/v run {job} --id r2 >/dev/null; echo $?; \
          ls /mnt/v/runs/r2/output"
     );
-    let outcome = in_namespace(&cluster, &text).code(0);
+    let outcome = in_namespace(&cluster.terminal(), &text).code(0);
     let lines: Vec<_> = outcome.stdout.lines().collect();
     assert_eq!(lines[0], "1", "{outcome:#?}");
     assert!(outcome.stderr.contains("No space left on device") || outcome.stderr.contains("full"), "{outcome:#?}");

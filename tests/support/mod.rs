@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "clippy knows tests only by their attribute")]
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod namespace;
 pub mod processes;
 
 use std::{
@@ -45,9 +46,7 @@ impl Cluster {
     }
 
     pub fn with_env(&self, name: &'static str, value: &str) -> Terminal {
-        let mut terminal = self.terminal();
-        terminal.env.insert(name, value.to_owned());
-        terminal
+        self.terminal().env(name, value)
     }
 
     pub fn volume(&self) -> &Path {
@@ -127,6 +126,11 @@ impl Terminal {
         self
     }
 
+    pub fn env(mut self, name: &'static str, value: &str) -> Self {
+        self.env.insert(name, value.to_owned());
+        self
+    }
+
     pub fn without_env(mut self, name: &str) -> Self {
         self.env.remove(name);
         self
@@ -154,6 +158,24 @@ impl Outcome {
         let outcome = self.code(code);
         serde_json::from_str(&outcome.stdout).unwrap_or_else(|error| panic!("{error}: {outcome:#?}"))
     }
+}
+
+/// Decides what is random in a test: `FOREBAY_TEST_SEED`, or another one each time. It is printed, so that a run that
+/// failed can be had again.
+pub fn seed() -> u64 {
+    let seed = match std::env::var("FOREBAY_TEST_SEED") {
+        Ok(seed) => seed.parse().expect("FOREBAY_TEST_SEED is a number"),
+        Err(_) => fastrand::u64(..1_000_000),
+    };
+    println!("FOREBAY_TEST_SEED={seed}");
+    seed
+}
+
+/// So many bytes that are the same for the same seed.
+pub fn bytes(seed: u64, length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    fastrand::Rng::with_seed(seed).fill(&mut bytes);
+    bytes
 }
 
 /// Every file below a directory, in order.

@@ -1,9 +1,8 @@
-//! `forebay dataset …`, the built binary, against a real S3 server with real faults.
-
-mod support;
+//! What is staged, what is staged again, and what single faults come to.
 
 use forebay::s3_server::Faults;
-use support::Cluster;
+
+use crate::support::Cluster;
 
 const BIG: usize = 20 << 20;
 

@@ -105,7 +105,7 @@ fn show(global: &Global, name: &str, id: Option<&str>, objects: bool) -> Result<
     if global.json {
         let listed = snapshot.manifest.objects.iter().map(|object| {
             json!({ "key": object.key, "path": object.path, "size": object.size, "etag": object.etag,
-                    "checksum": object.checksum })
+                    "version_id": object.version_id,                    "checksum": object.checksum })
         });
         let listed: Option<Vec<_>> = objects.then(|| listed.collect());
         let snapshots = json!({ "version": 1, "name": name, "snapshot": snapshot.record, "path": snapshot.dir,

@@ -4,7 +4,8 @@ use forebay::s3_server::Faults;
 
 use crate::support::Cluster;
 
-const BIG: usize = 20 << 20;
+/// Fetched in ranges.
+const BIG: usize = 40 << 20;
 
 fn big(seed: u8) -> Vec<u8> {
     (0..BIG).map(|i| (i / 7) as u8 ^ seed).collect()
@@ -66,6 +67,9 @@ async fn what_never_arrives_whole_is_never_published() {
         let error = cluster.forebay(["dataset", "stage", "s3://data"]).code(4);
         assert!(error.stderr.contains(&format!("`{key}`")), "{faults:?}: {}", error.stderr);
         cluster.forebay(["dataset", "show", "data"]).code(3);
+        cluster.s3.set_faults(Faults::default());
+        cluster.forebay(["dataset", "stage", "s3://data"]).code(0);
+        cluster.forebay(["dataset", "verify", "data", "--full"]).code(0);
         assert!(cluster.left_behind("data").is_empty(), "{faults:?}: {:?}", cluster.left_behind("data"));
     }
 }

@@ -26,7 +26,7 @@
 struct kind { const char *name; int calls[8]; int path_argument; };
 // Of calls without a path argument the first argument is the file.
 static const struct kind kinds[] = {
-    {"write", {SYS_write, SYS_pwrite64, SYS_writev, SYS_pwritev, SYS_pwritev2, SYS_copy_file_range, -1}, -1},
+    {"write", {SYS_write, SYS_pwrite64, SYS_writev, SYS_pwritev, SYS_pwritev2, SYS_copy_file_range, SYS_fallocate, -1}, -1},
     {"sync", {SYS_fsync, SYS_fdatasync, SYS_sync_file_range, SYS_syncfs, -1}, -1},
     {"close", {SYS_close, -1}, -1},
     {"create", {SYS_openat, SYS_mkdirat, -1}, 1},
@@ -121,7 +121,8 @@ int main(int argc, char **argv) {
         answer.id = call.id;
         answer.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
         int creates = call.data.nr != SYS_openat || (call.data.args[2] & O_CREAT);
-        if (creates && strstr(path, part)) {
+        // A file system is synced by whatever file of it is at hand.
+        if (creates && (strstr(path, part) || call.data.nr == SYS_syncfs)) {
             seen++;
             if (seen >= from && (count == 0 || seen < from + count)) {
                 answer.flags = 0;

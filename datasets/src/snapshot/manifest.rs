@@ -1,7 +1,7 @@
 //! A manifest: the list of a snapshot's objects, or of an output's files, as a Parquet file.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -14,6 +14,7 @@ use arrow::{
 use parquet::{
     arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder},
     basic::{Compression, ZstdLevel},
+    errors::ParquetError,
     file::properties::WriterProperties,
 };
 use sha2::{Digest, Sha256};
@@ -131,6 +132,17 @@ fn objects_of(batch: &RecordBatch) -> Result<Vec<Object>, String> {
     Ok((0..batch.num_rows()).map(object).collect())
 }
 
+/// An error of the file under Parquet is the volume's.
+fn failed(path: &Path) -> impl Fn(ParquetError) -> SnapshotError + use<'_> {
+    |source| match source {
+        ParquetError::External(error) if error.is::<io::Error>() => {
+            let error = *error.downcast::<io::Error>().expect("just looked at");
+            VolumeError::io("write", path, error).into()
+        }
+        source => SnapshotError::BadManifest { path: path.to_owned(), source },
+    }
+}
+
 /// Writes a manifest object by object, ordered by key, and computes its id.
 pub(crate) struct ManifestWriter {
     path: PathBuf,
@@ -150,12 +162,11 @@ pub(crate) struct Written {
 
 impl ManifestWriter {
     pub(crate) fn create(path: &Path) -> Result<Self, SnapshotError> {
-        let bad = |source| SnapshotError::BadManifest { path: path.to_owned(), source };
         let properties = WriterProperties::builder()
             .set_compression(Compression::ZSTD(ZstdLevel::try_new(1).expect("1 is a level")))
             .set_max_row_group_row_count(Some(GROUP))
             .build();
-        let writer = ArrowWriter::try_new(NewFile::create(path)?, schema(), Some(properties)).map_err(bad)?;
+        let writer = ArrowWriter::try_new(NewFile::create(path)?, schema(), Some(properties)).map_err(failed(path))?;
         let (rows, digest) = (Vec::new(), Sha256::new());
         Ok(Self { path: path.to_owned(), writer, rows, digest, objects: 0, bytes: 0 })
     }
@@ -169,9 +180,8 @@ impl ManifestWriter {
     }
 
     fn flush(&mut self) -> Result<(), SnapshotError> {
-        let bad = |source| SnapshotError::BadManifest { path: self.path.clone(), source };
-        let batch = batch(&self.rows).map_err(|error| bad(error.into()))?;
-        self.writer.write(&batch).map_err(bad)?;
+        let batch = batch(&self.rows).map_err(|error| failed(&self.path)(error.into()))?;
+        self.writer.write(&batch).map_err(failed(&self.path))?;
         self.rows.clear();
         Ok(())
     }
@@ -180,7 +190,7 @@ impl ManifestWriter {
     pub(crate) fn finish(mut self) -> Result<Written, SnapshotError> {
         self.flush()?;
         let Self { path, writer, digest, objects, bytes, .. } = self;
-        let file = writer.into_inner().map_err(|source| SnapshotError::BadManifest { path, source })?;
+        let file = writer.into_inner().map_err(failed(&path))?;
         file.finish()?;
         Ok(Written { id: id_of(digest), objects, bytes })
     }

@@ -178,9 +178,11 @@ impl Board {
         std::mem::take(&mut self.state().failures)
     }
 
-    /// Lanes may claim again: what others had may have come free.
+    /// All lanes have ended, and new ones may claim again: what others had may have come free.
     pub(super) fn reopen(&self) {
-        self.state().exhausted = false;
+        let mut state = self.state();
+        state.exhausted = false;
+        state.lanes = 0;
     }
 
     /// Blocks until another lane would have something to do (true), or all work is done (false).
@@ -453,6 +455,19 @@ mod tests {
         assert_eq!(seen, (0..30).collect::<Vec<_>>());
         assert_eq!(board.complete_chunks(), [0]);
         assert!(board.complete_chunks().is_empty());
+    }
+
+    #[test]
+    fn who_found_nothing_to_claim_may_look_again() {
+        let board = Board::new(Instant::now());
+        for _ in 0..3 {
+            assert!(board.wants_lane(), "for the claim");
+            assert!(matches!(board.next(0), Some(Job::Claim)));
+            board.claimed(None);
+            board.done(None);
+            assert!(board.next(0).is_none() && !board.wants_lane());
+            board.reopen();
+        }
     }
 
     #[test]

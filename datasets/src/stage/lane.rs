@@ -136,6 +136,8 @@ impl Lane<'_> {
     /// An error of one object is that object's; any other ends the staging.
     fn failed(&self, item: &Item, error: StageError) {
         match error {
+            // What was broken off is no failure.
+            StageError::Source(_) if self.floor.board.is_stopped() => {}
             StageError::Source(error) => self.floor.board.failed(item, error),
             error => self.floor.board.stop(Some(error)),
         }

@@ -128,7 +128,7 @@ pub enum StageError {
     Volume(#[from] VolumeError),
     /// A snapshot on the volume is broken.
     #[error(transparent)]
-    Snapshot(#[from] SnapshotError),
+    Snapshot(SnapshotError),
     /// Not enough room, found before the first byte.
     #[error(transparent)]
     NoRoom(#[from] RoomError),
@@ -156,6 +156,15 @@ pub enum StageError {
     /// A lane ended, or was told to end, before its work was done.
     #[error("staging was ended before it was done")]
     Ended,
+}
+
+impl From<SnapshotError> for StageError {
+    fn from(error: SnapshotError) -> Self {
+        match error {
+            SnapshotError::Volume(error) => Self::Volume(error),
+            error => Self::Snapshot(error),
+        }
+    }
 }
 
 impl StageError {
@@ -203,11 +212,17 @@ enum Missed {
     Failed(StageError),
 }
 
-impl<E: Into<StageError>> From<E> for Missed {
-    fn from(error: E) -> Self {
-        Self::Failed(error.into())
-    }
+macro_rules! missed_from {
+    ($($error:ty),*) => {$(
+        impl From<$error> for Missed {
+            fn from(error: $error) -> Self {
+                Self::Failed(error.into())
+            }
+        }
+    )*};
 }
+
+missed_from!(StageError, SourceError, VolumeError, SnapshotError);
 
 async fn stage_once(
     volume: &Volume,
@@ -259,14 +274,9 @@ async fn stage_once(
         source: url,
         durable: request.durable,
     };
-    match beside(work, commit, &counts, progress).await {
-        Ok(snapshot) => {
-            let fetched = |count: &AtomicU64| count.load(Ordering::Relaxed);
-            Ok(done(snapshot, fetched(&counts.fetched_objects), fetched(&counts.fetched_bytes)))
-        }
-        Err(error) if !error.leaves_work() && !site.dir.exists() => Err(Missed::Overtaken(error)),
-        Err(error) => Err(Missed::Failed(error)),
-    }
+    let snapshot = beside(work, commit, &counts, progress).await?;
+    let fetched = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    Ok(done(snapshot, fetched(&counts.fetched_objects), fetched(&counts.fetched_bytes)))
 }
 
 /// What going through a listing tells.
@@ -433,7 +443,7 @@ async fn beside(
     commit: commit::Commit,
     counts: &Counts,
     progress: &(dyn Fn(StageProgress) + Send + Sync),
-) -> Result<Snapshot, StageError> {
+) -> Result<Snapshot, Missed> {
     let ended = Arc::new(AtomicBool::new(false));
     let _guard = EndOnDrop(Arc::clone(&ended));
     let (tell, told) = tokio::sync::oneshot::channel();
@@ -457,7 +467,7 @@ async fn beside(
             staged = &mut told => {
                 report();
                 // Without a word only a panic ends the thread, and it has said why.
-                return staged.unwrap_or(Err(StageError::Ended));
+                return staged.unwrap_or(Err(Missed::Failed(StageError::Ended)));
             }
             _ = ticks.tick() => report(),
         }
@@ -473,9 +483,10 @@ impl Drop for EndOnDrop {
 }
 
 impl Work {
-    fn stage(&self, commit: &commit::Commit, ended: &AtomicBool) -> Result<Snapshot, StageError> {
+    fn stage(&self, commit: &commit::Commit, ended: &AtomicBool) -> Result<Snapshot, Missed> {
         let crew = Crew::join(&self.dir)?;
         let staged = self.run(&crew, ended).and_then(|()| commit.publish(&self.dir, &crew));
+        let overtaken = !self.dir.exists();
         let is_needed = match &staged {
             Ok(_) => false,
             // Others may have had more luck, and room.
@@ -485,7 +496,7 @@ impl Work {
         if !is_needed && let Err(error) = self.volume.trash(&self.dir) {
             tracing::warn!(path = %self.dir.display(), %error, "could not be removed");
         }
-        staged
+        staged.map_err(|error| if overtaken { Missed::Overtaken(error) } else { Missed::Failed(error) })
     }
 
     /// Until every chunk is durable, done by whomever.

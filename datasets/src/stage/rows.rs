@@ -22,10 +22,11 @@ use crate::{
     volume::{NewFile, VolumeError},
 };
 
-/// Rows of a chunk, and of a batch.
-const MOST_ROWS: usize = 1024;
+/// Rows of a chunk, and of a batch: few enough that several stagers find their share, and many against what a claim
+/// costs.
+const MOST_ROWS: usize = 128;
 /// A chunk that has so many bytes is long enough.
-const MOST_BYTES: u64 = 256 << 20;
+const MOST_BYTES: u64 = 64 << 20;
 const FACTS: &str = "forebay";
 
 /// An object on its way.
@@ -58,6 +59,14 @@ pub(super) struct Facts {
     pub directories: u64,
 }
 
+/// An error of the file under Arrow is the volume's.
+fn failed(path: &Path) -> impl Fn(ArrowError) -> StageError + use<'_> {
+    |source| match source {
+        ArrowError::IoError(_, error) => VolumeError::io("write", path, error).into(),
+        source => StageError::Plan { path: path.to_owned(), source },
+    }
+}
+
 /// Writes rows in order, and cuts them into chunks.
 pub(super) struct RowWriter {
     path: PathBuf,
@@ -69,7 +78,7 @@ pub(super) struct RowWriter {
 impl RowWriter {
     pub(super) fn create(path: &Path) -> Result<Self, StageError> {
         let writer = FileWriter::try_new(NewFile::create(path)?, &schema());
-        let writer = writer.map_err(|source| StageError::Plan { path: path.to_owned(), source })?;
+        let writer = writer.map_err(failed(path))?;
         Ok(Self { path: path.to_owned(), writer, rows: Vec::new(), bytes: 0 })
     }
 
@@ -84,7 +93,7 @@ impl RowWriter {
             return Ok(());
         }
         let written = batch(&self.rows).and_then(|batch| self.writer.write(&batch));
-        written.map_err(|source| StageError::Plan { path: self.path.clone(), source })?;
+        written.map_err(failed(&self.path))?;
         self.rows.clear();
         self.bytes = 0;
         Ok(())
@@ -93,10 +102,9 @@ impl RowWriter {
     /// Gives the file its name.
     pub(super) fn finish(mut self, facts: &Facts) -> Result<(), StageError> {
         self.flush()?;
-        let bad = |source| StageError::Plan { path: self.path.clone(), source };
         self.writer.write_metadata(FACTS, serde_json::to_string(facts).expect("plain numbers serialise"));
-        self.writer.finish().map_err(bad)?;
-        self.writer.into_inner().map_err(bad)?.finish_unsynced()?;
+        self.writer.finish().map_err(failed(&self.path))?;
+        self.writer.into_inner().map_err(failed(&self.path))?.finish_unsynced()?;
         Ok(())
     }
 }

@@ -2,13 +2,14 @@
 
 use std::{fmt::Write as _, ops::Range, sync::Arc};
 
-use aws_sdk_s3::{Client, types::ObjectAttributes};
+use aws_sdk_s3::types::ObjectAttributes;
 use tokio::runtime::Handle;
 
 use super::{
+    Bucket,
     errors::{Refusal, innermost},
     http::{Connection, Endpoint, Head, NoAnswer},
-    sign::{ServerTime, Signer, encode_path, encode_value},
+    sign::{Signer, encode_path, encode_value},
 };
 use crate::{
     checksum::{Algorithm, Expected},
@@ -21,15 +22,9 @@ pub(super) struct Gets {
     pub endpoint: Arc<Endpoint>,
     /// What every target begins with: the bucket's path, up to and with the slash before the key.
     pub base: String,
-    pub bucket: String,
-    pub prefix: String,
-    /// The server's address, for messages.
-    pub server: String,
     pub signer: Option<Signer>,
-    pub time: ServerTime,
-    pub pays: bool,
-    /// For what needs XML.
-    pub client: Client,
+    /// For what needs XML, and for its words about errors.
+    pub bucket: Bucket,
     pub runtime: Handle,
 }
 
@@ -108,40 +103,54 @@ impl S3Reader {
     /// GetObjectAttributes tells them all at once, where it is there and allowed; HEAD of each part needs no more than
     /// leave to read.
     pub(in crate::source) fn parts(&mut self, object: &Listed, count: u32) -> Result<Vec<u64>, SourceError> {
-        if let Some(sizes) = self.attributes(object, count) {
-            return Ok(sizes);
+        let sizes = match self.attributes(object)? {
+            Some(sizes) => sizes,
+            None => (1..=count).map(|part| self.part_size(object, part)).collect::<Result<_, _>>()?,
+        };
+        match sizes.len() == count as usize && sizes.iter().sum::<u64>() == object.size {
+            true => Ok(sizes),
+            false => Err(SourceError::S3 {
+                key: object.key.clone(),
+                message: "it was uploaded in parts, and the server does not tell their sizes".to_owned(),
+            }),
         }
-        let ask = |part| Ask { etag: object.etag.as_deref(), version: object.version_id.as_deref(), part: Some(part) };
-        (1..=count)
-            .map(|part| {
-                let head = self.ask("HEAD", &object.key, ask(part), None)?;
-                head.length()
-                    .filter(|_| part == 1 || head.status == 206 || head.get("content-range").is_some())
-                    .ok_or_else(|| SourceError::S3 {
-                        key: object.key.clone(),
-                        message: "it was uploaded in parts, and the server does not tell their sizes".to_owned(),
-                    })
-            })
-            .collect()
     }
 
-    fn attributes(&self, object: &Listed, count: u32) -> Option<Vec<u64>> {
+    fn part_size(&mut self, object: &Listed, part: u32) -> Result<u64, SourceError> {
+        let ask = Ask { etag: object.etag.as_deref(), version: object.version_id.as_deref(), part: Some(part) };
+        match self.ask("HEAD", &object.key, ask, None) {
+            Ok(head) => Ok(head.length().unwrap_or(0)),
+            // It has no such part any more.
+            Err(SourceError::S3 { key, .. }) => Err(SourceError::Changed { key }),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// None where the server does not tell, or not this user.
+    fn attributes(&self, object: &Listed) -> Result<Option<Vec<u64>>, SourceError> {
+        let bucket = &self.gets.bucket;
         let (mut sizes, mut marker) = (Vec::new(), None);
         loop {
-            let request = self.gets.client.get_object_attributes().bucket(&self.gets.bucket);
-            let request = request.key(format!("{}{}", self.gets.prefix, object.key));
+            let request = bucket.client.get_object_attributes().bucket(&bucket.bucket).key(bucket.full(&object.key));
             let request = request.set_version_id(object.version_id.clone()).set_part_number_marker(marker.clone());
             let request = request.object_attributes(ObjectAttributes::ObjectParts);
-            let answer = self.gets.runtime.block_on(request.send()).ok()?;
-            let parts = answer.object_parts()?;
-            sizes.extend(parts.parts().iter().map(|part| part.size().and_then(|size| size.try_into().ok())));
+            let request = request.set_request_payer(bucket.payer.clone());
+            let answer = match self.gets.runtime.block_on(request.send()) {
+                Ok(answer) => answer,
+                Err(error) => {
+                    let error = bucket.error(Some(&object.key), error);
+                    return if error.is_transient() { Err(error) } else { Ok(None) };
+                }
+            };
+            let Some(parts) = answer.object_parts() else { return Ok(None) };
+            let size = |size: Option<i64>| size.and_then(|size| u64::try_from(size).ok()).unwrap_or(0);
+            sizes.extend(parts.parts().iter().map(|part| size(part.size())));
             match parts.is_truncated() {
                 Some(true) if !parts.parts().is_empty() => marker = parts.next_part_number_marker().map(str::to_owned),
-                _ => break,
+                // Only uploads with additional checksums have their parts listed.
+                _ => return Ok((!sizes.is_empty()).then_some(sizes)),
             }
         }
-        let sizes: Vec<u64> = sizes.into_iter().collect::<Option<_>>()?;
-        (sizes.len() == count as usize && sizes.iter().sum::<u64>() == object.size).then_some(sizes)
     }
 
     fn ask(&mut self, method: &str, key: &str, ask: Ask<'_>, range: Option<&Range<u64>>) -> Result<Head, SourceError> {
@@ -150,7 +159,7 @@ impl S3Reader {
         let gets = &self.gets;
         let head = self.connection.ask(self.request.as_bytes(), method != "HEAD").map_err(|error| match error {
             NoAnswer::Unreachable(error) => {
-                SourceError::Unreachable { endpoint: gets.server.clone(), why: innermost(&error) }
+                SourceError::Unreachable { endpoint: gets.bucket.endpoint.clone(), why: innermost(&error) }
             }
             NoAnswer::Broken(error) => SourceError::Broken { key: key.to_owned(), why: innermost(&error) },
         })?;
@@ -158,19 +167,24 @@ impl S3Reader {
             200 | 206 => Ok(head),
             status => {
                 let body = self.connection.text().unwrap_or_default();
-                let refusal = Refusal {
+                let mut refusal = Refusal {
                     status,
                     code: element(&body, "Code").unwrap_or_default(),
                     message: element(&body, "Message").unwrap_or_default(),
                     region: head.get("x-amz-bucket-region"),
                     retry_after: head.get("retry-after"),
                 };
+                // The answer to a HEAD has no room for a code.
+                let signed = gets.signer.is_some();
+                if signed && status == 403 && refusal.code.is_empty() && gets.bucket.time.differs(head.get("date")) {
+                    refusal.code = "RequestTimeTooSkewed";
+                }
                 match refusal.code {
-                    "RequestTimeTooSkewed" => gets.time.learn(head.get("date")),
+                    "RequestTimeTooSkewed" => gets.bucket.time.learn(head.get("date")),
                     "ExpiredToken" => gets.signer.iter().for_each(Signer::renew),
                     _ => {}
                 }
-                Err(refusal.sort(&gets.bucket, &gets.prefix, Some(key)))
+                Err(refusal.sort(&gets.bucket.bucket, &gets.bucket.prefix, Some(key)))
             }
         }
     }
@@ -183,7 +197,7 @@ impl S3Reader {
         range: Option<&Range<u64>>,
     ) -> Result<(), SourceError> {
         let Self { gets, request, .. } = self;
-        let path = format!("{}{}", gets.base, encode_path(&format!("{}{key}", gets.prefix)));
+        let path = format!("{}{}", gets.base, encode_path(&gets.bucket.full(key)));
         // In the order of their names, as the signature wants them.
         let part = ask.part.map(|part| format!("partNumber={part}"));
         let version = ask.version.map(|version| format!("versionId={}", encode_value(version)));
@@ -203,7 +217,13 @@ impl S3Reader {
         let checks = range.is_none();
         match &gets.signer {
             Some(signer) => {
-                signer.sign(request, method, (&path, &query), &gets.endpoint.authority, (checks, gets.pays))?;
+                signer.sign(
+                    request,
+                    method,
+                    (&path, &query),
+                    &gets.endpoint.authority,
+                    (checks, gets.bucket.payer.is_some()),
+                )?;
             }
             None if checks => request.push_str("x-amz-checksum-mode: ENABLED\r\n"),
             None => {}

@@ -158,13 +158,8 @@ impl Bucket {
         Ok(S3Readers(Arc::new(Gets {
             endpoint: Arc::new(endpoint),
             base: base.to_owned(),
-            bucket: self.bucket.clone(),
-            prefix: self.prefix.clone(),
-            server: self.endpoint.clone(),
             signer,
-            time: self.time.clone(),
-            pays: self.payer.is_some(),
-            client: self.client.clone(),
+            bucket: self.clone(),
             runtime: Handle::current(),
         })))
     }

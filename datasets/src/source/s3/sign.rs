@@ -49,11 +49,17 @@ impl ServerTime {
     pub(super) fn learn(&self, date: Option<&str>) {
         let Some(Ok(date)) = date.map(jiff::fmt::rfc2822::parse) else { return };
         let ahead = date.timestamp().as_second() - Timestamp::now().as_second();
-        tracing::warn!(
-            seconds = ahead,
-            "the server's clock differs from this host's; requests are signed by the server's"
-        );
-        self.0.store(ahead, Ordering::Relaxed);
+        if self.0.swap(ahead, Ordering::Relaxed) != ahead {
+            tracing::warn!(seconds = ahead, "the server's clock differs from this host's; requests are signed by it");
+        }
+    }
+
+    /// Whether the clock of an answer differs by more from what requests are signed with than S3 bears: 15 minutes,
+    /// <https://docs.aws.amazon.com/AmazonS3/latest/API/RESTAuthentication.html>, some of which may have passed.
+    pub(super) fn differs(&self, date: Option<&str>) -> bool {
+        let Some(Ok(date)) = date.map(jiff::fmt::rfc2822::parse) else { return false };
+        let now = Timestamp::now().as_second() + self.ahead();
+        date.timestamp().as_second().abs_diff(now) > 600
     }
 
     fn ahead(&self) -> i64 {
@@ -221,6 +227,8 @@ mod tests {
         time.learn(Some("Mon, 01 Jan 2035 00:00:00 GMT"));
         let year = Timestamp::try_from(time.now()).unwrap().strftime("%Y").to_string();
         assert_eq!(year, "2035");
+        assert!(!time.differs(Some("Mon, 01 Jan 2035 00:05:00 GMT")));
+        assert!(time.differs(Some("Mon, 01 Jan 2035 01:00:00 GMT")) && !time.differs(None));
         time.learn(Some("no date"));
         assert_eq!(Timestamp::try_from(time.now()).unwrap().strftime("%Y").to_string(), "2035");
     }

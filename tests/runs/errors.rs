@@ -1,6 +1,6 @@
 //! What is wrong with a job, its source or its volume: one clear error, the right exit code, nothing left behind.
 
-use std::{path::Path, process::Command};
+use std::path::Path;
 
 use tempfile::TempDir;
 
@@ -88,14 +88,8 @@ async fn a_source_that_is_out_of_reach_leaves_nothing() {
     terminal().forebay(["run", &good]).code(0);
 }
 
-/// Runs a shell text with the binary as `$forebay`, in a mount namespace of its own.
 fn in_namespace(cluster: &Cluster, text: &str) -> Outcome {
-    let command = cluster.terminal().command();
-    let mut shell = Command::new("unshare");
-    let map = if rustix::process::geteuid().is_root() { "-m" } else { "-rm" };
-    shell.args([map, "sh", "-euc", text]).env_clear().env("forebay", env!("CARGO_BIN_EXE_forebay"));
-    shell.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    Outcome::of(shell.output().unwrap())
+    crate::support::in_namespace(&cluster.terminal().command(), text)
 }
 
 #[tokio::test(flavor = "multi_thread")]

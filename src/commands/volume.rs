@@ -148,6 +148,11 @@ fn findings(mount: &Mount) -> Vec<(&'static str, String)> {
         (false, true) => "fcntl, between processes",
         (false, false) => "none that keeps another process out",
     };
+    let clock = match mount.clock_skew_ms {
+        0 => "as that host's".to_owned(),
+        ahead @ 1.. => format!("{ahead} ms ahead of that host's"),
+        behind => format!("{} ms behind that host's", behind.unsigned_abs()),
+    };
     lines.extend([
         ("probed", format!("{} on {}", render::time(&mount.probed), mount.host)),
         ("fsync", format!("files {}, directories {}", yes(mount.sync_file), yes(mount.sync_dir))),
@@ -160,7 +165,7 @@ fn findings(mount: &Mount) -> Vec<(&'static str, String)> {
         ("O_DIRECT", direct),
         ("fallocate", yes(mount.fallocate)),
         ("names", format!("{names}, up to {} bytes{odd}", mount.longest_name)),
-        ("clock", format!("{} ms ahead of this host's", mount.clock_skew_ms)),
+        ("clock", clock),
         ("publishing", format!("{} µs a small file", mount.latency_us)),
     ]);
     lines

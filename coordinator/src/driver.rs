@@ -259,8 +259,12 @@ fn may_forget(run: &RunDir, error: &CoordinateError) -> bool {
 }
 
 async fn forget(volume: &Volume, run: &RunDir) {
-    let (volume, dir) = (volume.clone(), run.path().to_owned());
-    if let Ok(Err(error)) = tokio::task::spawn_blocking(move || volume.trash(&dir)).await {
+    let (volume, its) = (volume.clone(), run.clone());
+    let forget = move || {
+        reading::end(&volume, &its);
+        volume.trash(its.path())
+    };
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(forget).await {
         tracing::warn!(run = %run.id(), %error, "could not be removed");
     }
 }

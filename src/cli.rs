@@ -69,9 +69,12 @@ pub enum Command {
     /// List runs, show one, its tasks and what its programs printed
     #[command(subcommand)]
     Runs(RunsCommand),
-    /// Stage, list, show and verify datasets
+    /// Stage, list, show, verify, pin and remove datasets
     #[command(subcommand)]
     Dataset(DatasetCommand),
+    /// Show what the volume holds and what its mount does, check the mount, set a quota
+    #[command(subcommand)]
+    Volume(VolumeCommand),
     /// Stage a sample from an S3 server of its own and run three jobs over it; needs no network and no set-up
     Demo,
     /// Work for a run; a fleet starts it
@@ -180,6 +183,65 @@ pub enum DatasetCommand {
         #[arg(long)]
         full: bool,
     },
+    /// Keep a snapshot until it is unpinned
+    Pin {
+        /// The dataset, and a snapshot's id or the beginning of one; without it the latest
+        #[arg(value_name = "NAME[@ID]")]
+        snapshot: String,
+        /// The pin's label, once in a dataset; without it the snapshot's id
+        #[arg(long, value_name = "LABEL")]
+        name: Option<String>,
+    },
+    /// Take a pin away
+    Unpin {
+        /// The dataset, and the snapshot's id or the beginning of one
+        #[arg(value_name = "NAME[@ID]")]
+        snapshot: String,
+        /// The pin's label; without it every pin of the snapshot
+        #[arg(long, value_name = "LABEL")]
+        name: Option<String>,
+    },
+    /// Remove snapshots by age, count and size; never the latest, nor what is pinned or read
+    ///
+    /// Only a snapshot that all of the given rules let go is removed. Without a rule, only what killed processes left
+    /// is cleared away.
+    Gc(GcArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum VolumeCommand {
+    /// Show free space, the quota, what the volume holds, and what its mount does
+    Show,
+    /// Find out anew what the mount does; exit code 4 if it lacks what the guarantees need
+    Check,
+    /// Change the volume's settings
+    Set {
+        /// Bytes of snapshots that staging may fill it with, such as 500GiB; none lifts the quota
+        #[arg(long, value_parser = quota, value_name = "SIZE")]
+        quota: Option<Quota>,
+    },
+}
+
+/// A quota that was typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quota(pub Option<u64>);
+
+#[derive(Debug, Args)]
+pub struct GcArgs {
+    /// Only these datasets; without any, all
+    pub names: Vec<String>,
+    /// Keep the newest so many snapshots of each dataset
+    #[arg(long, value_name = "N")]
+    pub keep_last: Option<usize>,
+    /// Remove only what was staged longer ago than this, such as 30d
+    #[arg(long, value_parser = size::duration, value_name = "TIME")]
+    pub older_than: Option<Duration>,
+    /// Remove the oldest until all snapshots take no more than this, such as 1TiB
+    #[arg(long, value_parser = size::bytes, value_name = "SIZE")]
+    pub max_size: Option<u64>,
+    /// Say what would be removed, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 #[derive(Debug, Args)]
@@ -213,6 +275,10 @@ pub struct StageArgs {
     pub no_sync: bool,
 }
 
+fn quota(text: &str) -> Result<Quota, String> {
+    if text == "none" { Ok(Quota(None)) } else { size::bytes(text).map(|bytes| Quota(Some(bytes))) }
+}
+
 fn key_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
@@ -228,6 +294,12 @@ mod tests {
     fn the_command_line_is_well_formed() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_quota_is_a_size_or_none() {
+        assert_eq!((quota("none"), quota("1KiB")), (Ok(Quota(None)), Ok(Quota(Some(1024)))));
+        assert!(quota("much").is_err());
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::{error::Error, process::ExitCode};
 
 use forebay_coordinator::{driver::CoordinateError, rundir::RunDirError};
 use forebay_datasets::{
+    room::RoomError,
     snapshot::SnapshotError,
     source::{ErrorKind, SourceError},
     stage::StageError,
@@ -94,6 +95,9 @@ impl CliError {
             CoordinateError::Interrupted => Self::new(Exit::Interrupted, "interrupted").help(resume),
             CoordinateError::Deposed => Self::caused(Exit::OutOfReach, &error)
                 .help(format!("`forebay wait {run}` waits for its end, and `forebay resume {run}` goes on")),
+            CoordinateError::SnapshotGone { .. } => Self::caused(Exit::NotFound, &error).help(format!(
+                "stage the same content again and `forebay resume {run}`, or end it with `forebay cancel {run}`"
+            )),
             error => {
                 let error = Self::coordinating_plainly(error);
                 Self { message: format!("run `{run}` is interrupted: {}", error.message), ..error.help(resume) }
@@ -106,6 +110,7 @@ impl CliError {
             CoordinateError::Stage(error) => error.into(),
             CoordinateError::Volume(error) => error.into(),
             CoordinateError::RunDir(error) => error.into(),
+            error @ CoordinateError::SnapshotGone { .. } => Self::caused(Exit::NotFound, &error),
             error @ CoordinateError::NoPlan(_) => Self::caused(Exit::Usage, &error)
                 .help("correct the job file; the dataset is staged, the run is not there"),
             error => Self::caused(Exit::OutOfReach, &error),
@@ -225,7 +230,9 @@ impl From<SnapshotError> for CliError {
             SnapshotError::NoDataset { .. } | SnapshotError::NoSnapshot { .. } => {
                 Self::caused(Exit::NotFound, &error).help("`forebay dataset list` shows what there is")
             }
-            SnapshotError::BadName { .. } | SnapshotError::Ambiguous { .. } => Self::caused(Exit::Usage, &error),
+            SnapshotError::BadName { .. } | SnapshotError::BadLabel { .. } | SnapshotError::Ambiguous { .. } => {
+                Self::caused(Exit::Usage, &error)
+            }
             error => Self::caused(Exit::OutOfReach, &error),
         }
     }
@@ -238,6 +245,16 @@ impl From<VolumeError> for CliError {
                 .help("stage something first, or name the volume with --volume or FOREBAY_VOLUME"),
             error => StageError::from(error).into(),
         }
+    }
+}
+
+impl From<RoomError> for CliError {
+    fn from(error: RoomError) -> Self {
+        let help = match &error {
+            RoomError::Snapshot(_) | RoomError::Volume(_) => None,
+            error => Some(error.remedy()),
+        };
+        Self { help, ..Self::caused(Exit::OutOfReach, &error) }
     }
 }
 

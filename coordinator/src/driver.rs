@@ -17,6 +17,7 @@
 mod keep;
 mod others;
 mod prepare;
+mod reading;
 mod result;
 mod session;
 #[cfg(test)]
@@ -32,7 +33,7 @@ use forebay_datasets::{
     volume::{Volume, VolumeError},
 };
 use forebay_jobs::{
-    id::{AttemptId, Epoch, WorkerId},
+    id::{AttemptId, Epoch, RunId, WorkerId},
     kinds::TaskError,
     plan::{Plan, PlanError},
     task::Failure,
@@ -44,7 +45,7 @@ pub use self::{
     others::{Attached, Cancelled, Client, LinkError, Observed, attach, cancel, finish, observe, reach},
     result::{FailureKind, Figures, OutputFigures, PhaseFigures, RunResult, StagedFigures, TaskFigures},
 };
-use self::{session::Session, work::Work};
+use self::{reading::Reading, session::Session, work::Work};
 use crate::{
     commit::CommitError,
     fleet::{
@@ -105,6 +106,16 @@ pub enum CoordinateError {
     /// What is staged could not be looked at.
     #[error("what is staged could not be checked")]
     Check(#[source] TaskError),
+    /// The snapshot that the run reads was removed: nobody had held it for a week, or nobody could.
+    #[error("snapshot {id} of `{name}`, which run `{run}` reads, is gone")]
+    SnapshotGone {
+        /// The dataset.
+        name: String,
+        /// The snapshot.
+        id: String,
+        /// The run.
+        run: RunId,
+    },
     /// The output could not be published.
     #[error("the output could not be published")]
     Publish(#[source] CommitError),
@@ -248,8 +259,12 @@ fn may_forget(run: &RunDir, error: &CoordinateError) -> bool {
 }
 
 async fn forget(volume: &Volume, run: &RunDir) {
-    let (volume, dir) = (volume.clone(), run.path().to_owned());
-    if let Ok(Err(error)) = tokio::task::spawn_blocking(move || volume.trash(&dir)).await {
+    let (volume, its) = (volume.clone(), run.clone());
+    let forget = move || {
+        reading::end(&volume, &its);
+        volume.trash(its.path())
+    };
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(forget).await {
         tracing::warn!(run = %run.id(), %error, "could not be removed");
     }
 }
@@ -278,6 +293,10 @@ async fn conduct(
     (options.tell)(RunProgress::Coordinating { epoch: claim.epoch });
     let (epoch, epoch_dir) = (claim.epoch, claim.dir.clone());
     let session = open(run, epoch, epoch_dir.clone()).await?;
+    let reading = Reading::default();
+    if let Some(snapshot) = reads(&session) {
+        reading.take(volume, run, snapshot).await?;
+    }
     let plan = match &session.figures.snapshot {
         Some(snapshot) => Some(plan_of(run, snapshot, &session.figures.phases).await?),
         None => None,
@@ -301,9 +320,10 @@ async fn conduct(
         logs: run.logs_dir(),
     });
     let tell = Arc::clone(&options.tell);
-    let mut work = Work::new((volume, run), (epoch, epoch_dir.clone()), (session, plan), inbox, tell);
+    let mut work = Work::new((volume, run), (epoch, epoch_dir.clone()), (session, plan), inbox, tell, reading.clone());
     let ended = tokio::select! {
         ended = work.until_ended(&mut fleet, &mut server) => ended,
+        gone = reading.keep(run) => Err(gone),
         () = options.interrupt.cancelled() => Err(CoordinateError::Interrupted),
     };
     let ended = match ended {
@@ -322,8 +342,13 @@ async fn conduct(
     ended
 }
 
-/// Removes what the attempts of a run that has ended wrote; what of it counts is linked from its output.
+/// Ends the lease of a run that has ended, and removes what its attempts wrote; what of it counts is linked from its
+/// output.
 async fn sweep(volume: &Volume, run: &RunDir) {
+    let (of, its) = (volume.clone(), run.clone());
+    if let Err(error) = tokio::task::spawn_blocking(move || reading::end(&of, &its)).await {
+        tracing::debug!(run = %run.id(), %error, "its lease on the snapshot could not be ended");
+    }
     let (volume, attempts) = (volume.clone(), run.path().join(ATTEMPTS));
     if !attempts.exists() {
         return;
@@ -331,6 +356,13 @@ async fn sweep(volume: &Volume, run: &RunDir) {
     if let Ok(Err(error)) = tokio::task::spawn_blocking(move || volume.trash(&attempts)).await {
         tracing::warn!(run = %run.id(), %error, "what its attempts wrote could not be removed");
     }
+}
+
+/// The snapshot that what is left of a planned run reads; what is only to be published or copied reads none.
+fn reads(session: &Session) -> Option<&str> {
+    let tasks = session.figures.tasks();
+    let works = tasks.succeeded < tasks.total && !session.machine.is_stopping();
+    session.figures.snapshot.as_deref().filter(|_| works)
 }
 
 /// Slots of each of so many workers on this host.

@@ -30,7 +30,8 @@ use crate::{
 pub(crate) const ATTEMPTS: &str = "attempts";
 const JOB_TEXT: &str = "job.toml";
 const JOB: &str = "job.json";
-const RESULT: &str = "result.json";
+/// There once a run has ended.
+pub(crate) const RESULT: &str = "result.json";
 const STAGED: &str = "staged.json";
 
 /// Why a run's directory could not be made or read.

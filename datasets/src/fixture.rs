@@ -17,7 +17,15 @@ pub struct Fixture {
 
 impl Fixture {
     pub fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::on(tempfile::tempdir().unwrap())
+    }
+
+    /// In memory, where that is possible: without a disk's waits, more happens at the same moment.
+    pub fn in_memory() -> Self {
+        Self::on(tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().unwrap()))
+    }
+
+    fn on(dir: tempfile::TempDir) -> Self {
         let volume = Volume::open_or_create(dir.path()).unwrap();
         Self { _dir: dir, volume, source: tempfile::tempdir().unwrap() }
     }

@@ -80,6 +80,25 @@ pub enum RoomError {
     Volume(#[from] VolumeError),
 }
 
+impl RoomError {
+    /// What a user can do.
+    pub fn remedy(&self) -> String {
+        match self {
+            Self::Quota { reclaimable: 0, .. } => {
+                "raise it with `forebay volume set --quota`; every snapshot that there is is the latest, pinned or read"
+                    .to_owned()
+            }
+            Self::Quota { reclaimable, .. } => format!(
+                "`forebay dataset gc --keep-last 1` frees up to {reclaimable} bytes, `forebay volume set --quota` raises it"
+            ),
+            Self::Inodes { .. } => {
+                "remove files, or name another volume with --volume; nothing was published".to_owned()
+            }
+            _ => "free some space, or name another volume with --volume; nothing was published".to_owned(),
+        }
+    }
+}
+
 /// What a file system has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Space {

@@ -178,11 +178,13 @@ impl Volume {
         if self.mount.is_probed() {
             return self;
         }
-        match self.find_out(Depth::FirstUse) {
-            Ok(mount) => {
-                warn(&self.root, &mount);
-                Self { mount: Arc::new(mount), ..self }
-            }
+        let found = probe::probe(&self.root, MountKind::of(&self.root), Depth::FirstUse).and_then(|found| {
+            warn(&self.root, &found);
+            Description::update(&self.root, |description| description.keep(&found))?;
+            Ok(found)
+        });
+        match found {
+            Ok(mount) => Self { mount: Arc::new(mount), ..self },
             Err(error) => {
                 tracing::debug!(root = %self.root.display(), %error, "the mount could not be probed");
                 self
@@ -196,15 +198,15 @@ impl Volume {
     /// # Errors
     /// That nothing can be written on the volume.
     pub fn check(&mut self) -> Result<(Mount, &Mount), VolumeError> {
-        let found = self.find_out(Depth::Check)?;
+        let found = probe::probe(&self.root, MountKind::of(&self.root), Depth::Check)?;
+        // What cannot publish cannot keep what was found either, and is all the more to be told.
+        if let Err(error) = Description::update(&self.root, |description| description.keep(&found))
+            && found.lacks().is_empty()
+        {
+            return Err(error);
+        }
         let before = Arc::unwrap_or_clone(std::mem::replace(&mut self.mount, Arc::new(found)));
         Ok((before, &self.mount))
-    }
-
-    fn find_out(&self, depth: Depth) -> Result<Mount, VolumeError> {
-        let found = probe::probe(&self.root, MountKind::of(&self.root), depth)?;
-        Description::update(&self.root, |description| description.keep(&found))?;
-        Ok(found)
     }
 
     /// What the mount through which this host uses the volume was found to do; what is safe to assume, where it was

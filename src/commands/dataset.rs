@@ -1,7 +1,8 @@
-//! `forebay dataset stage|list|show|verify`
+//! `forebay dataset stage|list|show|verify`; `pin`, `unpin` and `gc` are in `gc`
 
 use forebay_datasets::{
-    snapshot,
+    hold,
+    snapshot::{self, SnapshotId},
     source::{S3Options, SourceOptions, SourceUrl},
     stage::{self, StageRequest},
     verify,
@@ -9,6 +10,7 @@ use forebay_datasets::{
 };
 use serde_json::json;
 
+use super::gc;
 use crate::{
     cli::{DatasetCommand, Global, StageArgs},
     error::{CliError, Exit},
@@ -20,6 +22,9 @@ pub async fn execute(global: &Global, command: &DatasetCommand) -> Result<Exit, 
         DatasetCommand::Stage(args) => stage(global, args).await,
         DatasetCommand::List => list(global),
         DatasetCommand::Show { name, snapshot, objects } => show(global, name, snapshot.as_deref(), *objects),
+        DatasetCommand::Pin { snapshot, name } => gc::pin(global, snapshot, name.as_deref()),
+        DatasetCommand::Unpin { snapshot, name } => gc::unpin(global, snapshot, name.as_deref()),
+        DatasetCommand::Gc(args) => gc::collect(global, args),
         DatasetCommand::Verify { name, snapshot, full } => verify(global, name, snapshot.as_deref(), *full),
     }
 }
@@ -45,6 +50,8 @@ async fn stage(global: &Global, args: &StageArgs) -> Result<Exit, CliError> {
     let volume = Volume::open_or_create(&global.volume)?;
     let bar = StageBar::new(global.quiet);
     let staged = stage::stage(&volume, &request, &|progress| bar.advance(progress)).await?;
+    // Here, or whatever command comes next.
+    volume.empty_trash(Some(gc::AT_ONCE));
     bar.finish();
     let record = &staged.snapshot.record;
     if global.json {
@@ -102,14 +109,22 @@ fn show(global: &Global, name: &str, id: Option<&str>, objects: bool) -> Result<
     let volume = Volume::open(&global.volume)?;
     let snapshot = snapshot::open(&volume, name, id)?;
     let records = snapshot::records(&volume, name)?;
+    let holds = hold::holds(&volume, name)?;
+    let held = |id: &SnapshotId| -> String {
+        let of_it = holds.iter().filter(|(held, _)| held == id).map(|(_, hold)| hold.to_string());
+        of_it.collect::<Vec<_>>().join(", ")
+    };
     if global.json {
+        let pins = hold::pins(&volume, name)?.into_iter().map(|pin| (pin.label, json!(pin.snapshot)));
+        let pins: serde_json::Map<_, _> = pins.collect();
+        let holds: Vec<_> = holds.iter().map(|(id, hold)| json!({ "snapshot": id, "by": hold.to_string() })).collect();
         let listed = snapshot.manifest.objects.iter().map(|object| {
             json!({ "key": object.key, "path": object.path, "size": object.size, "etag": object.etag,
                     "version_id": object.version_id,                    "checksum": object.checksum })
         });
         let listed: Option<Vec<_>> = objects.then(|| listed.collect());
         let snapshots = json!({ "version": 1, "name": name, "snapshot": snapshot.record, "path": snapshot.dir,
-                                "snapshots": records, "objects": listed });
+                                "snapshots": records, "pins": pins, "holds": holds, "objects": listed });
         println!("{snapshots}");
         return Ok(Exit::Done);
     }
@@ -121,7 +136,7 @@ fn show(global: &Global, name: &str, id: Option<&str>, objects: bool) -> Result<
         table.print();
         return Ok(Exit::Done);
     }
-    let mut table = Table::new(["snapshot", "objects", "size", "staged", "source"]);
+    let mut table = Table::new(["snapshot", "objects", "size", "staged", "kept because", "source"]);
     for record in &records {
         let shown = if record.id == snapshot.record.id { "*" } else { "" };
         table.row([
@@ -129,6 +144,7 @@ fn show(global: &Global, name: &str, id: Option<&str>, objects: bool) -> Result<
             record.objects.to_string(),
             render::bytes(record.bytes),
             render::time(&record.created),
+            held(&record.id),
             record.source.clone(),
         ]);
     }

@@ -4,9 +4,11 @@ mod cancel;
 mod check;
 mod dataset;
 mod demo;
+mod gc;
 mod job;
 mod run;
 mod runs;
+mod volume;
 mod wait;
 mod worker;
 
@@ -30,6 +32,7 @@ pub async fn execute(cli: &Cli) -> Result<Exit, CliError> {
         Command::Check(args) => check::execute(global, args).await,
         Command::Runs(command) => runs::execute(global, command).await,
         Command::Dataset(command) => dataset::execute(global, command).await,
+        Command::Volume(command) => volume::execute(global, command),
         Command::Demo => demo::execute(global).await,
         Command::Worker(args) => worker::execute(global, args).await,
     }

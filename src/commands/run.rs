@@ -15,7 +15,7 @@ use forebay_jobs::id::RunId;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::{job, open_run};
+use super::{gc, job, open_run};
 use crate::{
     cli::{Global, RunArgs},
     error::{CliError, Exit},
@@ -50,6 +50,8 @@ pub async fn coordinate(global: &Global, volume: &Volume, run: &RunDir) -> Resul
         interrupt: interrupted()?,
     };
     let result = driver::finish(volume, run, &options).await;
+    // Here, or whatever command comes next.
+    volume.empty_trash(Some(gc::AT_ONCE));
     view.finish();
     result.map_err(|error| CliError::coordinating(error, run.id()))
 }

@@ -13,7 +13,7 @@ use forebay_jobs::{
     spec::Work,
 };
 
-use super::{CoordinateError, RunProgress, Tell, result::StagedFigures};
+use super::{CoordinateError, RunProgress, Tell, reading::Reading, result::StagedFigures};
 use crate::{commit::chain, rundir::RunDir};
 
 /// What preparing came to.
@@ -34,8 +34,9 @@ pub(super) async fn prepare(
     run: RunDir,
     epoch_dir: PathBuf,
     tell: Tell,
+    reading: &Reading,
 ) -> Result<Prepared, CoordinateError> {
-    let (snapshot, staged) = snapshot_of(&volume, &run, &tell).await?;
+    let (snapshot, staged) = held_snapshot_of(&volume, &run, &tell, reading).await?;
     tell(RunProgress::Staged { snapshot: snapshot.record.id.to_string(), figures: staged.clone() });
     let planned = {
         let (volume, run, snapshot) = (volume.clone(), run.clone(), snapshot.clone());
@@ -59,6 +60,26 @@ pub(super) async fn prepare(
         Ok(plan)
     };
     Ok(Prepared::Plan(tokio::task::spawn_blocking(install).await??))
+}
+
+/// The snapshot, which stays from here on.
+async fn held_snapshot_of(
+    volume: &Volume,
+    run: &RunDir,
+    tell: &Tell,
+    reading: &Reading,
+) -> Result<(Snapshot, StagedFigures), CoordinateError> {
+    let (snapshot, staged) = snapshot_of(volume, run, tell).await?;
+    match reading.take(volume, run, &snapshot.record.id.0).await {
+        Ok(()) => Ok((snapshot, staged)),
+        // Removed between staging and lease, since somebody else had staged something newer in between.
+        Err(CoordinateError::SnapshotGone { .. }) if run.job().dataset.version.is_none() => {
+            let (snapshot, staged) = snapshot_of(volume, run, tell).await?;
+            reading.take(volume, run, &snapshot.record.id.0).await?;
+            Ok((snapshot, staged))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 async fn snapshot_of(volume: &Volume, run: &RunDir, tell: &Tell) -> Result<(Snapshot, StagedFigures), CoordinateError> {

@@ -26,6 +26,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{
     CoordinateError, FIRST, RunProgress, Tell,
     prepare::{self, Prepared},
+    reading::Reading,
     session::Session,
     workers::Workers,
 };
@@ -73,6 +74,7 @@ pub(super) struct Work<'a> {
     pub(super) tell: Tell,
     pub(super) workers: Workers,
     plan: Option<Plan>,
+    reading: Reading,
     /// Everything spawned; dropped, all of it ends.
     tasks: JoinSet<Finished>,
     checks: Arc<Semaphore>,
@@ -99,6 +101,7 @@ impl<'a> Work<'a> {
         (session, plan): (Session, Option<Plan>),
         inbox: mpsc::Receiver<Heard>,
         tell: Tell,
+        reading: Reading,
     ) -> Self {
         let stop = CancellationToken::new();
         Self {
@@ -111,6 +114,7 @@ impl<'a> Work<'a> {
             session,
             inbox,
             tell,
+            reading,
             workers: Workers::default(),
             plan,
             tasks: JoinSet::new(),
@@ -366,10 +370,10 @@ impl<'a> Work<'a> {
         if self.plan.is_none() && !self.preparing {
             self.preparing = true;
             let (volume, run, epoch_dir) = (self.volume.clone(), self.run.clone(), self.epoch_dir.clone());
-            let tell = Arc::clone(&self.tell);
-            self.spawn_apart(
-                || async move { Finished::Prepared(prepare::prepare(volume, run, epoch_dir, tell).await) },
-            );
+            let (tell, reading) = (Arc::clone(&self.tell), self.reading.clone());
+            self.spawn_apart(|| async move {
+                Finished::Prepared(prepare::prepare(volume, run, epoch_dir, tell, &reading).await)
+            });
         }
         if publish && !self.publishing {
             self.publishing = true;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    PLAN, StageError,
+    PLAN, StageError, TREE,
     crew::Crew,
     ledger::{At, Ledger},
     plan::ListingDigest,
@@ -54,7 +54,7 @@ impl Commit {
         ledger: &Ledger,
         known: &mut Option<SnapshotId>,
     ) -> Result<SnapshotRecord, StageError> {
-        let tree = site.join("tree");
+        let tree = site.join(TREE);
         let mut manifest = ManifestWriter::create(&tree.join("manifest.parquet"))?;
         let mut listing = ListingDigest::default();
         let mut plan = RowFile::open(&site.join(PLAN))?;

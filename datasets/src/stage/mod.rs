@@ -384,13 +384,17 @@ impl Site<'_> {
         spool: &Spool<'_>,
     ) -> Result<Facts, StageError> {
         let path = self.dir.join(PLAN);
+        if path.exists() && !self.dir.join(TREE).exists() {
+            // Its stager was killed after it had published, and before it cleared up.
+            self.volume.trash(&self.dir).map_err(|error| VolumeError::io("remove", &self.dir, error))?;
+        }
         if path.exists() {
             return Ok(RowFile::open(&path)?.facts);
         }
         let draft = spool.dir.join(PLAN);
         let facts = write_plan(&draft, listing, mapping, base.as_ref(), &self.dataset)?;
         room::check(self.volume, facts.fetch_bytes, facts.fetch_objects)?;
-        volume::create_dirs(&self.dir.join("tree").join("data"))?;
+        volume::create_dirs(&self.dir.join(TREE).join(DATA))?;
         match volume::link_or_copy(&draft, &path) {
             Ok(_) => Ok(facts),
             Err(VolumeError::AlreadyExists { .. }) => Ok(RowFile::open(&path)?.facts),
@@ -400,6 +404,8 @@ impl Site<'_> {
 }
 
 const PLAN: &str = "plan.arrow";
+const TREE: &str = "tree";
+const DATA: &str = "data";
 
 fn write_plan(
     path: &Path,
@@ -486,7 +492,7 @@ impl Work {
     fn stage(&self, commit: &commit::Commit, ended: &AtomicBool) -> Result<Snapshot, Missed> {
         let crew = Crew::join(&self.dir)?;
         let staged = self.run(&crew, ended).and_then(|()| commit.publish(&self.dir, &crew));
-        let overtaken = !self.dir.exists();
+        let overtaken = !self.dir.join(TREE).exists();
         let is_needed = match &staged {
             Ok(_) => false,
             // Others may have had more luck, and room.
@@ -506,7 +512,7 @@ impl Work {
         let chunks = plan.chunks();
         let floor = Floor {
             volume: &self.volume,
-            data: self.dir.join("tree").join("data"),
+            data: self.dir.join(TREE).join(DATA),
             crew,
             board: Board::new(Instant::now()),
             readers: &self.readers,

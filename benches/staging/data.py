@@ -99,7 +99,7 @@ def scaled(row: Row, scale: float) -> tuple[int, int]:
 def bucket(row: Row, data: Path, scale: float, say) -> Bucket:
     """The row's bucket, made if it is not there."""
     count, size = scaled(row, scale)
-    wanted = {"format": FORMAT, "seed": SEED, "count": count, "size": size, "scale": scale if row.name == "mixed" else 0}
+    wanted = {"format": FORMAT, "seed": SEED, "count": count, "size": size}
     directory, listing = data / "objects" / row.name, data / "listings" / row.name
     # Written last: without it the rest is what an interrupted run left.
     mark = data / f"{row.name}.json"

@@ -69,10 +69,16 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
+def ended(*_) -> None:
+    # The same may come again, as from timeout(1), and must not cut the clearing up short.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(143)
+
+
 def main() -> int:
     args = arguments()
     # So that servers are ended and outputs removed however this is ended.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, ended)
     try:
         return compare(args)
     except server.Failed as error:
@@ -177,7 +183,7 @@ def stage(args, bucket, chosen, endpoint, scratch, results, failures) -> None:
 
 
 def remove(directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
+    shutil.rmtree(directory, onerror=lambda _call, path, error: say(f"not removed: {path}: {error[1]}"))
 
 
 def check_room(args, out: Path, buckets: list[data.Bucket], chosen: list[tools.Tool]) -> None:

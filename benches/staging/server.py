@@ -178,7 +178,7 @@ def rclone(binary: Path, data: Path, prefix: Path) -> Server:
 
 
 def check_listing(server: Server, bucket: str) -> None:
-    """Whether objects answer with the ETags that the listing has: a tool that asks by If-Match would else fetch twice."""
+    """Whether objects answer with the ETags that the listing has: a tool that asks by If-Match would ask twice."""
     space = "{http://s3.amazonaws.com/doc/2006-03-01/}"
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=START_SECONDS)
     connection.request("GET", f"/{bucket}?list-type=2&prefix=&encoding-type=url")

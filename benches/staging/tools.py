@@ -103,7 +103,8 @@ class Rclone(Tool):
         remote = f":s3,provider=Other,env_auth,force_path_style,list_version=2,region={REGION}:{work.bucket}"
         argv = [self.binary, "copy", remote, work.out, "--s3-endpoint", work.endpoint]
         # One listing instead of one a directory, and no HEAD of each object for its modification time or its MD5.
-        argv += ["--fast-list", "--use-server-modtime", "--s3-no-check-bucket", "--no-check-dest", "--ignore-checksum", "--inplace"]
+        argv += ["--fast-list", "--use-server-modtime", "--ignore-checksum", "--inplace"]
+        argv += ["--s3-no-check-bucket", "--no-check-dest"]
         argv += ["--transfers", "32", "--multi-thread-streams", "8", "--multi-thread-cutoff", "64M"]
         return [*argv, "--stats", "0", "--log-level", "ERROR"]
 
@@ -210,7 +211,7 @@ def chosen(names: list[str], forebay: Path, cache: Path, say) -> list[Tool]:
     tools = []
     if any(name.startswith("forebay") for name in names):
         if not os.access(forebay, os.X_OK):
-            raise Failed(f"{forebay} is no program: build it by `cargo build --release --locked`, or say --forebay PATH")
+            raise Failed(f"{forebay} is no program: say --forebay PATH, or build it by `cargo build --release --locked`")
         forebay = forebay.resolve()
         tools.append(Forebay(forebay, sync=True))
         if NO_SYNC in said([forebay, "dataset", "stage", "--help"]):

@@ -1,6 +1,6 @@
-"""The tools compared: where each comes from, and the command that stages a bucket with it at its best.
+"""The tools compared: where each comes from, and the command that stages a bucket with it.
 
-Settings were chosen by trying them on these rows; what is set and why stands beside it.
+What is set and why stands beside it; benches/README.md says how far the settings were tried.
 """
 
 import hashlib

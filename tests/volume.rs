@@ -11,7 +11,7 @@ use serde_json::Value;
 use support::{Cluster, Outcome, eventually};
 
 fn in_namespace(cluster: &Cluster, text: &str) -> Outcome {
-    support::in_namespace(&cluster.terminal().command(), text)
+    support::namespace::in_namespace(&cluster.terminal(), text)
 }
 
 /// Stages these bytes as the only object of `data`. Returns the snapshot.

@@ -88,13 +88,6 @@ async fn a_source_that_is_out_of_reach_leaves_nothing() {
     terminal().forebay(["run", &good]).code(0);
 }
 
-<<<<<<< HEAD
-=======
-fn in_namespace(cluster: &Cluster, text: &str) -> Outcome {
-    crate::support::in_namespace(&cluster.terminal().command(), text)
-}
-
->>>>>>> care
 #[tokio::test(flavor = "multi_thread")]
 async fn a_volume_that_is_read_only_is_named() {
     let cluster = cluster().await;

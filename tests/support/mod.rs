@@ -207,12 +207,3 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
 }
-
-/// Runs a shell text with the binary as `$forebay`, in a mount namespace of its own.
-pub fn in_namespace(command: &Command, text: &str) -> Outcome {
-    let mut shell = Command::new("unshare");
-    let map = if rustix::process::geteuid().is_root() { "-m" } else { "-rm" };
-    shell.args([map, "sh", "-euc", text]).env_clear().env("forebay", env!("CARGO_BIN_EXE_forebay"));
-    shell.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    Outcome::of(shell.output().unwrap())
-}

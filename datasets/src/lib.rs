@@ -4,6 +4,7 @@
 //! of jobs, workers, or attempts.
 
 pub mod checksum;
+pub mod columns;
 pub mod format;
 pub mod keymap;
 pub mod output;

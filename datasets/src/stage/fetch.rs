@@ -60,7 +60,7 @@ impl<'a> Fetcher<'a> {
                 Ok(checksum) => {
                     (self.progress)(StageProgress::Fetched { objects: 1, bytes: 0 });
                     let Listed { key, size, etag, version_id } = listed;
-                    return Ok(Object { key, path, size, etag, version_id, checksum });
+                    return Ok(Object { key, path, size, etag, version_id, checksum, held: None });
                 }
                 Err(StageError::Source(SourceError::Changed { .. })) if changes < CHANGES => {
                     changes += 1;

@@ -24,6 +24,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 
 use self::{fetch::Fetcher, plan::Copy};
 use crate::{
+    columns::Columns,
     snapshot::{self, Manifest, Object, Snapshot, SnapshotError, SnapshotRecord},
     source::{ErrorKind, Source, SourceError, SourceOptions, SourceUrl},
     volume::{self, Volume, VolumeError},
@@ -43,6 +44,8 @@ pub struct StageRequest {
     pub url: SourceUrl,
     /// How it is reached, and what of it is taken.
     pub options: SourceOptions,
+    /// The columns of its Parquet objects that are taken; none: all.
+    pub columns: Option<Columns>,
 }
 
 /// How far a staging is.
@@ -106,6 +109,12 @@ pub enum StageError {
         /// Bytes free.
         free: u64,
     },
+    /// Columns are chosen, and this version fetches whole objects only.
+    #[error("staging the columns {columns} alone is not supported by this version")]
+    ColumnsUnsupported {
+        /// Which.
+        columns: Columns,
+    },
     /// An unchanged object of the snapshot before is damaged on the volume.
     #[error("`{key}` of snapshot {id} is damaged on the volume: `forebay dataset verify` tells more")]
     Damaged {
@@ -121,7 +130,7 @@ impl StageError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Source(error) => error.kind(),
-            Self::Snapshot(SnapshotError::BadName { .. }) => ErrorKind::Usage,
+            Self::Snapshot(SnapshotError::BadName { .. }) | Self::ColumnsUnsupported { .. } => ErrorKind::Usage,
             _ => ErrorKind::Storage,
         }
     }
@@ -134,6 +143,9 @@ pub async fn stage(
     progress: &(dyn Fn(StageProgress) + Send + Sync),
 ) -> Result<Staged, StageError> {
     let started = Instant::now();
+    if let Some(columns) = request.columns.clone() {
+        return Err(StageError::ColumnsUnsupported { columns });
+    }
     let dataset = snapshot::dataset_dir(volume, &request.name)?;
     let source = Source::connect(&request.url, &request.options).await?;
     let listing = source.list(&|objects| progress(StageProgress::Listed { objects })).await?;
@@ -146,7 +158,7 @@ pub async fn stage(
     let url = request.url.to_string();
     let tells_changes = listing.iter().all(|object| object.etag.is_some());
     let mut records = snapshot::records(volume, &request.name)?;
-    let same = records.iter().rposition(|record| (&record.source, &record.listing) == (&url, &digest) && tells_changes);
+    let same = records.iter().rposition(|record| record.source == url && record.serves(&digest, None) && tells_changes);
     if let Some(same) = same {
         let snapshot = snapshot::load(&dataset, records.swap_remove(same))?;
         snapshot::set_latest(&dataset, &snapshot.record.id)?;
@@ -185,6 +197,8 @@ pub async fn stage(
         objects: manifest.objects.len() as u64,
         bytes: manifest.bytes(),
         created: jiff::Timestamp::now().to_string(),
+        columns: None,
+        held_bytes: None,
     };
     let snapshot = staging.commit(&dataset, record, manifest)?;
     Ok(done(snapshot, fetch_objects, fetch_bytes))

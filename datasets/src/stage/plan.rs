@@ -19,13 +19,15 @@ pub(super) enum Copy {
 
 /// One copy for each listed object, in the listing's order.
 ///
-/// An object is unchanged if key, size and ETag are; without an ETag nothing is.
+/// An object is unchanged if key, size and ETag are; without an ETag nothing is. One that is held in part is never
+/// shared as a whole.
 pub(super) fn copies(listing: &[Listed], present: &Manifest) -> Vec<Copy> {
     let paths = keymap::paths(listing.iter().map(|object| object.key.as_str()));
     let copy = |(object, path): (&Listed, String)| {
         let held = present.objects.binary_search_by(|held| held.key.cmp(&object.key)).ok();
         let unchanged = held
             .map(|at| &present.objects[at])
+            .filter(|held| held.held.is_none())
             .filter(|held| object.etag.is_some() && (held.size, &held.etag) == (object.size, &object.etag));
         match unchanged {
             Some(held) => Copy::Share { from: held.clone(), path },
@@ -67,6 +69,7 @@ mod tests {
             etag: Some(etag.into()),
             version_id: None,
             checksum: Crc64(0),
+            held: None,
         };
         let present = Manifest { objects: vec![held("changed", "1"), held("gone", "1"), held("same", "1")] };
         let listing = [listed("changed", Some("2")), listed("new", Some("1")), listed("same", Some("1"))];
@@ -77,9 +80,19 @@ mod tests {
     }
 
     #[test]
+    fn a_part_is_not_shared_as_a_whole() {
+        let (key, path, etag) = ("a".into(), "a".into(), Some("1".into()));
+        let whole = Object { key, path, size: 1, etag, version_id: None, checksum: Crc64(0), held: None };
+        let part = Object { held: Some(vec![]), ..whole.clone() };
+        let plan = |object| copies(&[listed("a", Some("1"))], &Manifest { objects: vec![object] });
+        assert!(matches!(plan(whole)[0], Copy::Share { .. }));
+        assert!(matches!(plan(part)[0], Copy::Fetch { .. }));
+    }
+
+    #[test]
     fn without_an_etag_nothing_counts_as_unchanged() {
-        let object =
-            Object { key: "a".into(), path: "a".into(), size: 1, etag: None, version_id: None, checksum: Crc64(0) };
+        let (key, path) = ("a".into(), "a".into());
+        let object = Object { key, path, size: 1, etag: None, version_id: None, checksum: Crc64(0), held: None };
         let plan = copies(&[listed("a", None)], &Manifest { objects: vec![object] });
         assert!(matches!(plan[0], Copy::Fetch { .. }));
     }

@@ -51,6 +51,7 @@ pub struct Faults {
 #[derive(Debug, Default)]
 pub struct Counts {
     gets: AtomicU64,
+    bytes: AtomicU64,
     lists: AtomicU64,
     parts: AtomicU64,
 }
@@ -59,6 +60,11 @@ impl Counts {
     /// GETs of objects, those that failed too.
     pub fn gets(&self) -> u64 {
         self.gets.load(Ordering::Relaxed)
+    }
+
+    /// Bytes in the answers to them.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
     }
 
     /// Pages of listings.

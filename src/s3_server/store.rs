@@ -219,6 +219,7 @@ impl S3 for Store {
         }
         let checksum = stored.checksum().filter(|_| whole);
         let length = body.len();
+        self.counts.bytes.fetch_add(length as u64, Ordering::Relaxed);
         let mut chunks = vec![Ok(body.clone())];
         if faults.cut_short.contains(&input.key) {
             chunks = vec![Ok(body.slice(..length / 2)), Err(io::Error::from(io::ErrorKind::ConnectionReset))];

@@ -1,5 +1,7 @@
 //! Datasets of which some columns are staged, by the built binary.
 
+#![allow(clippy::unwrap_used, reason = "clippy knows tests only by their attribute")]
+
 mod support;
 
 use std::{fs, io, ops::Range, path::Path, sync::Arc};

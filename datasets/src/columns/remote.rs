@@ -1,10 +1,19 @@
 //! What an object holds before it is staged: its columns, by one or two ranges of it.
 
-use super::{ColumnsError, Footer, Found, TAIL};
+use super::{Columns, ColumnsError, Footer, Found, Held, SMALL, TAIL};
 use crate::{
     source::{Listed, Source, SourceError},
     stage::retry,
 };
+
+/// What of a Parquet object of a source is to be fetched for the wanted columns: [`ranges`](super::ranges) of what the
+/// source answers.
+pub async fn held(source: &Source, object: &Listed, wanted: &Columns) -> Result<Held, ColumnsError<SourceError>> {
+    match object.size {
+        0..=SMALL => Ok(Held::Whole),
+        _ => Ok(footer(source, object).await?.held(wanted)?),
+    }
+}
 
 /// The footer of a Parquet object of a source.
 pub async fn footer(source: &Source, object: &Listed) -> Result<Footer, ColumnsError<SourceError>> {
@@ -50,5 +59,10 @@ mod tests {
         let some = first_lines(&source, csv, 50).await.unwrap();
         assert!(whole.starts_with(&some) && some.ends_with(b"\n") && some.len() <= 50, "{some:?}");
         assert!(matches!(footer(&source, csv).await, Err(ColumnsError::Footer(_))));
+        let flights = find("flights/2013-01.parquet");
+        let held = held(&source, flights, &["tailnum"].into_iter().collect()).await.unwrap();
+        let Held::Ranges(ranges) = held else { panic!() };
+        assert!(ranges.last().is_some_and(|last| last.end == flights.size), "{ranges:?}");
+        assert_eq!(super::held(&source, csv, &Columns::default()).await.unwrap(), Held::Whole, "it is not looked at");
     }
 }

@@ -39,6 +39,7 @@ pub(super) fn of_plan(plan: &LogicalPlan) -> Result<BTreeMap<String, Columns>, D
                 Some(projection) => columns.extend(projection.iter().map(|at| schema.field(*at).name().clone())),
                 None => columns.extend(schema.fields().iter().map(|field| field.name().clone())),
             }
+            // A table that applies a filter all by itself need not give its columns out.
             let filters = scan.filters.iter().flat_map(|filter| filter.column_refs());
             columns.extend(filters.map(|column| column.name.clone()));
         }

@@ -144,7 +144,7 @@ pub struct Source {
 
 #[derive(Clone, Debug)]
 enum Backend {
-    S3(s3::Bucket),
+    S3(Box<s3::Bucket>),
     File(file::Directory),
 }
 
@@ -180,7 +180,9 @@ impl Source {
     pub async fn connect(url: &SourceUrl, options: &SourceOptions) -> Result<Self, SourceError> {
         let selection = Selection::new(options)?;
         let backend = match url {
-            SourceUrl::S3 { bucket, prefix } => Backend::S3(s3::Bucket::connect(bucket, prefix, &options.s3).await?),
+            SourceUrl::S3 { bucket, prefix } => {
+                Backend::S3(Box::new(s3::Bucket::connect(bucket, prefix, &options.s3).await?))
+            }
             SourceUrl::File { dir } => Backend::File(file::Directory::new(dir)),
         };
         Ok(Self { url: url.clone(), selection, backend })
@@ -204,7 +206,7 @@ impl Source {
             Backend::S3(bucket) => match bucket.list(&mut selected).await {
                 // The first request tells.
                 Err(SourceError::Elsewhere { region, .. }) => {
-                    *bucket = bucket.in_region(region).await?;
+                    **bucket = bucket.in_region(region).await?;
                     bucket.list(&mut selected).await?;
                 }
                 listed => listed?,

@@ -7,7 +7,7 @@
 use std::{
     fs::{self, File},
     ops::Range,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -188,6 +188,10 @@ impl Lane<'_> {
         self.floor.data.join(&item.row().path)
     }
 
+    fn place(&self, item: &Item, size: u64, direct: bool) -> Result<Placing, VolumeError> {
+        Placing::create(&self.floor.data, &item.row().path, size, direct)
+    }
+
     fn record(&self, item: &Item, object: &Listed, about: &About, crc64: Crc64) -> Result<(), StageError> {
         let listed = &item.row().object;
         let changed = ((object.size, &object.etag) != (listed.size, &listed.etag)
@@ -228,7 +232,7 @@ impl Lane<'_> {
                 read => break read?,
             }
         };
-        let placing = Placing::create(&self.path(item), object.size, false)?;
+        let placing = self.place(item, object.size, false)?;
         placing.write_at(&self.memory[..usize::try_from(object.size).expect("it is small")], 0)?;
         placing.finish(object.size, self.floor.technique.syncs_files())?;
         self.record(item, &object, &about, crc64)?;
@@ -244,9 +248,7 @@ impl Lane<'_> {
             tracing::warn!(key, path = %from.display(), "is damaged on the volume; fetching it anew");
             return Ok(false);
         }
-        if let Some(parent) = to.parent() {
-            volume::create_dirs(parent)?;
-        }
+        volume::create_dirs_below(&self.floor.data, Path::new(&item.row().path))?;
         match self.floor.volume.share(&from, &to) {
             Ok(_) => {}
             // What one that died has left.
@@ -329,7 +331,7 @@ impl Lane<'_> {
             return Ok(());
         }
         let mut object = item.object().clone();
-        let placing = Placing::create(&self.path(item), object.size, self.floor.technique.writes_directly())?;
+        let placing = self.place(item, object.size, self.floor.technique.writes_directly())?;
         let mut tries = 0;
         let (about, crc64) = loop {
             match self.patiently(|lane| lane.stream(&object, &placing, buffer)) {
@@ -442,7 +444,7 @@ impl Lane<'_> {
         let goes_on = adopted.is_some() || old.is_some();
         let placing = match adopted {
             Some(placing) => placing,
-            None => Placing::create(&path, object.size, direct)?,
+            None => self.place(&item, object.size, direct)?,
         };
         let records = if goes_on { records } else { Vec::new() };
         let large = Arc::new(Large::new(item, object, expected, &uploads, placing, &records, old));

@@ -282,7 +282,7 @@ mod tests {
                     let row = Row { path: "k".to_owned(), object: object.clone(), shared: None };
                     let chunk = Arc::new(Chunk::new(0, vec![row], Before::Nobody));
                     let item = Item { chunk, row: 0, tries: 0, now: None };
-                    let placing = Placing::create(&dir.path().join("k"), size, false).unwrap();
+                    let placing = Placing::create(dir.path(), "k", size, false).unwrap();
                     placing.write_at(&bytes, 0).unwrap();
                     let large = Large::new(item, object, Some(expected), &uploads, placing, &[], None);
                     let mut last = false;

@@ -215,9 +215,9 @@ mod tests {
         let key = format!("{n:06}");
         let shared = Shared { from: "x".to_owned(), checksum: Crc64(n), version_id: Some("v".to_owned()) };
         Row {
-            path: if n % 2 == 0 { key.clone() } else { "%/y.key".to_owned() },
-            object: Listed { key, size, etag: (n % 3 == 0).then(|| "e".to_owned()), version_id: None },
-            shared: (n % 5 == 0).then_some(shared),
+            path: if n.is_multiple_of(2) { key.clone() } else { "%/y.key".to_owned() },
+            object: Listed { key, size, etag: n.is_multiple_of(3).then(|| "e".to_owned()), version_id: None },
+            shared: n.is_multiple_of(5).then_some(shared),
         }
     }
 

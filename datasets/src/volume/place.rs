@@ -20,7 +20,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{VolumeError, create_dirs, nonce};
+use super::{VolumeError, create_dirs_below, nonce};
 
 /// Files of at least this size have their room set aside at once.
 const SET_ASIDE: u64 = 1 << 20;
@@ -40,14 +40,16 @@ pub(crate) struct Placing {
 }
 
 impl Placing {
-    /// Makes the file, and the directories that lead to it. `direct` asks for writes past the page cache.
-    pub(crate) fn create(path: &Path, size: u64, direct: bool) -> Result<Self, VolumeError> {
+    /// Makes the file `name` below `root`, and the directories between. A root that is not there is not made anew:
+    /// others have taken it away. `direct` asks for writes past the page cache.
+    pub(crate) fn create(root: &Path, name: &str, size: u64, direct: bool) -> Result<Self, VolumeError> {
+        let path = &root.join(name);
         let new = || OpenOptions::new().read(true).write(true).create_new(true).to_owned();
         let failed = |error| VolumeError::io("create", path, error);
         let (file, temporary) = match new().open(path) {
             Ok(file) => (file, None),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                path.parent().map_or(Ok(()), create_dirs)?;
+                create_dirs_below(root, Path::new(name))?;
                 (new().open(path).map_err(failed)?, None)
             }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -151,15 +153,23 @@ mod tests {
     fn a_name_that_is_taken_is_replaced_and_the_file_of_the_other_is_not_written_to() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/b");
-        let stalled = Placing::create(&path, 0, false).unwrap();
-        let second = Placing::create(&path, 0, false).unwrap();
+        let create = || Placing::create(dir.path(), "a/b", 0, false).unwrap();
+        let (stalled, second) = (create(), create());
         second.write_at(b"right", 0).unwrap();
         second.finish(5, true).unwrap();
         stalled.write_at(b"wrong and long", 0).unwrap();
         stalled.finish(14, true).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"right");
-        drop(Placing::create(&path, 0, false).unwrap());
+        drop(create());
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_others_have_taken_away_is_not_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("gone");
+        assert!(Placing::create(&root, "a/b", 0, false).is_err());
+        assert!(!root.exists());
     }
 
     #[test]
@@ -169,7 +179,7 @@ mod tests {
         map.iter_mut().enumerate().for_each(|(i, byte)| *byte = (i / 7) as u8);
         for direct in [false, true] {
             let path = dir.path().join(direct.to_string());
-            let placing = Placing::create(&path, 2 << 20, direct).unwrap();
+            let placing = Placing::create(dir.path(), &direct.to_string(), 2 << 20, direct).unwrap();
             let size = 2 * ALIGNED + 100;
             placing.write_at(&map[..size], 0).unwrap();
             placing.write_at(&map[1..100], size as u64).unwrap();

@@ -1,32 +1,47 @@
 //! What keeps a snapshot: `refs/latest`, a pin, or a reader's lease; and how nobody's snapshot is removed under them.
 //!
 //! Who is to hold a snapshot and who is to remove one may be on different hosts, and no lock works everywhere. So both
-//! take two steps, in opposite order. Who holds a snapshot first writes what shows it, a small file, and then looks
-//! whether the snapshot is there. Who removes one first renames it to a name that no reader uses,
-//! `snapshots/.gone-<id>-<nonce>`, and then looks whether anything shows that it is held; if so it gives the name back.
-//! Whichever way the steps fall, one of the two sees the other: if the holder found the snapshot there, that was before
-//! the rename, so that its file was there before the remover looked.
+//! first show what they are about to do, in a file, and then look for the other's:
 //!
-//! A holder that finds the snapshot under the other name gives the old one back itself. The remover takes it to the
-//! trash by a second rename: of these two renames one finds nothing any more, and who made it knows that it came too
+//! - A holder writes what shows its hold. Then it waits until no remover shows itself that may have looked before; and
+//!   then it looks whether the snapshot is there.
+//! - A remover shows itself, `snapshots/.going-<id>-<nonce>`. Then it looks who holds the snapshot. If nobody does, it
+//!   renames it to a name that no reader uses, `.gone-<id>-<nonce>`, and looks again.
+//!
+//! Whichever way the steps fall, one of the two sees the other: a remover that the holder did not see showed itself later,
+//! and so finds the hold. The second look is for a holder that lost patience with a remover that had stopped: it gives
+//! the name back. So does a holder that finds the snapshot under the other name. A remover takes it from there to the
+//! trash by a second rename: of two such renames one finds nothing any more, and who made it knows that it came too
 //! late. No such name is used twice, so that nobody takes away what another remover, or stager, has put there since. A
-//! remover that is killed in between leaves the name, and the next one looks who holds it and goes on from there.
+//! remover that is killed leaves its names, and the next one looks who holds the snapshot and goes on from there.
 //!
 //! On a network file system each look is preceded by the creation of a file in the directory, without which the host
 //! could answer from what it remembers.
 
+mod pins;
+
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
+pub use self::pins::{Pin, pin, pins, unpin};
 use crate::{
     lease,
     snapshot::{self, SnapshotError, SnapshotId},
-    volume::{self, Removed, Volume, VolumeError},
+    volume::{self, Holder, Removed, Volume, VolumeError},
 };
 
+const GOING: &str = ".going-";
 const GONE: &str = ".gone-";
+/// How long a holder waits for removers that have shown themselves; they take some looks and a rename.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// A remover that took longer than this to look looks again.
+const IN_TIME: Duration = Duration::from_secs(10);
+/// Between two looks for removers: no file server tells when a name goes.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// What keeps a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,15 +70,6 @@ impl std::fmt::Display for Hold {
     }
 }
 
-/// A pin: it keeps a snapshot until it is taken away.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Pin {
-    /// Its label, once in a dataset.
-    pub label: String,
-    /// The snapshot.
-    pub snapshot: SnapshotId,
-}
-
 /// Everything that keeps a dataset's snapshots now.
 pub fn holds(volume: &Volume, name: &str) -> Result<Vec<(SnapshotId, Hold)>, SnapshotError> {
     let dataset = snapshot::dataset_dir(volume, name)?;
@@ -72,63 +78,6 @@ pub fn holds(volume: &Volume, name: &str) -> Result<Vec<(SnapshotId, Hold)>, Sna
     let leases = lease::leases(volume, name)?.into_iter().filter(|lease| lease.is_live());
     found.extend(leases.map(|lease| (lease.snapshot, Hold::Reader { reader: lease.reader })));
     Ok(found)
-}
-
-/// Pins a snapshot under a label, in place of what had it. Returns the snapshot's id.
-///
-/// # Errors
-/// [`SnapshotError::NoSnapshot`] if it is not there, or was removed in this very moment.
-pub fn pin(volume: &Volume, name: &str, id: Option<&str>, label: &str) -> Result<SnapshotId, SnapshotError> {
-    let dataset = snapshot::dataset_dir(volume, name)?;
-    let id = snapshot::find(volume, name, id)?.id;
-    let path = pin_path(&dataset, label)?;
-    let before = fs::read(&path).ok();
-    volume::create_dirs(&dataset.join("pins"))?;
-    volume::replace(&path, id.0.as_bytes())?;
-    if let Err(error) = secure(&dataset, &id) {
-        // As it was: a pin on nothing helps nobody.
-        match before {
-            Some(before) => volume::replace(&path, &before)?,
-            None => fs::remove_file(&path).map_err(|error| VolumeError::io("remove", &path, error))?,
-        }
-        return Err(error);
-    }
-    Ok(id)
-}
-
-/// Takes a pin away. Says which snapshot it kept; none if there is no such pin.
-pub fn unpin(volume: &Volume, name: &str, label: &str) -> Result<Option<SnapshotId>, SnapshotError> {
-    let dataset = snapshot::dataset_dir(volume, name)?;
-    let path = pin_path(&dataset, label)?;
-    let pin = pins(volume, name)?.into_iter().find(|pin| pin.label == label);
-    match fs::remove_file(&path) {
-        Ok(()) => volume::sync_dir(&dataset.join("pins"))?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(VolumeError::io("remove", &path, error).into()),
-    }
-    Ok(pin.map(|pin| pin.snapshot))
-}
-
-/// The pins of a dataset, by label.
-pub fn pins(volume: &Volume, name: &str) -> Result<Vec<Pin>, SnapshotError> {
-    let dir = snapshot::dataset_dir(volume, name)?.join("pins");
-    let mut pins = Vec::new();
-    for label in volume::names(&dir)? {
-        let path = dir.join(&label);
-        match fs::read_to_string(&path) {
-            Ok(id) => pins.push(Pin { label, snapshot: SnapshotId(id.trim().to_owned()) }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(VolumeError::io("read", &path, error).into()),
-        }
-    }
-    Ok(pins)
-}
-
-fn pin_path(dataset: &Path, label: &str) -> Result<PathBuf, SnapshotError> {
-    match snapshot::is_name(label) {
-        true => Ok(dataset.join("pins").join(label)),
-        false => Err(SnapshotError::BadLabel { label: label.to_owned() }),
-    }
 }
 
 /// What a holder does after it has shown that it holds a snapshot: makes sure that it is there, and will stay.
@@ -143,7 +92,10 @@ pub(crate) fn secure(dataset: &Path, id: &SnapshotId) -> Result<(), SnapshotErro
         SnapshotError::NoSnapshot { name, id: id.to_string() }
     };
     volume::server_time(&snapshots)?.ok_or_else(missing)?;
-    for (gone, of) in removals(&snapshots)? {
+    if !await_removers(&snapshots, id, PATIENCE)? {
+        tracing::warn!(path = %there.display(), "somebody was about to remove it and does not go on");
+    }
+    for (gone, of) in named(&snapshots, GONE)? {
         if of == *id {
             restore(&gone, &there)?;
         }
@@ -152,6 +104,20 @@ pub(crate) fn secure(dataset: &Path, id: &SnapshotId) -> Result<(), SnapshotErro
         Ok(true) => Ok(()),
         Ok(false) => Err(missing()),
         Err(error) => Err(VolumeError::io("inspect", &there, error).into()),
+    }
+}
+
+/// Waits for the removers that show themselves now; whoever shows itself later finds the hold. False if that took too long.
+fn await_removers(snapshots: &Path, id: &SnapshotId, patience: Duration) -> Result<bool, VolumeError> {
+    let begun = Instant::now();
+    let mut removers: Vec<_> = named(snapshots, GOING)?.into_iter().filter(|(_, of)| of == id).collect();
+    loop {
+        removers.retain(|(path, _)| is_at_work(path));
+        if removers.is_empty() || begun.elapsed() > patience {
+            return Ok(removers.is_empty());
+        }
+        thread::sleep(LOOK);
+        volume::server_time(snapshots)?;
     }
 }
 
@@ -186,27 +152,70 @@ pub(crate) enum Removal {
 pub(crate) fn remove(volume: &Volume, name: &str, id: &SnapshotId) -> Result<Removal, SnapshotError> {
     let snapshots = snapshot::dataset_dir(volume, name)?.join("snapshots");
     let there = snapshots.join(&id.0);
-    let held = of(volume, name, id)?;
-    if !held.is_empty() {
-        return Ok(Removal::Held(held));
-    }
     let gone = snapshots.join(format!("{GONE}{id}-{}", volume::nonce()));
-    match fs::rename(&there, &gone) {
-        Ok(()) => {}
-        // Removed by somebody else; or by this process, and the reply was lost.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(VolumeError::io("remove", &there, error).into()),
+    loop {
+        let going = Going::announce(&snapshots, id)?;
+        let held = of(volume, name, id)?;
+        if !held.is_empty() {
+            return Ok(Removal::Held(held));
+        }
+        if going.since.elapsed() > IN_TIME {
+            continue;
+        }
+        match fs::rename(&there, &gone) {
+            Ok(()) => {}
+            // Removed by somebody else; or by this process, and the reply was lost.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(VolumeError::io("remove", &there, error).into()),
+        }
+        return finish(volume, name, id, &gone, Some(going));
     }
-    finish(volume, name, id, &gone)
 }
 
-/// The second half of a removal.
-fn finish(volume: &Volume, name: &str, id: &SnapshotId, gone: &Path) -> Result<Removal, SnapshotError> {
+/// Shows that a snapshot may be on its way out.
+struct Going {
+    path: PathBuf,
+    since: Instant,
+}
+
+impl Going {
+    fn announce(snapshots: &Path, id: &SnapshotId) -> Result<Self, VolumeError> {
+        let going = Self { path: snapshots.join(format!("{GOING}{id}-{}", volume::nonce())), since: Instant::now() };
+        let holder = serde_json::to_vec(&Holder::this_process()).expect("plain fields serialise");
+        volume::replace(&going.path, &holder)?;
+        Ok(going)
+    }
+}
+
+impl Drop for Going {
+    fn drop(&mut self) {
+        // One that stays keeps holders waiting as long as this process lives, and no longer than their patience.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Whether the remover that shows itself here may be about to rename. In doubt it is.
+fn is_at_work(going: &Path) -> bool {
+    match fs::read(going) {
+        Ok(text) => !serde_json::from_slice(&text).is_ok_and(|holder: Holder| holder.is_gone()),
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    }
+}
+
+/// The second half of a removal. Holders wait no longer once it is decided.
+fn finish(
+    volume: &Volume,
+    name: &str,
+    id: &SnapshotId,
+    gone: &Path,
+    going: Option<Going>,
+) -> Result<Removal, SnapshotError> {
     let held = of(volume, name, id)?;
     if !held.is_empty() {
         restore(gone, &gone.with_file_name(&id.0))?;
         return Ok(Removal::Held(held));
     }
+    drop(going);
     if !gone.exists() {
         return Ok(Removal::Gone);
     }
@@ -218,16 +227,16 @@ fn finish(volume: &Volume, name: &str, id: &SnapshotId, gone: &Path) -> Result<R
 pub(crate) fn finish_removals(volume: &Volume, name: &str) -> Result<Removed, SnapshotError> {
     let snapshots = snapshot::dataset_dir(volume, name)?.join("snapshots");
     let mut removed = Removed::default();
-    for (gone, id) in removals(&snapshots)? {
-        if let Removal::Done(more) = finish(volume, name, &id, &gone)? {
+    for (gone, id) in named(&snapshots, GONE)? {
+        if let Removal::Done(more) = finish(volume, name, &id, &gone, None)? {
             removed = removed.and(more);
         }
     }
     Ok(removed)
 }
 
-/// The snapshots that are being removed.
-fn removals(snapshots: &Path) -> Result<Vec<(PathBuf, SnapshotId)>, VolumeError> {
+/// The names of removers that begin so, and of which snapshots they are.
+fn named(snapshots: &Path, beginning: &str) -> Result<Vec<(PathBuf, SnapshotId)>, VolumeError> {
     let entries = match fs::read_dir(snapshots) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(|error| VolumeError::io("list", snapshots, error))?,
@@ -236,7 +245,7 @@ fn removals(snapshots: &Path) -> Result<Vec<(PathBuf, SnapshotId)>, VolumeError>
     for entry in entries {
         let entry = entry.map_err(|error| VolumeError::io("list", snapshots, error))?;
         let name = entry.file_name();
-        let id = name.to_str().and_then(|name| Some(name.strip_prefix(GONE)?.split_once('-')?.0));
+        let id = name.to_str().and_then(|name| Some(name.strip_prefix(beginning)?.split_once('-')?.0));
         found.extend(id.map(|id| (entry.path(), SnapshotId(id.to_owned()))));
     }
     Ok(found)

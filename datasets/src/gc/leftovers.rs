@@ -16,8 +16,8 @@ use crate::{
 };
 
 /// Beginnings of the names that are temporary: of files being written, runs being created, probes of a mount or of the
-/// server's clock, epochs being claimed or set aside.
-const TEMPORARY: [&str; 5] = [".tmp-", ".new-", ".probe-", ".claim-", ".late-"];
+/// server's clock, epochs being claimed or set aside, removals being announced.
+const TEMPORARY: [&str; 6] = [".tmp-", ".new-", ".probe-", ".claim-", ".late-", ".going-"];
 /// What is younger may be somebody's.
 const AGE: Duration = Duration::from_secs(24 * 3600);
 

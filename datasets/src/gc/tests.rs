@@ -122,10 +122,11 @@ async fn what_killed_processes_left_is_cleared_after_a_day() {
             age(path, 2 * DAY);
         }
     }
-    // A stager that writes into its own directory is at work.
-    fs::create_dir_all(fixture.path("datasets/d/staging/6/data")).unwrap();
+    // A stager that shows that it is alive is at work.
+    fs::create_dir_all(fixture.path("datasets/d/staging/6/stagers/x")).unwrap();
+    fs::write(fixture.path("datasets/d/staging/6/stagers/x/alive.json"), "{}").unwrap();
     age(&fixture.path("datasets/d/staging/6"), 2 * DAY);
     assert_eq!(cleared(&fixture), left.len());
     assert!(left.iter().all(|path| !fixture.path(path).exists()));
-    assert!(kept.iter().all(|path| fixture.path(path).exists()) && fixture.path("datasets/d/staging/6/data").exists());
+    assert!(kept.iter().all(|path| fixture.path(path).exists()) && fixture.path("datasets/d/staging/6").exists());
 }

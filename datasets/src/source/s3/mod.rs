@@ -1,5 +1,5 @@
 //! S3: through the AWS SDK for credentials, regions, endpoints, listing and uploads; through connections of its own for
-//! the many GETs, see [`http`].
+//! the many GETs, in `http`.
 //!
 //! Every step has a time-out. Retrying is the caller's, who knows what else is in flight.
 

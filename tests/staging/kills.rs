@@ -157,7 +157,7 @@ async fn a_killed_stager_costs_what_was_in_flight() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "minutes of kills; .ci/run has it"]
+#[ignore = "many minutes of kills: `cargo test --test staging -- --ignored two_hundred`"]
 async fn two_hundred_kills_cost_what_was_in_flight() {
     survives_kills(200).await;
 }

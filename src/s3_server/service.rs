@@ -61,6 +61,7 @@ impl Store {
             Some(Fault::Error) => Err(s3_error!(InternalError, "we encountered an internal error, please try again")),
             Some(Fault::Skewed) => Err(super::wire::skewed(24 * 3600)),
             Some(Fault::Hang) => {
+                // The fault itself.
                 tokio::time::sleep(silence).await;
                 Ok(None)
             }
@@ -222,6 +223,7 @@ impl S3 for Store {
         let asked = Asked::new(&self.counts, what.clone());
         let latency = self.lock().faults.latency;
         if latency > Duration::ZERO {
+            // The fault itself.
             tokio::time::sleep(latency).await;
         }
         let fault = self.trouble(format!("get {what}"), false).await?;

@@ -141,6 +141,7 @@ async fn never_mixes_two_versions(server: &Server) {
         bench.put("large", old.clone()).await;
         let stage = ["dataset", "stage", "s3://changing", "--name", "d"];
         let staging = bench.terminal().start(stage);
+        // The moment of the change; a server of others tells no event.
         tokio::time::sleep(std::time::Duration::from_millis(100 + 150 * attempt)).await;
         bench.put("large", new.clone()).await;
         let outcome = staging.outcome();

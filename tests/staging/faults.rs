@@ -161,6 +161,7 @@ async fn silence_is_outlasted(seconds: u64) {
     let staging = cluster.terminal().start(["dataset", "stage", "s3://data"]);
     eventually("the staging is in the middle", || cluster.s3.counts().gets() > SMALL / 3);
     cluster.s3.fall_silent();
+    // The silence that is to be outlasted.
     tokio::time::sleep(Duration::from_secs(seconds)).await;
     let before = cluster.s3.counts().gets();
     cluster.s3.speak_again();

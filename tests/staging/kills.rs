@@ -217,12 +217,14 @@ async fn may_stall(is_killed: bool) {
     if is_killed {
         other.signal(Signal::KILL);
         other.outcome();
+        // Longer than a lease, which is a time and no event.
         tokio::time::sleep(Duration::from_secs(20)).await;
         // A third one finds both gone, and does what is left.
         ordeal.check(&ordeal.terminal().forebay(STAGE).json(0), &undisturbed);
     } else {
         let begun = Instant::now();
         ordeal.check(&other.outcome().json(0), &undisturbed);
+        // The same.
         tokio::time::sleep(Duration::from_secs(20).saturating_sub(begun.elapsed())).await;
     }
     stalled.signal(Signal::CONT);

@@ -23,6 +23,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let volume = Volume::open_or_create(Path::new(volume))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let staged = runtime.block_on(stage(&volume, &request, &|_| ()))?;
-    println!("{} {} objects in {:.3} s", staged.snapshot.record.id, staged.fetched_objects, staged.seconds);
+    println!("{} {} objects in {:.3} s", staged.record.id, staged.fetched_objects, staged.seconds);
     Ok(())
 }

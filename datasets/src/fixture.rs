@@ -48,7 +48,7 @@ impl Fixture {
         }
         let url = format!("file://{}", self.source.path().display()).parse().unwrap();
         let request = StageRequest { name: "d".into(), url, options: SourceOptions::default(), durable: true };
-        stage(&self.volume, &request, &|_| ()).await.unwrap().snapshot.record.id
+        stage(&self.volume, &request, &|_| ()).await.unwrap().record.id
     }
 
     pub fn path(&self, relative: &str) -> std::path::PathBuf {

@@ -224,7 +224,7 @@ impl Shares {
 
 fn objects(volume: &Volume, name: &str, id: &SnapshotId) -> Result<Vec<Object>, SnapshotError> {
     let dir = snapshot::dataset_dir(volume, name)?.join("snapshots").join(&id.0);
-    let path = dir.join("manifest.parquet");
+    let path = dir.join(snapshot::MANIFEST);
     match path.try_exists() {
         Ok(false) => Ok(Vec::new()),
         Ok(true) => Ok(Manifest::read(&path)?.objects),

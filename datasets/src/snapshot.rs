@@ -18,6 +18,7 @@ use crate::{
     volume::{self, Volume, VolumeError},
 };
 
+pub(crate) const MANIFEST: &str = "manifest.parquet";
 /// The version of the commit record's format.
 pub(crate) const FORMAT: u32 = 1;
 
@@ -168,6 +169,14 @@ impl Snapshot {
 }
 
 impl SnapshotRecord {
+    /// Its directory on this host.
+    ///
+    /// # Errors
+    /// [`SnapshotError::BadName`] of a record that no staging has written.
+    pub fn dir(&self, volume: &Volume) -> Result<PathBuf, SnapshotError> {
+        Ok(dataset_dir(volume, &self.name)?.join("snapshots").join(&self.id.0))
+    }
+
     /// The path of one of its objects relative to the volume's root.
     pub(crate) fn volume_path(&self, object: &Object) -> String {
         format!("datasets/{}/snapshots/{}/data/{}", self.name, self.id, object.path)
@@ -191,7 +200,7 @@ pub(crate) fn is_name(name: &str) -> bool {
 
 /// Opens a snapshot: the latest, or the one whose id is, or begins with, `id`.
 pub fn open(volume: &Volume, name: &str, id: Option<&str>) -> Result<Snapshot, SnapshotError> {
-    load(&dataset_dir(volume, name)?, find(volume, name, id)?)
+    load(volume, find(volume, name, id)?)
 }
 
 /// The record of the latest snapshot, or of the one whose id is, or begins with, `id`.
@@ -213,15 +222,27 @@ pub fn find(volume: &Volume, name: &str, id: Option<&str>) -> Result<SnapshotRec
 }
 
 /// Opens the snapshot of a record.
-pub(crate) fn load(dataset_dir: &Path, record: SnapshotRecord) -> Result<Snapshot, SnapshotError> {
-    let dir = dataset_dir.join("snapshots").join(&record.id.0);
-    let path = dir.join("manifest.parquet");
+pub fn load(volume: &Volume, record: SnapshotRecord) -> Result<Snapshot, SnapshotError> {
+    let dir = record.dir(volume)?;
+    let path = dir.join(MANIFEST);
     let manifest = Manifest::read(&path)?;
     if manifest.id() != record.id {
-        let what = format!("it is not the manifest of snapshot {}", record.id);
-        return Err(SnapshotError::Inconsistent { path, what });
+        return Err(not_of(path, &record));
     }
     Ok(Snapshot { record, manifest, dir })
+}
+
+/// Whether a snapshot's manifest is there and the one of its record, without holding it in memory.
+pub(crate) fn check_manifest(volume: &Volume, record: &SnapshotRecord) -> Result<(), SnapshotError> {
+    let path = record.dir(volume)?.join(MANIFEST);
+    match manifest::id_in(&path)? == record.id {
+        true => Ok(()),
+        false => Err(not_of(path, record)),
+    }
+}
+
+fn not_of(path: PathBuf, record: &SnapshotRecord) -> SnapshotError {
+    SnapshotError::Inconsistent { path, what: format!("it is not the manifest of snapshot {}", record.id) }
 }
 
 /// The commit records of a dataset, oldest first; none for a dataset that is not there.

@@ -92,7 +92,10 @@ fn size(path: &Path) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stage::{StageRequest, stage};
+    use crate::{
+        snapshot,
+        stage::{StageRequest, stage},
+    };
 
     #[tokio::test]
     async fn every_kind_of_damage_is_found_and_only_that() {
@@ -103,7 +106,8 @@ mod tests {
         let volume = Volume::open_or_create(root.path()).unwrap();
         let url = format!("file://{}", source.path().display()).parse().unwrap();
         let request = StageRequest { name: "d".into(), url, options: Default::default(), durable: true };
-        let snapshot = stage(&volume, &request, &|_| ()).await.unwrap().snapshot;
+        let staged = stage(&volume, &request, &|_| ()).await.unwrap();
+        let snapshot = snapshot::load(&volume, staged.record).unwrap();
         let whole = verify(&volume, &snapshot, true, &|_| ());
         assert_eq!(whole, VerifyReport { checked: 4, bytes: 20, bad: vec![] });
 

@@ -53,11 +53,11 @@ async fn stage(global: &Global, args: &StageArgs) -> Result<Exit, CliError> {
     // Here, or whatever command comes next.
     volume.empty_trash(Some(gc::AT_ONCE));
     bar.finish();
-    let record = &staged.snapshot.record;
+    let record = &staged.record;
     if global.json {
         let object = json!({
             "version": 1, "name": record.name, "source": record.source, "snapshot": record.id,
-            "path": staged.snapshot.dir, "objects": record.objects, "bytes": record.bytes,
+            "path": record.dir(&volume)?, "objects": record.objects, "bytes": record.bytes,
             "fetched_objects": staged.fetched_objects, "fetched_bytes": staged.fetched_bytes,
             "seconds": staged.seconds,
         });

@@ -96,11 +96,12 @@ async fn snapshot_of(volume: &Volume, run: &RunDir, tell: &Tell) -> Result<(Snap
     }
     let request = dataset.stage_request().map_err(StageError::from)?;
     let staged = stage::stage(volume, &request, &|progress| tell(RunProgress::Staging(progress))).await?;
+    let snapshot = snapshot::load(volume, staged.record).map_err(StageError::from)?;
     let figures = StagedFigures {
         fetched_objects: staged.fetched_objects,
         fetched_bytes: staged.fetched_bytes,
         seconds: staged.seconds,
-        ..figures(&staged.snapshot)
+        ..figures(&snapshot)
     };
-    Ok((staged.snapshot, figures))
+    Ok((snapshot, figures))
 }

@@ -107,6 +107,15 @@ pub(crate) fn objects(
     }))
 }
 
+/// The digest of the content of a manifest, read piece by piece.
+pub(super) fn id_in(path: &Path) -> Result<SnapshotId, SnapshotError> {
+    let mut digest = Sha256::new();
+    for object in objects(path)? {
+        digest_object(&mut digest, &object?);
+    }
+    Ok(id_of(digest))
+}
+
 /// The objects of a batch, or what is wrong with it.
 fn objects_of(batch: &RecordBatch) -> Result<Vec<Object>, String> {
     let missing = |name: &str| format!("it has no column `{name}` of the right type");

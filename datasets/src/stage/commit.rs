@@ -11,7 +11,7 @@ use super::{
     technique::Technique,
 };
 use crate::{
-    snapshot::{self, ManifestWriter, Object, Snapshot, SnapshotId, SnapshotRecord},
+    snapshot::{self, ManifestWriter, Object, SnapshotId, SnapshotRecord},
     volume::{self, Volume, VolumeError},
 };
 
@@ -26,7 +26,7 @@ pub(super) struct Commit {
 
 impl Commit {
     /// Publishes what the stagers have done in `site`. Another stager may do the same at the same time.
-    pub(super) fn publish(&self, site: &Path, crew: &Crew) -> Result<Snapshot, StageError> {
+    pub(super) fn publish(&self, site: &Path, crew: &Crew) -> Result<SnapshotRecord, StageError> {
         let mut known = None;
         match self.try_publish(site, &crew.ledger(), &mut known) {
             Ok(record) => self.accept(record),
@@ -38,9 +38,9 @@ impl Commit {
         }
     }
 
-    fn accept(&self, record: SnapshotRecord) -> Result<Snapshot, StageError> {
+    fn accept(&self, record: SnapshotRecord) -> Result<SnapshotRecord, StageError> {
         snapshot::set_latest(&self.dataset, &record.id)?;
-        Ok(snapshot::load(&self.dataset, record)?)
+        Ok(record)
     }
 
     fn published(&self, id: &SnapshotId) -> Option<SnapshotRecord> {
@@ -55,7 +55,7 @@ impl Commit {
         known: &mut Option<SnapshotId>,
     ) -> Result<SnapshotRecord, StageError> {
         let tree = site.join(TREE);
-        let mut manifest = ManifestWriter::create(&tree.join("manifest.parquet"))?;
+        let mut manifest = ManifestWriter::create(&tree.join(snapshot::MANIFEST))?;
         let mut listing = ListingDigest::default();
         let mut plan = RowFile::open(&site.join(PLAN))?;
         for chunk in 0..plan.chunks() {

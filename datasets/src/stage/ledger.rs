@@ -123,6 +123,11 @@ impl Ledger {
         self.chunks.contains(&chunk)
     }
 
+    /// The chunks that are durable and not among these.
+    pub(super) fn chunks_besides<'a>(&'a self, known: &'a BTreeSet<u32>) -> impl Iterator<Item = u32> + 'a {
+        self.chunks.difference(known).copied()
+    }
+
     pub(super) fn chunks(&self) -> usize {
         self.chunks.len()
     }

@@ -16,6 +16,7 @@ mod board;
 mod commit;
 mod crew;
 mod error;
+mod follow;
 mod lane;
 mod large;
 mod ledger;
@@ -29,19 +30,24 @@ mod work;
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Instant,
 };
 
 pub(crate) use self::crew::is_abandoned;
-pub use self::error::StageError;
 use self::{
     commit::Commit,
+    follow::Announcer,
     lane::Counts,
+    rows::RowFile,
     site::{Site, Spool},
     work::Work,
+};
+pub use self::{
+    error::StageError,
+    follow::{Expected, Follow, Staging},
 };
 use crate::{
     snapshot::{self, SnapshotError, SnapshotRecord},
@@ -109,10 +115,20 @@ pub async fn stage(
     request: &StageRequest,
     progress: &(dyn Fn(StageProgress) + Send + Sync),
 ) -> Result<Staged, StageError> {
+    stage_followed(volume, request, progress, None).await
+}
+
+/// Stages a source for one who begins before all of it is there.
+pub async fn stage_followed(
+    volume: &Volume,
+    request: &StageRequest,
+    progress: &(dyn Fn(StageProgress) + Send + Sync),
+    follower: Option<Arc<dyn Follow>>,
+) -> Result<Staged, StageError> {
     let mut tries = 0;
     loop {
         tries += 1;
-        match stage_once(volume, request, progress).await {
+        match stage_once(volume, request, progress, follower.clone()).await {
             // Another stager has published what both were at; the next listing finds it.
             Err(Missed::Overtaken(_)) if tries < OVERTAKEN => {}
             Err(Missed::Overtaken(error) | Missed::Failed(error)) => return Err(error),
@@ -147,6 +163,7 @@ async fn stage_once(
     volume: &Volume,
     request: &StageRequest,
     progress: &(dyn Fn(StageProgress) + Send + Sync),
+    follower: Option<Arc<dyn Follow>>,
 ) -> Result<Staged, Missed> {
     let started = Instant::now();
     let dataset = snapshot::dataset_dir(volume, &request.name)?;
@@ -177,6 +194,16 @@ async fn stage_once(
         fetch_bytes: facts.fetch_bytes,
     });
     drop(spool);
+    let plan = RowFile::open(&site.dir.join(PLAN))?;
+    let (mut order, mut announcer) = (follow::order(&[], plan.chunks()), None);
+    if let Some(follower) = follower.filter(|_| survey.tells_changes) {
+        let staging = Staging::read(plan, survey.digest)?;
+        let chunks = staging.chunks.clone();
+        if let Some(wanted) = follower.planned(staging) {
+            order = follow::order(&wanted, chunks.len());
+            announcer = Some(Announcer::new(follower, site.dir.join(TREE).join(DATA), chunks));
+        }
+    }
     let counts = Arc::new(Counts::default());
     let work = Work {
         volume: volume.clone(),
@@ -184,6 +211,8 @@ async fn stage_once(
         readers: source.readers().await?,
         durable: request.durable,
         facts,
+        order,
+        announcer: announcer.map(Mutex::new),
         counts: Arc::clone(&counts),
     };
     let commit = Commit {

@@ -13,6 +13,7 @@ use super::{
     Commit, DATA, Missed, PLAN, StageError, StageProgress, TREE,
     board::Board,
     crew::Crew,
+    follow::Announcer,
     lane::{self, Counts, Floor},
     ledger::Record,
     rows::{Facts, RowFile},
@@ -20,7 +21,7 @@ use super::{
 };
 use crate::{snapshot::SnapshotRecord, source::Readers, volume::Volume};
 
-/// How often one that waits for other stagers looks at what they have done: no event tells it across hosts.
+/// How often one that waits for what other stagers do looks at it: no event tells it across hosts.
 const LOOK: Duration = Duration::from_millis(200);
 /// How often progress is told.
 const TELL: Duration = Duration::from_millis(100);
@@ -32,6 +33,9 @@ pub(super) struct Work {
     pub readers: Readers,
     pub durable: bool,
     pub facts: Facts,
+    /// All chunks, in the order in which they are wanted.
+    pub order: Vec<u32>,
+    pub announcer: Option<Mutex<Announcer>>,
     pub counts: Arc<Counts>,
 }
 
@@ -111,6 +115,7 @@ impl Work {
             technique: &technique,
             counts: &self.counts,
             plan: Mutex::new(plan),
+            order: &self.order,
             cursor: Mutex::new(0),
         };
         loop {
@@ -136,6 +141,7 @@ impl Work {
                 return Err(StageError::Ended);
             }
             crew.refresh()?;
+            self.announce(crew)?;
             if crew.ledger().chunks() >= chunks {
                 return Ok(());
             }
@@ -162,14 +168,24 @@ impl Work {
                     }
                 }
             });
-            scope.spawn(|| {
+            let mut beside = vec![scope.spawn(|| {
                 while !over.load(Ordering::Relaxed) {
                     if ended.load(Ordering::Relaxed) {
                         floor.board.stop(None);
                     }
                     std::thread::park_timeout(TELL);
                 }
-            });
+            })];
+            if self.announcer.is_some() {
+                beside.push(scope.spawn(|| {
+                    while !over.load(Ordering::Relaxed) && !floor.board.is_stopped() {
+                        if let Err(error) = self.announce(floor.crew) {
+                            floor.board.stop(Some(error));
+                        }
+                        std::thread::park_timeout(LOOK);
+                    }
+                }));
+            }
             let mut lanes = 0;
             while floor.board.wants_lane() {
                 let number = lanes;
@@ -177,7 +193,15 @@ impl Work {
                 scope.spawn(move || lane::work(floor, number));
             }
             over.store(true, Ordering::Relaxed);
+            beside.iter().for_each(|beside| beside.thread().unpark());
         });
+    }
+
+    fn announce(&self, crew: &Crew) -> Result<(), StageError> {
+        match &self.announcer {
+            Some(announcer) => announcer.lock().expect("no holder panics").tell(crew),
+            None => Ok(()),
+        }
     }
 
     fn make_durable(&self, floor: &Floor<'_>, chunks: &[u32]) -> Result<(), StageError> {

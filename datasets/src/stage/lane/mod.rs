@@ -44,8 +44,10 @@ pub(super) struct Floor<'a> {
     pub technique: &'a Technique,
     pub counts: &'a Counts,
     pub plan: Mutex<RowFile>,
-    /// The next chunk to look at.
-    pub cursor: Mutex<u32>,
+    /// All chunks, in the order in which they are wanted.
+    pub order: &'a [u32],
+    /// The place in it of the next chunk to look at.
+    pub cursor: Mutex<usize>,
 }
 
 /// What has been done so far.
@@ -146,16 +148,14 @@ impl Lane<'_> {
 
     fn claim(&self) -> Result<Option<Chunk>, StageError> {
         loop {
-            let index = {
+            let next = {
                 let mut cursor = self.floor.cursor.lock().expect("no holder panics");
                 *cursor += 1;
                 *cursor - 1
             };
-            let mut plan = self.floor.plan.lock().expect("no holder panics");
-            if index as usize >= plan.chunks() {
-                return Ok(None);
-            }
+            let Some(index) = self.floor.order.get(next).copied() else { return Ok(None) };
             if let Claim::Mine { before } = self.floor.crew.claim(index)? {
+                let mut plan = self.floor.plan.lock().expect("no holder panics");
                 return Ok(Some(Chunk::new(index, plan.chunk(index as usize)?, before)));
             }
         }

@@ -14,6 +14,7 @@
 //! id is free for a corrected job. Any later error that may pass (storage out of reach, a full disk, an interrupt) ends the coordinator and not the run: it
 //! can be resumed. What can never succeed ends the run.
 
+mod early;
 mod keep;
 mod others;
 mod prepare;
@@ -55,7 +56,7 @@ use crate::{
     journal::JournalError,
     lease::{self, Claim, LeaseError},
     run::EndState,
-    rundir::{ATTEMPTS, RunDir, RunDirError},
+    rundir::{ATTEMPTS, INPUTS, RunDir, RunDirError},
     server::{Server, ServerConfig, ServerError},
 };
 
@@ -297,9 +298,9 @@ async fn conduct(
     if let Some(snapshot) = reads(&session) {
         reading.take(volume, run, snapshot).await?;
     }
-    let plan = match &session.figures.snapshot {
-        Some(snapshot) => Some(plan_of(run, snapshot, &session.figures.phases).await?),
-        None => None,
+    let plan = match session.figures.planned {
+        true => Some(Arc::new(plan_of(run, session.figures.snapshot.as_deref(), &session.figures.phases).await?)),
+        false => None,
     };
     let (sender, inbox) = mpsc::channel(INBOX);
     let config = ServerConfig {
@@ -342,19 +343,21 @@ async fn conduct(
     ended
 }
 
-/// Ends the lease of a run that has ended, and removes what its attempts wrote; what of it counts is linked from its
-/// output.
+/// Ends the lease of a run that has ended, and removes what its attempts wrote, which is linked from its output where it
+/// counts, and the second names of its inputs.
 async fn sweep(volume: &Volume, run: &RunDir) {
     let (of, its) = (volume.clone(), run.clone());
     if let Err(error) = tokio::task::spawn_blocking(move || reading::end(&of, &its)).await {
         tracing::debug!(run = %run.id(), %error, "its lease on the snapshot could not be ended");
     }
-    let (volume, attempts) = (volume.clone(), run.path().join(ATTEMPTS));
-    if !attempts.exists() {
-        return;
-    }
-    if let Ok(Err(error)) = tokio::task::spawn_blocking(move || volume.trash(&attempts)).await {
-        tracing::warn!(run = %run.id(), %error, "what its attempts wrote could not be removed");
+    for what in [ATTEMPTS, INPUTS] {
+        let (volume, dir) = (volume.clone(), run.path().join(what));
+        if !dir.exists() {
+            continue;
+        }
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || volume.trash(&dir)).await {
+            tracing::warn!(run = %run.id(), %error, "its {what} could not be removed");
+        }
     }
 }
 
@@ -377,11 +380,13 @@ async fn open(run: &RunDir, epoch: Epoch, epoch_dir: PathBuf) -> Result<Session,
 }
 
 /// The plan that the journal tells of, and no other.
-async fn plan_of(run: &RunDir, snapshot: &str, phases: &[PhaseFigures]) -> Result<Plan, CoordinateError> {
+async fn plan_of(run: &RunDir, snapshot: Option<&str>, phases: &[PhaseFigures]) -> Result<Plan, CoordinateError> {
     let path = run.plan_path();
     let plan = tokio::task::spawn_blocking(move || Plan::read(&path)).await??;
     let planned = plan.phases().into_iter().map(u64::from);
-    match plan.snapshot == *snapshot && planned.eq(phases.iter().map(|phase| phase.total)) {
+    // A plan that was made ahead of the snapshot never learns which that is.
+    let same = plan.snapshot.is_none() || plan.snapshot.as_deref() == snapshot;
+    match same && planned.eq(phases.iter().map(|phase| phase.total)) {
         true => Ok(plan),
         false => {
             let why = "the plan is another one than they were written for".to_owned();

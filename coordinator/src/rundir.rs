@@ -28,6 +28,8 @@ use crate::{
 
 /// Where attempts write.
 pub(crate) const ATTEMPTS: &str = "attempts";
+/// Where tasks find their inputs that start before all of them are staged.
+pub(crate) const INPUTS: &str = "inputs";
 const JOB_TEXT: &str = "job.toml";
 const JOB: &str = "job.json";
 /// There once a run has ended.

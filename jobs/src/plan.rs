@@ -1,5 +1,7 @@
 //! The plan of a run: every task of every phase, fixed before the first one starts.
 
+mod ahead;
+
 use std::path::Path;
 
 use forebay_datasets::{
@@ -18,11 +20,17 @@ use crate::{
     task::{TaskInput, TaskSpec},
 };
 
+pub use self::ahead::{plan_ahead, starts_early};
+
 /// All tasks of a run over one snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
-    /// Id of the snapshot.
-    pub snapshot: String,
+    /// Id of the snapshot; none of a plan that was made ahead of it.
+    pub snapshot: Option<String>,
+    /// Digest of the listing that a plan was made of, ahead of the snapshot.
+    pub listing: Option<String>,
+    /// Where the objects lie, relative to the volume's root.
+    pub data: String,
     /// The splits of the first phase's tasks.
     pub splits: Vec<Split>,
     /// Tasks of the second phase, if the kind of work has one; each reads one partition.
@@ -80,17 +88,7 @@ pub enum PlanError {
 
 /// Plans a job over a snapshot.
 pub fn plan(job: &JobSpec, snapshot: &Snapshot, volume: &Volume) -> Result<Plan, PlanError> {
-    let cut = match (job.split.by, &job.work) {
-        (_, Work::Sql(_)) | (SplitBy::Whole, _) => Cut::Whole,
-        (SplitBy::File, _) => Cut::File,
-        (SplitBy::Bytes, _) => Cut::Bytes,
-        (SplitBy::RowGroups, _) => Cut::RowGroups,
-    };
-    let size = match job.split.size {
-        SplitSize::Bytes(bytes) => Size::Bytes(bytes),
-        SplitSize::Count(count) => Size::Count(count),
-        SplitSize::Each => Size::Each,
-    };
+    let cut = cut(job);
     let selected = match &job.work {
         Work::Sql(sql) => objects_of_tables(sql, &snapshot.manifest.objects)?,
         _ => snapshot.manifest.objects.iter().collect(),
@@ -115,6 +113,28 @@ pub fn plan(job: &JobSpec, snapshot: &Snapshot, volume: &Volume) -> Result<Plan,
     };
     // A footer is a seek or a round trip each: on a network file system they are read side by side.
     let objects = selected.into_par_iter().map(cuttable).collect::<Result<Vec<_>, _>>()?;
+    let snapshot = &snapshot.record;
+    let data = format!("datasets/{}/snapshots/{}/data", snapshot.name, snapshot.id);
+    Ok(Plan { snapshot: Some(snapshot.id.to_string()), listing: None, data, ..tasks(job, &objects)? })
+}
+
+fn cut(job: &JobSpec) -> Cut {
+    match (job.split.by, &job.work) {
+        (_, Work::Sql(_)) | (SplitBy::Whole, _) => Cut::Whole,
+        (SplitBy::File, _) => Cut::File,
+        (SplitBy::Bytes, _) => Cut::Bytes,
+        (SplitBy::RowGroups, _) => Cut::RowGroups,
+    }
+}
+
+/// A plan that does not say yet what it is over.
+fn tasks(job: &JobSpec, objects: &[Cuttable]) -> Result<Plan, PlanError> {
+    let cut = cut(job);
+    let size = match job.split.size {
+        SplitSize::Bytes(bytes) => Size::Bytes(bytes),
+        SplitSize::Count(count) => Size::Count(count),
+        SplitSize::Each => Size::Each,
+    };
     if let (Cut::Bytes, Size::Bytes(bytes)) = (cut, size) {
         // Before they are made: they would not fit into memory.
         let tasks = objects.iter().filter(|object| object.lines).map(|object| object.size / bytes.max(1)).sum();
@@ -122,7 +142,7 @@ pub fn plan(job: &JobSpec, snapshot: &Snapshot, volume: &Volume) -> Result<Plan,
             return Err(PlanError::TooMany { tasks });
         }
     }
-    let splits = split(&objects, cut, size);
+    let splits = split(objects, cut, size);
     if splits.len() > MOST_TASKS as usize {
         return Err(PlanError::TooMany { tasks: splits.len() as u64 });
     }
@@ -133,7 +153,7 @@ pub fn plan(job: &JobSpec, snapshot: &Snapshot, volume: &Volume) -> Result<Plan,
         Work::Mapreduce(mapreduce) => Some(mapreduce.partitions),
         _ => None,
     };
-    Ok(Plan { snapshot: snapshot.record.id.to_string(), splits, partitions })
+    Ok(Plan { snapshot: None, listing: None, data: String::new(), splits, partitions })
 }
 
 /// The objects that the tables of a query are made of, each once.
@@ -174,8 +194,9 @@ impl Plan {
 
     /// Writes the plan, one line a split after a line that says the rest.
     pub fn write(&self, path: &Path) -> Result<(), VolumeError> {
-        let (snapshot, splits) = (self.snapshot.clone(), self.splits.len());
-        let head = Head { version: VERSION, snapshot, splits, partitions: self.partitions };
+        let (snapshot, listing, data) = (self.snapshot.clone(), self.listing.clone(), self.data.clone());
+        let (splits, partitions) = (self.splits.len(), self.partitions);
+        let head = Head { version: VERSION, snapshot, listing, data, splits, partitions };
         let mut text = serde_json::to_vec(&head).expect("plain fields serialise");
         for split in &self.splits {
             text.push(b'\n');
@@ -198,18 +219,21 @@ impl Plan {
         if splits.len() != head.splits || splits.len() > MOST_TASKS as usize {
             return Err(bad(Error::custom(format!("it has {} of {} splits", splits.len(), head.splits))));
         }
-        Ok(Self { snapshot: head.snapshot, splits, partitions: head.partitions })
+        let Head { snapshot, listing, data, partitions, .. } = head;
+        Ok(Self { snapshot, listing, data, splits, partitions })
     }
 }
 
 /// Of the plan's file.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The first line of the plan's file.
 #[derive(Serialize, Deserialize)]
 struct Head {
     version: u32,
-    snapshot: String,
+    snapshot: Option<String>,
+    listing: Option<String>,
+    data: String,
     splits: usize,
     partitions: Option<u32>,
 }
@@ -290,7 +314,8 @@ mod tests {
         let snapshot = bench.snapshot(&[("a", 3), ("b/", 0), ("b/c.csv", 0)]);
         let plan = bench.plan("[command]\nargv = ['x']", &snapshot).unwrap();
         assert_eq!(shown(&plan), [["a"], ["b/c.csv"]]);
-        assert_eq!((plan.phases(), plan.snapshot.clone()), (vec![2], snapshot.record.id.to_string()));
+        assert_eq!((plan.phases(), plan.snapshot.clone()), (vec![2], Some(snapshot.record.id.to_string())));
+        assert_eq!(plan.data, format!("datasets/d/snapshots/{}/data", snapshot.record.id));
         let path = &plan.splits[1].pieces[0].path;
         assert_eq!(*path, format!("datasets/d/snapshots/{}/data/b/c.csv", snapshot.record.id));
         let task = |index| plan.task(TaskId { phase: 0, index });

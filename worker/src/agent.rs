@@ -136,7 +136,7 @@ async fn run_until(config: WorkerConfig, told: mpsc::Receiver<()>) -> Result<(),
         job: link.job,
         slots,
         guard: guard.ok(),
-        snapshot: Mutex::new(None),
+        data: Mutex::new(None),
     };
     let agent = Agent {
         bench: Arc::new(bench),

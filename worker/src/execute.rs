@@ -18,7 +18,6 @@ use std::{
 
 use forebay_datasets::{
     output,
-    snapshot::SnapshotId,
     volume::{self, Volume, VolumeError},
 };
 use forebay_jobs::{
@@ -58,8 +57,8 @@ pub(crate) struct Bench {
     pub(crate) logs: Arc<Logs>,
     /// Ends programs when the worker is killed.
     pub(crate) guard: Option<Guard>,
-    /// The run's snapshot, once a program needed to know it.
-    pub(crate) snapshot: Mutex<Option<SnapshotId>>,
+    /// Where the run's plan says that its dataset lies, once a program needed to know it.
+    pub(crate) data: Mutex<Option<String>>,
 }
 
 /// Why an attempt did not do its work.

@@ -113,7 +113,9 @@ pub struct Figures {
     pub started: Option<Millis>,
     /// The latest time that any event bears.
     pub latest: Millis,
-    /// The snapshot of the plan.
+    /// Whether there is a plan.
+    pub planned: bool,
+    /// The snapshot that is read; none until all of it is staged.
     pub snapshot: Option<String>,
     /// How far each phase is.
     pub phases: Vec<PhaseFigures>,
@@ -146,10 +148,11 @@ impl Figures {
                 self.phases.iter_mut().for_each(|phase| phase.running = 0);
             }
             Event::Planned { snapshot, phases, .. } => {
-                self.snapshot = Some(snapshot.clone());
+                (self.planned, self.snapshot) = (true, snapshot.clone());
                 let phase = |total: &u32| PhaseFigures { total: u64::from(*total), ..PhaseFigures::default() };
                 self.phases = phases.iter().map(phase).collect();
             }
+            Event::Staged { snapshot, .. } => self.snapshot = Some(snapshot.clone()),
             Event::WorkerJoined { .. } => {
                 self.workers += 1;
                 self.most_workers = self.most_workers.max(self.workers);
@@ -175,7 +178,11 @@ impl Figures {
             Event::AttemptReturned { attempt, .. } => self.stopped(*attempt),
             Event::Aborted { error, .. } => self.aborted = Some(error.clone()),
             Event::Published { bytes, rows, .. } => self.published = Some((*bytes, *rows)),
-            Event::Assigned { .. } | Event::CancelRequested { .. } | Event::Exported { .. } | Event::Ended { .. } => {}
+            Event::InputsStaged { .. }
+            | Event::Assigned { .. }
+            | Event::CancelRequested { .. }
+            | Event::Exported { .. }
+            | Event::Ended { .. } => {}
         }
         self.latest = self.latest.max(time(event).unwrap_or_default());
     }
@@ -212,7 +219,7 @@ impl Figures {
             return None;
         }
         if let Some(error) = &self.aborted {
-            let kind = if self.snapshot.is_none() { FailureKind::Plan } else { FailureKind::Coordination };
+            let kind = if !self.planned { FailureKind::Plan } else { FailureKind::Coordination };
             return Some((error.clone(), kind));
         }
         let tasks = self.tasks();
@@ -228,6 +235,7 @@ fn time(event: &Event) -> Option<Millis> {
     match event {
         Event::Opened { at, .. }
         | Event::Planned { at, .. }
+        | Event::Staged { at, .. }
         | Event::Started { at, .. }
         | Event::Committed { at, .. }
         | Event::AttemptFailed { at, .. }
@@ -236,7 +244,8 @@ fn time(event: &Event) -> Option<Millis> {
         | Event::Published { at, .. }
         | Event::Exported { at }
         | Event::Ended { at, .. } => Some(*at),
-        Event::WorkerJoined { .. }
+        Event::InputsStaged { .. }
+        | Event::WorkerJoined { .. }
         | Event::WorkerLeft { .. }
         | Event::Assigned { .. }
         | Event::AttemptReturned { .. } => None,
@@ -258,7 +267,7 @@ mod tests {
         let failure = Failure::ExitCode { code: 1, stderr: String::new() };
         let events = [
             Event::Opened { epoch: Epoch(1), at: Millis(1000) },
-            Event::Planned { snapshot: "s".into(), phases: vec![3], at: Millis(1100) },
+            Event::Planned { snapshot: Some("s".into()), phases: vec![3], at: Millis(1100) },
             Event::WorkerJoined { worker: "w".parse().unwrap(), slots: 3 },
             Event::Started { attempt: attempt(0), at: Millis(1200) },
             Event::Started { attempt: attempt(1), at: Millis(1200) },

@@ -232,7 +232,7 @@ mod tests {
         let first = fixture.epoch(1);
         let mut session = Session::open(&fixture.run, Epoch(1), &first).unwrap();
         session.take(&Input::Opened { epoch: Epoch(1) });
-        session.take(&Input::Planned { snapshot: "s".into(), phases: vec![2] });
+        session.take(&Input::Planned { snapshot: Some("s".into()), phases: vec![2] });
         assert!(session.commit().await.unwrap() && !session.commit().await.unwrap());
         let sealed = fixture.seal(&first);
         let second = Session::open(&fixture.run, Epoch(2), &fixture.epoch(2)).unwrap();

@@ -25,7 +25,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     CoordinateError, FIRST, RunProgress, Tell,
-    prepare::{self, Prepared},
+    prepare::{self, News},
     reading::Reading,
     session::Session,
     workers::Workers,
@@ -51,7 +51,7 @@ const UNANSWERED: Duration = Duration::from_secs(40);
 
 /// Work beside the loop that has ended.
 enum Finished {
-    Prepared(Result<Prepared, CoordinateError>),
+    Prepared(Result<(), CoordinateError>),
     Checked {
         worker: WorkerId,
         stream: u64,
@@ -73,7 +73,7 @@ pub(super) struct Work<'a> {
     pub(super) inbox: mpsc::Receiver<Heard>,
     pub(super) tell: Tell,
     pub(super) workers: Workers,
-    plan: Option<Plan>,
+    plan: Option<Arc<Plan>>,
     reading: Reading,
     /// Everything spawned; dropped, all of it ends.
     tasks: JoinSet<Finished>,
@@ -85,7 +85,9 @@ pub(super) struct Work<'a> {
     shuffle: Option<(u32, BTreeMap<u32, Vec<OutputFile>>)>,
     /// Those who wait for a cancel to be durable.
     cancelling: Vec<oneshot::Sender<()>>,
-    preparing: bool,
+    /// Where preparing says what it has come to; none once it was begun.
+    preparing: Option<mpsc::UnboundedSender<News>>,
+    prepared: mpsc::UnboundedReceiver<News>,
     publishing: bool,
     exporting: bool,
     /// Why no more workers can be started.
@@ -98,12 +100,13 @@ impl<'a> Work<'a> {
     pub(super) fn new(
         (volume, run): (&'a Volume, &'a RunDir),
         (epoch, epoch_dir): (Epoch, PathBuf),
-        (session, plan): (Session, Option<Plan>),
+        (session, plan): (Session, Option<Arc<Plan>>),
         inbox: mpsc::Receiver<Heard>,
         tell: Tell,
         reading: Reading,
     ) -> Self {
         let stop = CancellationToken::new();
+        let (preparing, prepared) = mpsc::unbounded_channel();
         Self {
             _stop_when_dropped: stop.clone().drop_guard(),
             stop,
@@ -121,7 +124,8 @@ impl<'a> Work<'a> {
             checks: Arc::new(Semaphore::new(CHECKS)),
             shuffle: None,
             cancelling: Vec::new(),
-            preparing: false,
+            preparing: Some(preparing),
+            prepared,
             publishing: false,
             exporting: false,
             fleet_failure: None,
@@ -199,6 +203,7 @@ impl<'a> Work<'a> {
                         self.hear(heard, fleet);
                     }
                 }
+                Some(news) = self.prepared.recv() => self.hear_of_data(news)?,
                 Some(finished) = self.tasks.join_next() => self.finished(finished?)?,
                 event = fleet.observe() => self.observed(event),
                 error = server.failed() => return Err(error.into()),
@@ -299,18 +304,27 @@ impl<'a> Work<'a> {
         });
     }
 
+    fn hear_of_data(&mut self, news: News) -> Result<(), CoordinateError> {
+        match news {
+            News::Planned(plan) => {
+                let (snapshot, phases) = (plan.snapshot.clone(), plan.phases());
+                self.plan = Some(plan);
+                self.session.take(&Input::Planned { snapshot, phases });
+            }
+            News::InputsStaged(tasks) => self.session.take(&Input::InputsStaged { tasks }),
+            News::Staged(snapshot) => self.session.take(&Input::Staged { snapshot }),
+            News::Never(error) if self.epoch == FIRST && self.plan.is_none() => {
+                return Err(CoordinateError::NoPlan(error));
+            }
+            News::Never(error) => self.session.take(&Input::PlanFailed { error }),
+        }
+        Ok(())
+    }
+
     fn finished(&mut self, finished: Finished) -> Result<(), CoordinateError> {
         match finished {
             Finished::Stopped => {}
-            Finished::Prepared(prepared) => match prepared? {
-                Prepared::Plan(plan) => {
-                    let (snapshot, phases) = (plan.snapshot.clone(), plan.phases());
-                    self.plan = Some(plan);
-                    self.session.take(&Input::Planned { snapshot, phases });
-                }
-                Prepared::Never(error) if self.epoch == FIRST => return Err(CoordinateError::NoPlan(error)),
-                Prepared::Never(error) => self.session.take(&Input::PlanFailed { error }),
-            },
+            Finished::Prepared(prepared) => prepared?,
             Finished::Checked { worker, stream, input } => {
                 if let Input::Failed { attempt, failure, .. } = &input {
                     (self.tell)(RunProgress::AttemptFailed { attempt: *attempt, failure: failure.clone() });
@@ -367,12 +381,13 @@ impl<'a> Work<'a> {
     }
 
     fn start_what_is_wanted(&mut self, publish: bool, export: bool) {
-        if self.plan.is_none() && !self.preparing {
-            self.preparing = true;
+        if self.session.machine.wants_staging()
+            && let Some(news) = self.preparing.take()
+        {
             let (volume, run, epoch_dir) = (self.volume.clone(), self.run.clone(), self.epoch_dir.clone());
-            let (tell, reading) = (Arc::clone(&self.tell), self.reading.clone());
+            let (tell, reading, plan) = (Arc::clone(&self.tell), self.reading.clone(), self.plan.clone());
             self.spawn_apart(|| async move {
-                Finished::Prepared(prepare::prepare(volume, run, epoch_dir, tell, &reading).await)
+                Finished::Prepared(prepare::prepare(volume, run, epoch_dir, (tell, news), &reading, plan).await)
             });
         }
         if publish && !self.publishing {

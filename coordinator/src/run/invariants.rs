@@ -10,6 +10,7 @@ use super::{Run, TaskState, capacity};
 /// The first that does not hold, by name.
 pub fn check(run: &Run) -> Result<(), String> {
     no_task_is_lost(run)?;
+    nothing_waits_for_what_is_staged(run)?;
     held_attempts_are_held_once(run)?;
     no_worker_holds_more_than_it_can(run)?;
     no_task_fails_too_often(run)
@@ -18,6 +19,13 @@ pub fn check(run: &Run) -> Result<(), String> {
 /// A task is ready, held, committed or failed, and the counts and indices agree.
 fn no_task_is_lost(run: &Run) -> Result<(), String> {
     run.tasks.agree().map_err(|error| format!("no_task_is_lost: {error}"))
+}
+
+fn nothing_waits_for_what_is_staged(run: &Run) -> Result<(), String> {
+    match run.tasks.awaiting().first().filter(|_| run.snapshot.is_some()) {
+        Some(id) => Err(format!("nothing_waits_for_what_is_staged: {id}")),
+        None => Ok(()),
+    }
 }
 
 /// What a task says of its worker, the worker says of its task.

@@ -80,6 +80,8 @@ struct Worker {
 pub struct Run {
     config: RunConfig,
     epoch: Epoch,
+    planned: bool,
+    /// None until all of the dataset is staged.
     snapshot: Option<String>,
     tasks: Tasks,
     workers: BTreeMap<WorkerId, Worker>,
@@ -96,6 +98,7 @@ impl Run {
         Self {
             config,
             epoch: Epoch(0),
+            planned: false,
             snapshot: None,
             tasks: Tasks::default(),
             workers: BTreeMap::new(),
@@ -149,8 +152,17 @@ impl Run {
         let one = |event| vec![event];
         match input {
             Input::Opened { epoch } if *epoch > self.epoch => one(Event::Opened { epoch: *epoch, at }),
-            Input::Planned { snapshot, phases } if self.snapshot.is_none() => {
+            Input::Planned { snapshot, phases } if !self.planned => {
                 one(Event::Planned { snapshot: snapshot.clone(), phases: phases.clone(), at })
+            }
+            Input::InputsStaged { tasks } => {
+                let task = |index: &u32| TaskId { phase: 0, index: *index };
+                let awaited = |index: &&u32| self.tasks.awaiting().contains(&task(index));
+                let tasks: Vec<_> = tasks.iter().filter(awaited).copied().collect();
+                if tasks.is_empty() { Vec::new() } else { one(Event::InputsStaged { tasks }) }
+            }
+            Input::Staged { snapshot } if self.planned && self.snapshot.is_none() => {
+                one(Event::Staged { snapshot: snapshot.clone(), at })
             }
             Input::PlanFailed { error } | Input::PublishFailed { error } if self.error.is_none() => {
                 one(Event::Aborted { error: error.clone(), at })
@@ -304,11 +316,22 @@ impl Run {
                 self.epoch = *epoch;
                 let workers: Vec<_> = self.workers.keys().cloned().collect();
                 workers.iter().for_each(|worker| self.remove_worker(worker, *at));
+                self.await_inputs();
             }
             Event::Planned { snapshot, phases, .. } => {
-                self.snapshot = Some(snapshot.clone());
+                self.planned = true;
+                self.snapshot = snapshot.clone();
                 self.tasks = Tasks::new(phases);
                 self.workers.values_mut().for_each(|worker| worker.held.clear());
+                self.await_inputs();
+            }
+            Event::InputsStaged { tasks } => {
+                tasks.iter().for_each(|index| self.inputs_are_there(TaskId { phase: 0, index: *index }));
+            }
+            Event::Staged { snapshot, .. } => {
+                self.snapshot = Some(snapshot.clone());
+                let awaiting = self.tasks.awaiting().clone();
+                awaiting.into_iter().for_each(|task| self.inputs_are_there(task));
             }
             Event::WorkerJoined { worker, slots } => {
                 self.remove_worker(worker, Millis(0));
@@ -354,6 +377,19 @@ impl Run {
             Event::Published { .. } => self.published = true,
             Event::Exported { .. } => self.exported = true,
             Event::Ended { state, .. } => self.ended = Some(*state),
+        }
+    }
+
+    /// While the dataset is being staged, a new plan or a new coordinator knows of no inputs until it is told.
+    fn await_inputs(&mut self) {
+        if self.planned && self.snapshot.is_none() {
+            self.tasks.idle_in(0).into_iter().for_each(|task| self.put(task, TaskState::Awaiting));
+        }
+    }
+
+    fn inputs_are_there(&mut self, task: TaskId) {
+        if self.task(task).is_some_and(|task| task.state == TaskState::Awaiting) {
+            self.put(task, TaskState::Ready(Millis(0)));
         }
     }
 
@@ -412,6 +448,11 @@ impl Run {
 
     fn is_complete(&self) -> bool {
         self.snapshot.is_some() && self.tasks.open() == 0
+    }
+
+    /// Whether the dataset, or a part of it, is still to be staged for a run that goes on.
+    pub fn wants_staging(&self) -> bool {
+        self.snapshot.is_none() && self.stopping().is_none() && self.ended.is_none()
     }
 
     /// A task, if the plan has it.

@@ -12,6 +12,8 @@ use super::Millis;
 /// Where a task is.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TaskState {
+    /// Its inputs are being staged.
+    Awaiting,
     /// To be assigned, not before this time.
     Ready(Millis),
     /// On a worker.
@@ -36,7 +38,7 @@ pub enum TaskState {
 
 impl TaskState {
     fn is_open(&self) -> bool {
-        matches!(self, Self::Ready(_) | Self::Held { .. })
+        matches!(self, Self::Awaiting | Self::Ready(_) | Self::Held { .. })
     }
 }
 
@@ -60,6 +62,8 @@ pub(super) struct Tasks {
     /// Tasks that are neither committed nor failed, by phase.
     open: Vec<u32>,
     failed: u32,
+    /// Waiting for their inputs.
+    awaiting: BTreeSet<TaskId>,
     /// Ready since ever.
     due: BTreeSet<TaskId>,
     /// Ready from a time on.
@@ -74,6 +78,7 @@ impl Tasks {
             phases: phases.iter().map(|count| vec![task.clone(); *count as usize]).collect(),
             open: phases.to_vec(),
             failed: 0,
+            awaiting: BTreeSet::new(),
             due: ids.collect(),
             waiting: BTreeSet::new(),
         }
@@ -114,6 +119,18 @@ impl Tasks {
         self.due.range(first).next().copied().or_else(|| waited.find(|task| task.phase == phase))
     }
 
+    /// Those that wait for their inputs.
+    pub(super) fn awaiting(&self) -> &BTreeSet<TaskId> {
+        &self.awaiting
+    }
+
+    /// Those of a phase that no worker holds and that are not done.
+    pub(super) fn idle_in(&self, phase: u32) -> Vec<TaskId> {
+        let first = TaskId { phase, index: 0 }..=TaskId { phase, index: u32::MAX };
+        let due = self.due.range(first).copied();
+        due.chain(self.waiting.iter().map(|(_, task)| *task).filter(|task| task.phase == phase)).collect()
+    }
+
     /// When the next task becomes ready that is not ready yet.
     pub(super) fn ready_after(&self, now: Millis) -> Option<Millis> {
         let first = TaskId { phase: 0, index: 0 };
@@ -139,11 +156,13 @@ impl Tasks {
         self.failed += u32::from(matches!(state, TaskState::Failed(_)));
         self.failed -= u32::from(matches!(task.state, TaskState::Failed(_)));
         match task.state {
+            TaskState::Awaiting => self.awaiting.remove(&id),
             TaskState::Ready(Millis(0)) => self.due.remove(&id),
             TaskState::Ready(at) => self.waiting.remove(&(at, id)),
             _ => false,
         };
         match state {
+            TaskState::Awaiting => self.awaiting.insert(id),
             TaskState::Ready(Millis(0)) => self.due.insert(id),
             TaskState::Ready(at) => self.waiting.insert((at, id)),
             _ => false,
@@ -156,6 +175,7 @@ impl Tasks {
         let (mut open, mut ready, mut failed) = (vec![0; self.phases.len()], 0, 0);
         for (id, task) in self.iter() {
             let indexed = match task.state {
+                TaskState::Awaiting => self.awaiting.contains(&id),
                 TaskState::Ready(Millis(0)) => self.due.contains(&id),
                 TaskState::Ready(at) => self.waiting.contains(&(at, id)),
                 _ => true,
@@ -163,11 +183,15 @@ impl Tasks {
             if !indexed {
                 return Err(format!("task {id} is ready and would never be assigned"));
             }
-            ready += usize::from(matches!(task.state, TaskState::Ready(_)));
+            ready += usize::from(matches!(task.state, TaskState::Awaiting | TaskState::Ready(_)));
             failed += u32::from(matches!(task.state, TaskState::Failed(_)));
             open[id.phase as usize] += u32::from(task.state.is_open());
         }
-        match (open == self.open, ready == self.due.len() + self.waiting.len(), failed == self.failed) {
+        match (
+            open == self.open,
+            ready == self.awaiting.len() + self.due.len() + self.waiting.len(),
+            failed == self.failed,
+        ) {
             (true, true, true) => Ok(()),
             _ => Err(format!("{open:?} open, {ready} ready and {failed} failed are counted otherwise")),
         }

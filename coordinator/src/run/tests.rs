@@ -25,7 +25,7 @@ fn worker(n: u32) -> WorkerId {
 fn planned(config: RunConfig, phases: &[u32]) -> Run {
     let mut run = Run::new(config);
     run.handle(&Input::Opened { epoch: Epoch(1) }, Millis(0));
-    run.handle(&Input::Planned { snapshot: "s".into(), phases: phases.to_vec() }, Millis(0));
+    run.handle(&Input::Planned { snapshot: Some("s".into()), phases: phases.to_vec() }, Millis(0));
     run
 }
 
@@ -59,6 +59,34 @@ fn tasks_spread_over_workers_and_wait_for_the_phase_before() {
     assert!(wanted.publish && wanted.workers == 0);
     run.handle(&Input::Published { files: 1, bytes: 1, rows: None }, Millis(4));
     assert_eq!(run.ended(), Some(EndState::Succeeded));
+}
+
+#[test]
+fn a_task_waits_for_its_inputs_and_the_output_for_all_of_the_dataset() {
+    let mut run = Run::new(config());
+    run.handle(&Input::Opened { epoch: Epoch(1) }, Millis(0));
+    run.handle(&Input::Planned { snapshot: None, phases: vec![3] }, Millis(0));
+    let a = worker(1);
+    run.handle(&Input::Joined { worker: a.clone(), slots: 4 }, Millis(0));
+    let indices = |run: &Run| held(run, &worker(1)).iter().map(|at| at.task.index).collect::<Vec<_>>();
+    assert!(indices(&run).is_empty() && run.wants_staging());
+    run.handle(&Input::InputsStaged { tasks: vec![1, 7] }, Millis(1));
+    assert_eq!(indices(&run), [1]);
+    assert!(run.handle(&Input::InputsStaged { tasks: vec![1, 7] }, Millis(1)).is_empty(), "that is known");
+    // A new coordinator has to find out anew what is there; what is committed stays.
+    run.handle(&done(&a, held(&run, &a)[0]), Millis(2));
+    run.handle(&Input::InputsStaged { tasks: vec![0] }, Millis(2));
+    run.handle(&Input::Opened { epoch: Epoch(2) }, Millis(3));
+    run.handle(&Input::Joined { worker: a.clone(), slots: 4 }, Millis(3));
+    assert!(indices(&run).is_empty());
+    run.handle(&Input::InputsStaged { tasks: vec![0, 1, 2] }, Millis(4));
+    assert_eq!(indices(&run), [0, 2]);
+    for attempt in held(&run, &a) {
+        run.handle(&done(&a, attempt), Millis(5));
+    }
+    assert!(!run.wanted(Millis(5)).publish, "the snapshot is not published yet");
+    run.handle(&Input::Staged { snapshot: "s".into() }, Millis(6));
+    assert!(run.wanted(Millis(6)).publish && !run.wants_staging());
 }
 
 #[test]
@@ -179,7 +207,7 @@ fn a_time_that_has_passed_wakes_nobody() {
 #[test]
 fn a_journal_that_cannot_be_is_refused_and_panics_nowhere() {
     let attempt = |index| AttemptId { task: TaskId { phase: 0, index }, number: 1, epoch: Epoch(1) };
-    let planned = |phases| Event::Planned { snapshot: "s".into(), phases, at: Millis(0) };
+    let planned = |phases| Event::Planned { snapshot: Some("s".into()), phases, at: Millis(0) };
     let committed =
         |index| Event::Committed { attempt: attempt(index), outputs: vec![], metrics: BTreeMap::new(), at: Millis(0) };
     assert!(Run::replay(config(), &[planned(vec![u32::MAX, u32::MAX])]).is_err());
@@ -233,6 +261,8 @@ enum Step {
     GiveBack(usize),
     Stale(usize),
     Wait(u64),
+    Inputs(u32),
+    Staged,
     Cancel,
     Publish,
     Restart,
@@ -248,6 +278,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => any::<usize>().prop_map(Step::GiveBack),
         2 => any::<usize>().prop_map(Step::Stale),
         3 => (0u64..5000).prop_map(Step::Wait),
+        3 => (0u32..12).prop_map(Step::Inputs),
+        1 => Just(Step::Staged),
         1 => Just(Step::Publish),
         1 => Just(Step::Restart),
         // Most histories go on to their end.
@@ -258,14 +290,15 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 proptest! {
     #[test]
-    fn random_histories_keep_the_invariants_replay_and_end(steps in steps(), tasks in 1u32..12, reduces in 0u32..4) {
+    fn random_histories_keep_the_invariants_replay_and_end(steps in steps(), tasks in 1u32..12, reduces in 0u32..4, early in any::<bool>()) {
         let config = RunConfig { max_failures: 2, ..config() };
         let mut run = Run::new(config.clone());
         let (mut journal, mut now, mut epoch) = (Vec::new(), 0, 1);
         let mut past: Vec<Input> = Vec::new();
         let phases = if reduces > 0 { vec![tasks, reduces] } else { vec![tasks] };
         journal.extend(run.handle(&Input::Opened { epoch: Epoch(1) }, Millis(0)));
-        journal.extend(run.handle(&Input::Planned { snapshot: "s".into(), phases }, Millis(0)));
+        journal.extend(run.handle(&Input::Planned { snapshot: (!early).then(|| "s".into()), phases }, Millis(0)));
+        let staged = Input::Staged { snapshot: "s".into() };
         let pick = |run: &Run, n: usize| {
             let all: Vec<_> = run.wanted(Millis(0)).held.into_iter().flat_map(|(w, held)| held.into_iter().map(move |a| (w.clone(), a))).collect();
             (!all.is_empty()).then(|| all[n % all.len()].clone())
@@ -279,6 +312,8 @@ proptest! {
                 Step::Fail(n) => pick(&run, n).map(|(worker, attempt)| failed(&worker, attempt)),
                 Step::GiveBack(n) => pick(&run, n).map(|(worker, attempt)| Input::GivenBack { worker, attempt }),
                 Step::Stale(n) => (!past.is_empty()).then(|| past[n % past.len()].clone()),
+                Step::Inputs(task) => Some(Input::InputsStaged { tasks: vec![task] }),
+                Step::Staged => Some(staged.clone()),
                 Step::Wait(millis) => { now += millis; Some(TICK) }
                 Step::Cancel => Some(Input::Cancel),
                 Step::Publish => {
@@ -306,7 +341,8 @@ proptest! {
             prop_assert!(!publishing || run.ended() != Some(EndState::Cancelled), "cancelled while publishing");
             past.push(input);
         }
-        // All faults heal: one good worker brings every run to its end.
+        // All faults heal: the dataset is staged, and one good worker brings every run to its end.
+        run.handle(&staged, Millis(now));
         run.handle(&Input::Joined { worker: worker(9), slots: 4 }, Millis(now));
         for w in 0..4 {
             run.handle(&Input::Left { worker: worker(w) }, Millis(now));

@@ -21,9 +21,14 @@ pub struct Millis(pub u64);
 pub enum Input {
     /// A coordinator took the run over. Attempts of older epochs end here, without using up a try.
     Opened { epoch: Epoch },
-    /// The dataset is staged and the plan is durable.
-    Planned { snapshot: String, phases: Vec<u32> },
-    /// Staging or planning failed for good.
+    /// The plan is durable. Without a snapshot the dataset is still being staged, and each task of the first phase waits
+    /// for its inputs.
+    Planned { snapshot: Option<String>, phases: Vec<u32> },
+    /// The inputs of these tasks of the first phase are durable.
+    InputsStaged { tasks: Vec<u32> },
+    /// All of the dataset is.
+    Staged { snapshot: String },
+    /// Staging or planning failed for good, or the source changed under a plan that was made ahead of the snapshot.
     PlanFailed { error: String },
     /// A worker said hello.
     Joined { worker: WorkerId, slots: u32 },
@@ -60,8 +65,15 @@ pub enum Event {
         at: Millis,
     },
     Planned {
-        snapshot: String,
+        snapshot: Option<String>,
         phases: Vec<u32>,
+        at: Millis,
+    },
+    InputsStaged {
+        tasks: Vec<u32>,
+    },
+    Staged {
+        snapshot: String,
         at: Millis,
     },
     WorkerJoined {

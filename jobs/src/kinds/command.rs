@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use forebay_datasets::{output, snapshot::SnapshotId, volume::VolumeError};
+use forebay_datasets::{output, volume::VolumeError};
 
 use super::{TaskContext, TaskError, TaskOutput, Written};
 use crate::{
@@ -23,8 +23,8 @@ pub struct ProgramContext<'a> {
     pub run: &'a RunId,
     /// The attempt.
     pub attempt: AttemptId,
-    /// The snapshot that is read.
-    pub snapshot: &'a SnapshotId,
+    /// Where the dataset lies, relative to the volume's root.
+    pub data: &'a str,
     /// Survives from one attempt of the task to the next.
     pub checkpoint_dir: &'a Path,
     /// When the attempt will be ended, since the Unix epoch.
@@ -52,8 +52,7 @@ pub fn environment(ctx: &TaskContext<'_>, program: &ProgramContext<'_>) -> Resul
     }
     write(&inputs, paths.as_bytes())?;
     write(&split, serde_json::json!({ "version": 1, "pieces": pieces }).to_string().as_bytes())?;
-    let dataset = format!("{}/snapshots/{}/data", ctx.job.dataset.name, program.snapshot);
-    let dataset = ctx.volume.datasets_dir().join(dataset);
+    let dataset = ctx.volume.resolve(program.data)?;
     let (index, count) = (ctx.spec.task.index.to_string(), ctx.spec.count.to_string());
     let shown = |path: &Path| path.display().to_string();
     let mut env = vec![

@@ -48,6 +48,9 @@ pub struct DatasetSpec {
     pub exclude: Vec<String>,
     /// A snapshot id, or none for what the source holds now.
     pub version: Option<String>,
+    /// Whether tasks start once their own inputs are staged; none: where what is built in is known to read nothing else.
+    #[serde(default)]
+    pub early_start: Option<bool>,
     /// How S3 is reached, where the environment does not say.
     pub s3: S3Spec,
 }

@@ -18,6 +18,7 @@ use toml::Spanned;
 pub use self::error::SpecError;
 use self::{raw::RawJob, work::Context};
 use super::{JobSpec, Work};
+use crate::plan::starts_early;
 
 /// Reads a job file. Relative paths in it are relative to `base`; `overrides` replace `[params]`.
 ///
@@ -27,6 +28,7 @@ pub fn job_file(text: &str, base: &Path, overrides: &[(String, String)]) -> Resu
     let raw: RawJob = toml::from_str(text).map_err(|error| error::syntax(&error, text))?;
     let name = name(&raw.name, 40)?;
     let params = params::params(raw.params, overrides)?;
+    let early_start = raw.dataset.early_start.clone();
     let dataset = dataset::dataset(raw.dataset, base)?;
     let context = Context { text, base, params: &params };
     let work = match (raw.command, raw.mapreduce, raw.sql) {
@@ -48,7 +50,12 @@ pub fn job_file(text: &str, base: &Path, overrides: &[(String, String)]) -> Resu
     let workers = limits::workers(raw.workers)?;
     let retry = limits::retry(raw.retry)?;
     let output = dataset::output(raw.output, base, &dataset, &work)?;
-    Ok(JobSpec { name, dataset, work, split, workers, retry, params, output })
+    let job = JobSpec { name, dataset, work, split, workers, retry, params, output };
+    match early_start.filter(|early| *early.get_ref() && !starts_early(&job)) {
+        None => Ok(job),
+        Some(early) => Err(SpecError::at(&early, "no task of this job can start before all of its dataset is staged")
+            .help("early_start takes no version, and a split by file or by bytes")),
+    }
 }
 
 fn name(text: &Spanned<String>, longest: usize) -> Result<String, SpecError> {

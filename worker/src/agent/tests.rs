@@ -91,7 +91,15 @@ impl Fixture {
         fs::create_dir_all(run_dir.join("epochs/1")).unwrap();
         fs::write(run_dir.join("files/tool.sh"), "#!/bin/sh\necho shipped \"$@\"\n").unwrap();
         make_executable(&run_dir.join("files/tool.sh"));
-        Plan { snapshot: "5nap".into(), splits: vec![], partitions: None }.write(&run_dir.join("plan.ndjson")).unwrap();
+        Plan {
+            snapshot: Some("5nap".into()),
+            listing: None,
+            data: "datasets/d/snapshots/5nap/data".into(),
+            splits: vec![],
+            partitions: None,
+        }
+        .write(&run_dir.join("plan.ndjson"))
+        .unwrap();
 
         let CertifiedKey { cert, signing_key } = generate_simple_self_signed([SERVER_NAME.to_owned()]).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -8,10 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use forebay_datasets::{
-    snapshot::SnapshotId,
-    volume::{self, VolumeError},
-};
+use forebay_datasets::volume::{self, VolumeError};
 use forebay_jobs::{
     kinds::{
         TaskContext, TaskError, TaskOutput,
@@ -129,7 +126,7 @@ async fn command(
         let program = ProgramContext {
             run: &attempt.bench.run,
             attempt: attempt.id,
-            snapshot: &snapshot(&attempt.bench, &run_dir)?,
+            data: &data(&attempt.bench, &run_dir)?,
             checkpoint_dir: &checkpoint_dir,
             deadline: attempt.deadline,
             env: &env,
@@ -140,14 +137,14 @@ async fn command(
     blocking("prepare", prepare).await?
 }
 
-/// The snapshot that the run reads, by its plan.
-fn snapshot(bench: &Bench, run_dir: &Path) -> Result<SnapshotId, PlanError> {
-    let mut known = held(&bench.snapshot);
-    if let Some(id) = &*known {
-        return Ok(id.clone());
+/// Where the dataset lies, by the run's plan.
+fn data(bench: &Bench, run_dir: &Path) -> Result<String, PlanError> {
+    let mut known = held(&bench.data);
+    if let Some(data) = &*known {
+        return Ok(data.clone());
     }
-    let id = SnapshotId(Plan::read(&run_dir.join(PLAN))?.snapshot);
-    Ok(known.insert(id).clone())
+    let data = Plan::read(&run_dir.join(PLAN))?.data;
+    Ok(known.insert(data).clone())
 }
 
 /// Gives an attempt its own copy of a shipped file.

@@ -20,6 +20,7 @@ pub(super) fn dataset(raw: RawDataset, base: &Path) -> Result<DatasetSpec, SpecE
         include: globs(&raw.include)?,
         exclude: globs(&raw.exclude)?,
         version: raw.version.as_ref().map(version).transpose()?.flatten(),
+        early_start: raw.early_start.as_ref().map(|early| *early.get_ref()),
         s3: S3Spec {
             endpoint: raw.endpoint.as_ref().map(endpoint).transpose()?,
             region: raw.region,

@@ -37,6 +37,7 @@ pub(super) struct RawDataset {
     #[serde(default)]
     pub(super) exclude: Vec<Spanned<String>>,
     pub(super) version: Option<Spanned<String>>,
+    pub(super) early_start: Option<Spanned<bool>>,
     pub(super) endpoint: Option<Spanned<String>>,
     pub(super) region: Option<String>,
     #[serde(default)]

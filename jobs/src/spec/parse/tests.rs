@@ -41,6 +41,11 @@ fn errors_point_at_what_is_wrong() {
         (format!("{sql}[command]\nargv = [\"x\"]"), "the job has two kinds of work", ""),
         (format!("include = [\"a{{\"]\n{sql}"), "`a{` is no glob", "\"a{\""),
         (format!("version = \"newest\"\n{sql}"), "`newest` is no snapshot id", "\"newest\""),
+        (
+            format!("early_start = true\n{sql}"),
+            "no task of this job can start before all of its dataset is staged",
+            "true",
+        ),
         (format!("endpoint = \"localhost:9000\"\n{sql}"), "`localhost:9000` is no endpoint", "\"localhost:9000\""),
         (format!("{command}[split]\nsize = \"4XB\""), "`4XB` is no size: write 64KiB, 128MiB, 1GB", "\"4XB\""),
         (

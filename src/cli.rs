@@ -145,6 +145,8 @@ pub enum RunsCommand {
 /// Where a task is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum TaskStateArg {
+    /// Waits for its inputs to be staged
+    Awaiting,
     /// Waits for a worker, or for its next try
     Ready,
     /// Is on a worker

@@ -153,7 +153,7 @@ async fn tasks(global: &Global, id: &RunId, only: Option<TaskStateArg>) -> Resul
         let what = match &task.state {
             TaskState::Committed { outputs, .. } => render::bytes(outputs.iter().map(|file| file.size).sum::<u64>()),
             TaskState::Failed(failure) => failure.to_string(),
-            TaskState::Ready(_) | TaskState::Held { .. } => String::new(),
+            TaskState::Awaiting | TaskState::Ready(_) | TaskState::Held { .. } => String::new(),
         };
         table.row([id.to_string(), state.to_owned(), task.attempts.to_string(), worker(task, live), what]);
     }
@@ -164,6 +164,7 @@ async fn tasks(global: &Global, id: &RunId, only: Option<TaskStateArg>) -> Resul
 fn task_state(task: &Task, live: bool) -> (TaskStateArg, &'static str) {
     match &task.state {
         TaskState::Held { started: Some(_), .. } if live => (TaskStateArg::Running, "running"),
+        TaskState::Awaiting => (TaskStateArg::Awaiting, "awaiting"),
         TaskState::Ready(_) | TaskState::Held { .. } => (TaskStateArg::Ready, "ready"),
         TaskState::Committed { .. } => (TaskStateArg::Succeeded, "succeeded"),
         TaskState::Failed(_) => (TaskStateArg::Failed, "failed"),
@@ -182,7 +183,7 @@ fn task_object(id: TaskId, task: &Task, live: bool) -> Value {
     let (outputs, failure): (&[_], Option<&Failure>) = match &task.state {
         TaskState::Committed { outputs, .. } => (outputs, None),
         TaskState::Failed(failure) => (&[], Some(failure)),
-        TaskState::Ready(_) | TaskState::Held { .. } => (&[], None),
+        TaskState::Awaiting | TaskState::Ready(_) | TaskState::Held { .. } => (&[], None),
     };
     let worker = Some(worker(task, live)).filter(|worker| !worker.is_empty());
     json!({

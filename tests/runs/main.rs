@@ -7,6 +7,7 @@ mod support;
 
 mod crashes;
 mod demo;
+mod early;
 mod errors;
 mod life;
 mod programs;

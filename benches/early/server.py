@@ -42,7 +42,13 @@ def paced(objects: dict[str, bytes], rate: float):
                 return self.answer(200, listing(objects, etags), {"Content-Type": "application/xml"})
             if key not in objects:
                 return self.answer(404, b"", {})
-            self.answer(200, objects[key], {"ETag": etags[key]}, link)
+            body, headers = objects[key], {"ETag": etags[key]}
+            asked = self.headers.get("Range", "").removeprefix("bytes=")
+            if not asked or self.command == "HEAD":
+                return self.answer(200, body, headers, link)
+            first, last = map(int, asked.split("-"))
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(body)}"
+            self.answer(206, body[first : last + 1], headers, link)
 
         def answer(self, status: int, body: bytes, headers: dict[str, str], link: Link | None = None):
             self.send_response(status)

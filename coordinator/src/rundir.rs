@@ -351,7 +351,7 @@ fn same_run(volume: &Volume, run: &RunId, job: &JobSpec) -> Result<RunDir, RunDi
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, RunDirError> {
-    match fs::read(path) {
+    match volume::looking_again(path, |path| fs::read(path)) {
         Ok(text) => match serde_json::from_slice(&text) {
             Ok(value) => Ok(Some(value)),
             Err(source) => Err(RunDirError::Malformed { path: path.to_owned(), source }),

@@ -237,7 +237,7 @@ pub(crate) fn finish_removals(volume: &Volume, name: &str) -> Result<Removed, Sn
 
 /// The names of removers that begin so, and of which snapshots they are.
 fn named(snapshots: &Path, beginning: &str) -> Result<Vec<(PathBuf, SnapshotId)>, VolumeError> {
-    let entries = match fs::read_dir(snapshots) {
+    let entries = match volume::looking_again(snapshots, |dir| fs::read_dir(dir)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(|error| VolumeError::io("list", snapshots, error))?,
     };

@@ -251,7 +251,7 @@ pub fn records(volume: &Volume, name: &str) -> Result<Vec<SnapshotRecord>, Snaps
     let mut records = Vec::new();
     for id in volume::names(&dir)? {
         let path = dir.join(&id).join("snapshot.json");
-        let text = match fs::read(&path) {
+        let text = match volume::looking_again(&path, |path| fs::read(path)) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(VolumeError::io("read", &path, error).into()),
@@ -285,7 +285,7 @@ pub fn list(volume: &Volume) -> Result<Vec<SnapshotRecord>, SnapshotError> {
 /// What `refs/latest` points at; none in a dataset that was never staged.
 pub(crate) fn latest(dataset_dir: &Path) -> Result<Option<SnapshotId>, VolumeError> {
     let path = dataset_dir.join("refs/latest");
-    match fs::read_to_string(&path) {
+    match volume::looking_again(&path, |path| fs::read_to_string(path)) {
         Ok(id) => Ok(Some(SnapshotId(id.trim().to_owned()))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(VolumeError::io("read", &path, error)),

@@ -8,6 +8,7 @@
 mod description;
 mod durable;
 mod holder;
+mod look;
 mod mount;
 mod place;
 mod probe;
@@ -28,6 +29,7 @@ pub use self::{
         NewFile, create_dir, create_dirs, create_dirs_below, publish_dir, replace, sync_dir, sync_tree, write_new,
     },
     holder::Holder,
+    look::looking_again,
     mount::{Mount, MountKind},
     share::{Shared, link_or_copy},
     time::{server_time, touch},
@@ -286,7 +288,7 @@ impl Volume {
 
 /// The names in a directory, in order; none if it is not there. Hidden ones are temporary and left out.
 pub(crate) fn names(dir: &Path) -> Result<Vec<String>, VolumeError> {
-    let entries = match fs::read_dir(dir) {
+    let entries = match looking_again(dir, |dir| fs::read_dir(dir)) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(VolumeError::io("list", dir, error)),

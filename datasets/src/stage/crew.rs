@@ -6,7 +6,8 @@
 //! that it is alive by giving its `alive.json` the file server's present as its time of change every few seconds.
 //!
 //! Who has nothing left to claim waits for the others. A stager that has ended, whose process is seen to be gone, or
-//! whose time has not changed for [`SILENCE`] by the observer's own watch, has its chunks taken over, by the claim of
+//! whose time has not changed for [`SILENCE`] by the observer's own watch, or by the file server's before there was an
+//! observer, has its chunks taken over, by the claim of
 //! the next generation. One that was only stopped, and wakes up, does no harm: what it writes into are files that were
 //! replaced by rename, and where a name is taken it gives way.
 
@@ -75,7 +76,7 @@ struct Peer {
     log: File,
     /// Up to which its log was read.
     read: u64,
-    /// Its last sign of life, and when this one saw it first.
+    /// Its last sign of life, and since when there was no other.
     beat: Option<(SystemTime, Instant)>,
     gone: bool,
 }
@@ -233,7 +234,14 @@ impl Peer {
         // By an open file, since a time by name may be seconds old on NFS.
         let changed = File::open(dir.join(ALIVE)).and_then(|file| file.metadata()).and_then(|meta| meta.modified());
         match changed {
-            Ok(changed) if self.beat.is_none_or(|(seen, _)| seen != changed) => {
+            Ok(changed) if self.beat.is_none() => {
+                // One that was silent before anybody looked has been so by the file server's clock.
+                let now = volume::server_time(dir).ok().flatten();
+                let silent = now.and_then(|now| now.duration_since(changed).ok()).unwrap_or_default();
+                let since = Instant::now();
+                self.beat = Some((changed, since.checked_sub(silent).unwrap_or(since)));
+            }
+            Ok(changed) if self.beat.is_some_and(|(seen, _)| seen != changed) => {
                 self.beat = Some((changed, Instant::now()));
             }
             Ok(_) => {}
@@ -295,6 +303,19 @@ mod tests {
         assert_eq!(second.ledger().object(At(0, 3)).unwrap().0, Crc64(5));
         assert_eq!(second.claim(0).unwrap(), Claim::Mine { before: Before::Gone });
         assert!(!second.has_live_peers());
+    }
+
+    #[test]
+    fn one_that_has_been_silent_for_long_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = Crew::join(dir.path()).unwrap();
+        assert_eq!(old.claim(0).unwrap(), Claim::Mine { before: Before::Nobody });
+        let alive = dir.path().join("stagers").join(&old.me).join(ALIVE);
+        let long_ago = SystemTime::now() - 2 * SILENCE;
+        File::open(&alive).unwrap().set_modified(long_ago).unwrap();
+        let new = Crew::join(dir.path()).unwrap();
+        assert_eq!(new.claim(0).unwrap(), Claim::Mine { before: Before::Silent });
+        assert!(!new.has_live_peers());
     }
 
     #[test]

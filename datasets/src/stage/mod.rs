@@ -125,16 +125,24 @@ pub async fn stage_followed(
     progress: &(dyn Fn(StageProgress) + Send + Sync),
     follower: Option<Arc<dyn Follow>>,
 ) -> Result<Staged, StageError> {
+    let (started, counts) = (Instant::now(), Arc::new(Counts::default()));
     let mut tries = 0;
-    loop {
+    let record = loop {
         tries += 1;
-        match stage_once(volume, request, progress, follower.clone()).await {
+        match stage_once(volume, request, progress, follower.clone(), &counts).await {
             // Another stager has published what both were at; the next listing finds it.
             Err(Missed::Overtaken(_)) if tries < OVERTAKEN => {}
             Err(Missed::Overtaken(error) | Missed::Failed(error)) => return Err(error),
-            Ok(staged) => return Ok(staged),
+            Ok(record) => break record,
         }
-    }
+    };
+    let fetched = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    Ok(Staged {
+        record,
+        fetched_objects: fetched(&counts.fetched_objects),
+        fetched_bytes: fetched(&counts.fetched_bytes),
+        seconds: started.elapsed().as_secs_f64(),
+    })
 }
 
 /// How often others may be faster before it is something else that takes the files away.
@@ -164,24 +172,19 @@ async fn stage_once(
     request: &StageRequest,
     progress: &(dyn Fn(StageProgress) + Send + Sync),
     follower: Option<Arc<dyn Follow>>,
-) -> Result<Staged, Missed> {
-    let started = Instant::now();
+    counts: &Arc<Counts>,
+) -> Result<SnapshotRecord, Missed> {
     let dataset = snapshot::dataset_dir(volume, &request.name)?;
     let mut source = Source::connect(&request.url, &request.options).await?;
     let spool = Spool::new(volume, &dataset)?;
     let (listing, survey) = site::list(&mut source, &spool, progress).await?;
-    let done = |record: SnapshotRecord, fetched_objects, fetched_bytes| {
-        let seconds = started.elapsed().as_secs_f64();
-        Staged { record, fetched_objects, fetched_bytes, seconds }
-    };
-
     let url = request.url.to_string();
     let records = snapshot::records(volume, &request.name)?;
     let same = |record: &&SnapshotRecord| (&record.source, &record.listing) == (&url, &survey.digest);
     if let Some(same) = records.iter().rfind(same).filter(|_| survey.tells_changes) {
         snapshot::check_manifest(volume, same)?;
         snapshot::set_latest(&dataset, &same.id)?;
-        return Ok(done(same.clone(), 0, 0));
+        return Ok(same.clone());
     }
 
     let site = Site { volume, dir: dataset.join("staging").join(survey.site_name(&url)), dataset };
@@ -204,7 +207,6 @@ async fn stage_once(
             announcer = Some(Announcer::new(follower, site.dir.join(TREE).join(DATA), chunks));
         }
     }
-    let counts = Arc::new(Counts::default());
     let work = Work {
         volume: volume.clone(),
         dir: site.dir.clone(),
@@ -213,7 +215,7 @@ async fn stage_once(
         facts,
         order,
         announcer: announcer.map(Mutex::new),
-        counts: Arc::clone(&counts),
+        counts: Arc::clone(counts),
     };
     let commit = Commit {
         volume: volume.clone(),
@@ -222,9 +224,7 @@ async fn stage_once(
         source: url,
         durable: request.durable,
     };
-    let record = work::beside(work, commit, &counts, progress).await?;
-    let fetched = |count: &AtomicU64| count.load(Ordering::Relaxed);
-    Ok(done(record, fetched(&counts.fetched_objects), fetched(&counts.fetched_bytes)))
+    work::beside(work, commit, counts, progress).await
 }
 
 const PLAN: &str = "plan.arrow";

@@ -52,11 +52,15 @@ pub(super) async fn beside(
     std::thread::spawn(move || {
         let _ = tell.send(work.stage(&commit, &ended));
     });
-    let mut so_far = (0, 0);
-    let mut report = || {
-        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    let done = || {
         let objects = load(&counts.fetched_objects) + load(&counts.found_objects);
-        let bytes = load(&counts.fetched_bytes) + load(&counts.found_bytes);
+        (objects, load(&counts.fetched_bytes) + load(&counts.found_bytes))
+    };
+    // An earlier try may have told of some.
+    let mut so_far = done();
+    let mut report = || {
+        let (objects, bytes) = done();
         if (objects, bytes) != so_far {
             progress(StageProgress::Fetched { objects: objects - so_far.0, bytes: bytes - so_far.1 });
             so_far = (objects, bytes);

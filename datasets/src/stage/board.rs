@@ -112,8 +112,9 @@ struct State {
     /// Large objects that were opened and are not finished.
     opened: usize,
     buffers: Vec<Buffer>,
-    /// Buffers made so far.
+    /// Buffers made so far, and how many there may be.
     made: usize,
+    most: usize,
     claiming: bool,
     exhausted: bool,
     complete: Vec<u32>,
@@ -141,6 +142,7 @@ impl Board {
             opened: 0,
             buffers: Vec::new(),
             made: 0,
+            most: BUFFERS,
             claiming: false,
             exhausted: false,
             complete: Vec::new(),
@@ -215,6 +217,10 @@ impl Board {
                 // Another lane may find something too, or be made for it.
                 self.changed.notify_one();
                 return Some(job);
+            }
+            if state.fatal.is_some() {
+                self.stopped.store(true, Ordering::Relaxed);
+                continue;
             }
             state = self.changed.wait(state).expect("no holder panics");
         }
@@ -352,7 +358,7 @@ impl State {
     }
 
     fn has_buffer(&self) -> bool {
-        !self.buffers.is_empty() || self.made < BUFFERS
+        !self.buffers.is_empty() || self.made < self.most
     }
 
     fn may_claim(&self) -> bool {
@@ -373,27 +379,45 @@ impl State {
             self.opened += 1;
             return self.big.remove(at).map(Job::Open);
         }
-        if self.has_buffer() {
+        if let Some(buffer) = self.buffer() {
             if let Some((large, mut parts)) = self.open.pop_front() {
                 let part = parts.pop_front().expect("only objects with parts left are kept");
                 if !parts.is_empty() {
                     self.open.push_back((Arc::clone(&large), parts));
                 }
-                return Some(Job::Part(large, part, self.buffer()));
+                return Some(Job::Part(large, part, buffer));
             }
             let at = self.big.iter().position(|item| item.object().size <= super::large::FROM);
             if let Some(item) = at.and_then(|at| self.big.remove(at)) {
-                return Some(Job::Whole(item, self.buffer()));
+                return Some(Job::Whole(item, buffer));
             }
+            self.buffers.push(buffer);
         }
         self.small.pop_front().map(|(chunk, rows)| Job::Small(chunk, rows))
     }
 
-    fn buffer(&mut self) -> Buffer {
-        self.buffers.pop().unwrap_or_else(|| {
-            self.made += 1;
-            MmapMut::map_anon(BUFFER).expect("a few MiB can be had")
-        })
+    /// None while all are in use. Where memory is short, those that there are have to do.
+    fn buffer(&mut self) -> Option<Buffer> {
+        if let Some(buffer) = self.buffers.pop() {
+            return Some(buffer);
+        }
+        if self.made == self.most || self.big.is_empty() && self.open.is_empty() {
+            return None;
+        }
+        match MmapMut::map_anon(BUFFER) {
+            Ok(buffer) => {
+                self.made += 1;
+                Some(buffer)
+            }
+            Err(error) => {
+                tracing::warn!(%error, buffers = self.made, "no memory for more buffers");
+                self.most = self.made;
+                if self.made == 0 {
+                    self.fatal.get_or_insert(StageError::NoMemory(error));
+                }
+                None
+            }
+        }
     }
 
     fn add(&mut self, chunk: &Arc<Chunk>) {

@@ -48,6 +48,9 @@ pub enum StageError {
         /// What happened to some more.
         more: Vec<SourceError>,
     },
+    /// Not even one buffer could be had.
+    #[error("no memory for a buffer of a few MiB")]
+    NoMemory(#[source] std::io::Error),
     /// A lane ended, or was told to end, before its work was done.
     #[error("staging was ended before it was done")]
     Ended,
@@ -75,6 +78,6 @@ impl StageError {
 
     /// Whether what was staged so far is of use to the next try. Of a full or broken volume the space is given back.
     pub(super) fn leaves_work(&self) -> bool {
-        matches!(self, Self::Source(_) | Self::Failed { .. } | Self::Ended)
+        matches!(self, Self::Source(_) | Self::Failed { .. } | Self::NoMemory(_) | Self::Ended)
     }
 }

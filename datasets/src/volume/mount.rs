@@ -156,10 +156,15 @@ impl Mount {
         NETWORK.contains(&name) || name == "fuse" || name.starts_with("fuse.")
     }
 
+    /// Whether it is NFS.
+    pub fn is_nfs(&self) -> bool {
+        self.kind.file_system.starts_with("nfs")
+    }
+
     /// Whether it is Amazon EFS, as far as its source tells.
     pub fn is_efs(&self) -> bool {
         let source = &self.kind.source;
-        self.kind.file_system.starts_with("nfs") && source.contains(".efs.") && source.contains(".amazonaws.")
+        self.is_nfs() && source.contains(".efs.") && source.contains(".amazonaws.")
     }
 
     /// What forebay's guarantees need and this mount does not do, each as a sentence.

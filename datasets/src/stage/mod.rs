@@ -180,14 +180,14 @@ async fn stage_once(
     let (listing, survey) = site::list(&mut source, &spool, progress).await?;
     let url = request.url.to_string();
     let records = snapshot::records(volume, &request.name)?;
+    let site = Site { volume, dir: dataset.join("staging").join(survey.site_name(&url)), dataset };
     let same = |record: &&SnapshotRecord| (&record.source, &record.listing) == (&url, &survey.digest);
     if let Some(same) = records.iter().rfind(same).filter(|_| survey.tells_changes) {
         snapshot::check_manifest(volume, same)?;
-        snapshot::set_latest(&dataset, &same.id)?;
+        snapshot::set_latest(&site.dataset, &same.id)?;
+        site.clear_published()?;
         return Ok(same.clone());
     }
-
-    let site = Site { volume, dir: dataset.join("staging").join(survey.site_name(&url)), dataset };
     site.clear_leftovers(&spool);
     let facts = site.plan(listing, &survey.mapping, site.base(&records, &url)?, &spool)?;
     progress(StageProgress::Planned {

@@ -19,10 +19,13 @@ use crate::{
     room,
     snapshot::{self, SnapshotRecord},
     source::{Listed, Source},
-    volume::{self, Volume, VolumeError},
+    volume::{self, Holder, Volume, VolumeError},
 };
 
-/// What a stager leaves behind when it is killed is cleared away after this long.
+/// How a spool's name begins; who its process is stands in it.
+const NEW: &str = ".new-";
+const HOLDER: &str = "holder.json";
+/// What a stager leaves behind when it is killed is cleared away after this long, where nobody sees that it is dead.
 const LEFTOVER_AGE: Duration = Duration::from_secs(24 * 3600);
 
 /// What going through a listing tells.
@@ -93,9 +96,27 @@ pub(super) struct Spool<'a> {
 
 impl<'a> Spool<'a> {
     pub(super) fn new(volume: &'a Volume, dataset: &Path) -> Result<Self, StageError> {
-        let dir = dataset.join("staging").join(format!(".new-{}", volume::nonce()));
+        let all = dataset.join("staging");
+        let dir = all.join(format!("{NEW}{}", volume::nonce()));
         volume::create_dirs(&dir)?;
-        Ok(Self { volume, dir })
+        let spool = Self { volume, dir };
+        let (holder, path) = (serde_json::to_vec(&Holder::this_process()), spool.dir.join(HOLDER));
+        let holder = holder.expect("plain fields serialise");
+        fs::write(&path, holder).map_err(|error| VolumeError::io("write", &path, error))?;
+        spool.clear_orphans(&all);
+        Ok(spool)
+    }
+
+    /// Clears away the spools of processes that are seen to be gone.
+    fn clear_orphans(&self, all: &Path) {
+        for entry in fs::read_dir(all).into_iter().flatten().flatten() {
+            let is_new = entry.file_name().to_str().is_some_and(|name| name.starts_with(NEW));
+            let holder = is_new.then(|| fs::read(entry.path().join(HOLDER)).ok()).flatten();
+            let holder = holder.and_then(|text| serde_json::from_slice::<Holder>(&text).ok());
+            if holder.is_some_and(|holder| holder.is_gone()) {
+                let _ = self.volume.trash(&entry.path());
+            }
+        }
     }
 }
 
@@ -124,10 +145,7 @@ impl Site<'_> {
         spool: &Spool<'_>,
     ) -> Result<Facts, StageError> {
         let path = self.dir.join(PLAN);
-        if path.exists() && !self.dir.join(TREE).exists() {
-            // Its stager was killed after it had published, and before it cleared up.
-            self.volume.trash(&self.dir).map_err(|error| VolumeError::io("remove", &self.dir, error))?;
-        }
+        self.clear_published()?;
         if path.exists() {
             return Ok(RowFile::open(&path)?.facts);
         }
@@ -148,6 +166,15 @@ impl Site<'_> {
         let of_source = || records.iter().filter(|record| record.source == url);
         let base = of_source().find(|record| Some(&record.id) == latest.as_ref()).or_else(|| of_source().next_back());
         Ok(base.cloned())
+    }
+
+    /// Clears away what a stager has left that was killed after it had published, and before it cleared up.
+    pub(super) fn clear_published(&self) -> Result<(), StageError> {
+        let is_there = |name| volume::looking_again(&self.dir.join(name), |path| fs::metadata(path)).is_ok();
+        if is_there(PLAN) && !is_there(TREE) {
+            self.volume.trash(&self.dir).map_err(|error| VolumeError::io("remove", &self.dir, error))?;
+        }
+        Ok(())
     }
 
     /// Clears away what stagers that were killed left long ago.

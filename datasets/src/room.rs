@@ -197,7 +197,7 @@ impl Shares {
     /// Counts a snapshot in. A snapshot that was removed in this moment has nothing.
     pub(crate) fn add(&mut self, volume: &Volume, name: &str, id: &SnapshotId) -> Result<(), SnapshotError> {
         for object in objects(volume, name, id)? {
-            self.0.entry(identity(&object)).or_insert((0, object.size)).0 += 1;
+            self.0.entry(identity(&object)).or_insert((0, object.held_bytes())).0 += 1;
         }
         Ok(())
     }

@@ -11,9 +11,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-pub use self::manifest::{Manifest, Object};
+pub use self::manifest::{HeldRange, Manifest, Object};
 pub(crate) use self::manifest::{ManifestWriter, objects};
 use crate::{
+    columns::Columns,
     hold,
     volume::{self, Volume, VolumeError},
 };
@@ -139,6 +140,25 @@ pub struct SnapshotRecord {
     pub bytes: u64,
     /// When it was committed, RFC 3339.
     pub created: String,
+    /// If of any object only a part is held: the columns that it was staged for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub columns: Option<Columns>,
+    /// If of any object only a part is held: how many bytes are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_bytes: Option<u64>,
+}
+
+impl SnapshotRecord {
+    /// Whether this snapshot is what staging a listing would give, or holds more: `whole` is the digest of the listing,
+    /// and `wanted` the columns that are to be staged, of none all. A whole snapshot serves any columns, and one of
+    /// some columns serves fewer; it never serves as a whole.
+    pub fn serves(&self, whole: &str, wanted: Option<&Columns>) -> bool {
+        match (&self.columns, wanted) {
+            (None, _) => self.listing == whole,
+            (Some(held), Some(wanted)) => held.contain_all(wanted) && self.listing == held.listing(whole),
+            (Some(_), None) => false,
+        }
+    }
 }
 
 /// A committed snapshot.
@@ -162,7 +182,7 @@ impl Snapshot {
         Ok(self.dir.join("data").join(&object.path))
     }
 
-    /// An object's path relative to the volume's root.
+    /// An object's path relative to the volume's root; [`of_volume_path`] is the way back.
     pub fn volume_path(&self, object: &Object) -> String {
         self.record.volume_path(object)
     }
@@ -218,6 +238,17 @@ pub fn find(volume: &Volume, name: &str, id: Option<&str>) -> Result<SnapshotRec
         (Some(_), Some(_)) => Err(SnapshotError::Ambiguous { name: name.to_owned(), id: wanted }),
         (None, _) if !dir.exists() => Err(no_dataset()),
         (None, _) => Err(SnapshotError::NoSnapshot { name: name.to_owned(), id: wanted }),
+    }
+}
+
+/// Opens the snapshot that an object's path relative to the volume's root leads into.
+///
+/// # Errors
+/// [`VolumeError::Escapes`] if it leads into none.
+pub fn of_volume_path(volume: &Volume, path: &str) -> Result<Snapshot, SnapshotError> {
+    match path.split('/').collect::<Vec<_>>()[..] {
+        ["datasets", name, "snapshots", id, "data", _, ..] => open(volume, name, Some(id)),
+        _ => Err(VolumeError::Escapes { path: path.to_owned() }.into()),
     }
 }
 
@@ -315,7 +346,7 @@ mod tests {
 
     fn commit(volume: &Volume, name: &str, checksum: u64, created: &str) -> SnapshotId {
         let (key, path) = ("k".to_owned(), "k".to_owned());
-        let object = Object { key, path, size: 3, etag: None, version_id: None, checksum: Crc64(checksum) };
+        let object = Object { key, path, size: 3, etag: None, version_id: None, checksum: Crc64(checksum), held: None };
         let manifest = Manifest { objects: vec![object] };
         let id = manifest.id();
         let dataset = dataset_dir(volume, name).unwrap();
@@ -331,6 +362,8 @@ mod tests {
             objects: 1,
             bytes: 3,
             created: created.to_owned(),
+            columns: None,
+            held_bytes: None,
         };
         volume::write_new(&dir.join("snapshot.json"), &serde_json::to_vec(&record).unwrap()).unwrap();
         set_latest(&dataset, &id).unwrap();
@@ -355,6 +388,33 @@ mod tests {
         assert!(matches!(open(&volume, "b", None), Err(SnapshotError::NoDataset { .. })));
         assert!(matches!(open(&volume, "../a", None), Err(SnapshotError::BadName { .. })));
         assert_eq!(list(&volume).unwrap().into_iter().map(|record| record.id).collect::<Vec<_>>(), [new]);
+    }
+
+    #[test]
+    fn an_object_s_path_leads_back_to_its_snapshot() {
+        let (_dir, volume) = volume();
+        let (old, _new) = (commit(&volume, "a", 1, "1"), commit(&volume, "a", 2, "2"));
+        let snapshot = open(&volume, "a", Some(&old.0)).unwrap();
+        let path = snapshot.volume_path(&snapshot.manifest.objects[0]);
+        assert_eq!(of_volume_path(&volume, &path).unwrap().record.id, old);
+        for path in ["runs/r/job.toml", "datasets/a/snapshots/x", "datasets/../snapshots/x/data/y"] {
+            assert!(of_volume_path(&volume, path).is_err(), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_whole_serves_its_parts_and_a_part_serves_less_of_itself_alone() {
+        let (_dir, volume) = volume();
+        commit(&volume, "a", 1, "1");
+        let whole = SnapshotRecord { listing: "l".into(), ..records(&volume, "a").unwrap().remove(0) };
+        let columns = |names: &[&str]| names.iter().copied().collect::<Columns>();
+        let (one, two, other) = (columns(&["x"]), columns(&["x", "y"]), columns(&["x", "z"]));
+        assert!(whole.serves("l", None) && whole.serves("l", Some(&one)) && !whole.serves("m", Some(&one)));
+        let part = SnapshotRecord { listing: two.listing("l"), columns: Some(two.clone()), ..whole };
+        assert!(part.serves("l", Some(&two)) && part.serves("l", Some(&one)));
+        assert!(!part.serves("l", None) && !part.serves("l", Some(&other)) && !part.serves("m", Some(&two)));
+        // Nor does it by the digest that it was staged with.
+        assert!(!part.serves(&part.listing, None));
     }
 
     #[test]

@@ -82,6 +82,8 @@ impl Commit {
             objects: written.objects,
             bytes: written.bytes,
             created: jiff::Timestamp::now().to_string(),
+            columns: None,
+            held_bytes: written.held_bytes,
         };
         let text = serde_json::to_vec_pretty(&record).expect("plain fields serialise");
         volume::replace(&tree.join("snapshot.json"), &text)?;
@@ -100,10 +102,10 @@ fn object(row: Row, at: At, ledger: &Ledger) -> Result<Object, StageError> {
     let Row { object, path, shared } = row;
     if let Some((checksum, news)) = ledger.object(at) {
         let (size, etag) = news.changed.unwrap_or((object.size, object.etag));
-        return Ok(Object { key: object.key, path, size, etag, version_id: news.version_id, checksum });
+        return Ok(Object { key: object.key, path, size, etag, version_id: news.version_id, checksum, held: None });
     }
     // Only unchanged objects are done without a record.
     let shared = shared.ok_or(StageError::Ended)?;
     let (size, etag, version_id) = (object.size, object.etag, shared.version_id);
-    Ok(Object { key: object.key, path, size, etag, version_id, checksum: shared.checksum })
+    Ok(Object { key: object.key, path, size, etag, version_id, checksum: shared.checksum, held: None })
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use arrow::error::ArrowError;
 
 use crate::{
+    columns::Columns,
     room::RoomError,
     snapshot::SnapshotError,
     source::{ErrorKind, SourceError},
@@ -48,6 +49,12 @@ pub enum StageError {
         /// What happened to some more.
         more: Vec<SourceError>,
     },
+    /// Columns are chosen, and this version fetches whole objects only.
+    #[error("staging the columns {columns} alone is not supported by this version")]
+    ColumnsUnsupported {
+        /// Which.
+        columns: Columns,
+    },
     /// A lane ended, or was told to end, before its work was done.
     #[error("staging was ended before it was done")]
     Ended,
@@ -68,7 +75,7 @@ impl StageError {
         match self {
             Self::Source(error) => error.kind(),
             Self::Failed { first, .. } => first.kind(),
-            Self::Snapshot(SnapshotError::BadName { .. }) => ErrorKind::Usage,
+            Self::Snapshot(SnapshotError::BadName { .. }) | Self::ColumnsUnsupported { .. } => ErrorKind::Usage,
             _ => ErrorKind::Storage,
         }
     }

@@ -44,6 +44,7 @@ use self::{
     work::Work,
 };
 use crate::{
+    columns::Columns,
     snapshot::{self, SnapshotError, SnapshotRecord},
     source::{Source, SourceError, SourceOptions, SourceUrl},
     volume::{Volume, VolumeError},
@@ -58,6 +59,8 @@ pub struct StageRequest {
     pub url: SourceUrl,
     /// How it is reached, and what of it is taken.
     pub options: SourceOptions,
+    /// The columns of its Parquet objects that are taken; none: all.
+    pub columns: Option<Columns>,
     /// Whether the snapshot outlives a crash of the host. Off only to measure what that costs.
     pub durable: bool,
 }
@@ -149,6 +152,9 @@ async fn stage_once(
     progress: &(dyn Fn(StageProgress) + Send + Sync),
 ) -> Result<Staged, Missed> {
     let started = Instant::now();
+    if let Some(columns) = request.columns.clone() {
+        return Err(StageError::ColumnsUnsupported { columns }.into());
+    }
     let dataset = snapshot::dataset_dir(volume, &request.name)?;
     let mut source = Source::connect(&request.url, &request.options).await?;
     let spool = Spool::new(volume, &dataset)?;
@@ -160,7 +166,7 @@ async fn stage_once(
 
     let url = request.url.to_string();
     let records = snapshot::records(volume, &request.name)?;
-    let same = |record: &&SnapshotRecord| (&record.source, &record.listing) == (&url, &survey.digest);
+    let same = |record: &&SnapshotRecord| record.source == url && record.serves(&survey.digest, None);
     if let Some(same) = records.iter().rfind(same).filter(|_| survey.tells_changes) {
         snapshot::check_manifest(volume, same)?;
         snapshot::set_latest(&dataset, &same.id)?;

@@ -14,7 +14,8 @@ use crate::{
 
 /// A row for each listed object: fetched, or shared with an object that is on the volume.
 ///
-/// An object is unchanged if key, size and ETag are; without an ETag nothing is.
+/// An object is unchanged if key, size and ETag are; without an ETag nothing is. One that is held in part is never
+/// shared as a whole.
 pub(super) fn rows<'a, E>(
     listing: impl Iterator<Item = Result<Listed, E>> + 'a,
     mut present: impl Iterator<Item = Result<Object, E>> + 'a,
@@ -31,7 +32,7 @@ pub(super) fn rows<'a, E>(
             }
         }
         let same = |held: &&Object| (&held.key, held.size, &held.etag) == (&object.key, object.size, &object.etag);
-        let unchanged = held.as_ref().filter(same).filter(|_| object.etag.is_some());
+        let unchanged = held.as_ref().filter(same).filter(|held| object.etag.is_some() && held.held.is_none());
         let shared = unchanged.map(|held| Shared {
             from: place(held),
             checksum: held.checksum,
@@ -73,7 +74,7 @@ mod tests {
 
     fn held(key: &str, etag: Option<&str>) -> Object {
         let (key, path) = (key.to_owned(), key.to_owned());
-        Object { key, path, size: 1, etag: etag.map(Into::into), version_id: None, checksum: Crc64(7) }
+        Object { key, path, size: 1, etag: etag.map(Into::into), version_id: None, checksum: Crc64(7), held: None }
     }
 
     fn shared(listing: Vec<Listed>, present: Vec<Object>) -> Vec<Option<String>> {
@@ -97,6 +98,12 @@ mod tests {
     #[test]
     fn without_an_etag_nothing_counts_as_unchanged() {
         assert_eq!(shared(vec![listed("a", None)], vec![held("a", None)]), [None]);
+    }
+
+    #[test]
+    fn a_part_is_not_shared_as_a_whole() {
+        let part = Object { held: Some(vec![]), ..held("a", Some("1")) };
+        assert_eq!(shared(vec![listed("a", Some("1"))], vec![part]), [None]);
     }
 
     #[test]

@@ -196,6 +196,7 @@ impl From<StageError> for CliError {
             StageError::NoRoom { .. } | StageError::Volume(VolumeError::Full { .. }) => {
                 Some("free some space, or name another volume with --volume; nothing was published")
             }
+            StageError::ColumnsUnsupported { .. } => Some("stage the dataset whole: choose no columns"),
             StageError::Volume(VolumeError::ReadOnly { .. }) => Some("name another volume with --volume"),
             _ => None,
         };

@@ -15,6 +15,7 @@
 
 mod footer;
 mod local;
+pub mod remote;
 
 use std::{collections::BTreeSet, fmt, ops::Range};
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use forebay_datasets::{
+    columns::Columns,
     format::{self, Format},
     snapshot::{Object, Snapshot},
     source::{SourceError, globs},
@@ -52,6 +53,21 @@ pub enum PlanError {
         /// Its glob.
         glob: String,
     },
+    /// Some objects are held in part, and the work reads whole ones.
+    #[error(
+        "the snapshot {snapshot} of `{dataset}` holds only the columns {columns} of its Parquet objects, and this job \
+reads whole ones: stage {source_url} without choosing columns, or name no version"
+    )]
+    Partial {
+        /// The dataset.
+        dataset: String,
+        /// The snapshot.
+        snapshot: String,
+        /// The columns that it was staged for.
+        columns: Columns,
+        /// Where it came from.
+        source_url: String,
+    },
     /// A table's glob is none.
     #[error(transparent)]
     Glob(#[from] SourceError),
@@ -95,6 +111,15 @@ pub fn plan(job: &JobSpec, snapshot: &Snapshot, volume: &Volume) -> Result<Plan,
         Work::Sql(sql) => objects_of_tables(sql, &snapshot.manifest.objects)?,
         _ => snapshot.manifest.objects.iter().collect(),
     };
+    if !matches!(job.work, Work::Sql(_)) && snapshot.manifest.is_partial() {
+        // A program is given the whole directory, whatever its split.
+        return Err(PlanError::Partial {
+            dataset: snapshot.record.name.clone(),
+            snapshot: snapshot.record.id.to_string(),
+            columns: snapshot.record.columns.clone().unwrap_or_default(),
+            source_url: snapshot.record.source.clone(),
+        });
+    }
     let cuttable = |object: &Object| -> Result<Cuttable, PlanError> {
         let format = Format::of(&object.key);
         let row_groups = match format == Format::Parquet && cut == Cut::RowGroups {
@@ -109,6 +134,7 @@ pub fn plan(job: &JobSpec, snapshot: &Snapshot, volume: &Volume) -> Result<Plan,
             key: object.key.clone(),
             path: snapshot.volume_path(object),
             size: object.size,
+            partial: object.held.is_some(),
             lines: format.is_lines(),
             row_groups,
         })
@@ -256,7 +282,7 @@ mod tests {
         fn snapshot(&self, objects: &[(&str, u64)]) -> Snapshot {
             let object = |(key, size): &(&str, u64)| {
                 let (key, path) = ((*key).to_owned(), (*key).to_owned());
-                Object { key, path, size: *size, etag: None, version_id: None, checksum: Crc64(0) }
+                Object { key, path, size: *size, etag: None, version_id: None, checksum: Crc64(0), held: None }
             };
             let manifest = Manifest { objects: objects.iter().map(object).collect() };
             let record = SnapshotRecord {
@@ -268,6 +294,8 @@ mod tests {
                 objects: objects.len() as u64,
                 bytes: objects.iter().map(|(_, size)| size).sum(),
                 created: String::new(),
+                columns: None,
+                held_bytes: None,
             };
             let dir = self.dir.path().join("datasets/d/snapshots").join(manifest.id().to_string());
             Snapshot { record, manifest, dir }
@@ -349,6 +377,23 @@ mod tests {
         fs::write(snapshot.dir.join("data/p.parquet"), "no footer").unwrap();
         let error = bench.plan(work, &snapshot).unwrap_err();
         assert_eq!(error.to_string(), "`p.parquet` is not a readable Parquet file");
+    }
+
+    #[test]
+    fn a_part_is_for_queries_alone_and_each_of_its_pieces_says_so() {
+        let bench = Bench::new();
+        let mut snapshot = bench.snapshot(&[("a.parquet", 9), ("b.csv", 9)]);
+        snapshot.manifest.objects[0].held = Some(vec![]);
+        snapshot.record.columns = Some(["x", "y"].into_iter().collect());
+        let plan = bench.plan("[sql]\nquery = 'select 1'", &snapshot).unwrap();
+        assert_eq!(plan.splits[0].pieces.iter().map(|piece| piece.partial).collect::<Vec<_>>(), [true, false]);
+        let path = bench.dir.path().join("plan");
+        plan.write(&path).unwrap();
+        assert_eq!(Plan::read(&path).unwrap(), plan);
+        for work in ["[command]\nargv = ['x']", "[mapreduce]\nmap = 'column-stats'"] {
+            let error = bench.plan(work, &snapshot).unwrap_err();
+            assert!(error.to_string().contains("of `d` holds only the columns x, y"), "{error}");
+        }
     }
 
     #[test]

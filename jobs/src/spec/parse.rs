@@ -27,6 +27,7 @@ pub fn job_file(text: &str, base: &Path, overrides: &[(String, String)]) -> Resu
     let raw: RawJob = toml::from_str(text).map_err(|error| error::syntax(&error, text))?;
     let name = name(&raw.name, 40)?;
     let params = params::params(raw.params, overrides)?;
+    let columns = raw.dataset.columns.as_ref().map(Spanned::span);
     let dataset = dataset::dataset(raw.dataset, base)?;
     let context = Context { text, base, params: &params };
     let work = match (raw.command, raw.mapreduce, raw.sql) {
@@ -44,6 +45,7 @@ pub fn job_file(text: &str, base: &Path, overrides: &[(String, String)]) -> Resu
             return Err(SpecError { message, help: Some("a job does one: make two jobs of it".into()), span: last });
         }
     };
+    dataset::check_columns(&dataset, &work, columns)?;
     let split = limits::split(raw.split, &work)?;
     let workers = limits::workers(raw.workers)?;
     let retry = limits::retry(raw.retry)?;

@@ -22,11 +22,12 @@ use std::{collections::BTreeSet, fmt, ops::Range};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+pub(crate) use self::local::{absent, damaged, is_intact};
 pub use self::{
     footer::{Footer, FooterError, Found, TAIL},
-    local::{absent, lacking},
+    local::lacking,
 };
-use crate::snapshot::hex;
+use crate::{format::Format, snapshot::hex, source::Listed};
 
 /// Bytes that cost as much to fetch as one more request: 100 µs of CPU, at half a second a GiB.
 const REQUEST: u64 = 128 << 10;
@@ -87,6 +88,12 @@ impl fmt::Display for Columns {
             false => f.write_str(&self.iter().collect::<Vec<_>>().join(", ")),
         }
     }
+}
+
+/// The columns to take of an object, if there is a choice: of a Parquet object that is worth it, and that has an ETag by
+/// which all of its ranges are known to be of one version.
+pub(crate) fn taken_of<'a>(wanted: Option<&'a Columns>, object: &Listed) -> Option<&'a Columns> {
+    wanted.filter(|_| Format::of(&object.key) == Format::Parquet && object.size > SMALL && object.etag.is_some())
 }
 
 /// What of an object is to be fetched.

@@ -12,7 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 pub use self::manifest::{HeldRange, Manifest, Object};
-pub(crate) use self::manifest::{ManifestWriter, objects};
+pub(crate) use self::manifest::{ManifestWriter, held, objects};
 use crate::{
     columns::Columns,
     hold,
@@ -21,7 +21,9 @@ use crate::{
 
 pub(crate) const MANIFEST: &str = "manifest.parquet";
 /// The version of the commit record's format.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
+/// That of a snapshot which is held whole, as any forebay reads it.
+pub(crate) const FORMAT_OF_WHOLES: u32 = 1;
 
 /// The digest of a manifest: the first 32 hexadecimal digits of a SHA-256 over its keys, sizes and checksums.
 ///
@@ -354,7 +356,7 @@ mod tests {
         volume::create_dirs(&dir).unwrap();
         manifest.write(&dir.join("manifest.parquet")).unwrap();
         let record = SnapshotRecord {
-            version: FORMAT,
+            version: FORMAT_OF_WHOLES,
             id: id.clone(),
             name: name.to_owned(),
             source: "file:///x".to_owned(),

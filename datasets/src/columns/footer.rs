@@ -13,6 +13,8 @@ use super::{Columns, ColumnsError, Held, REQUEST, worthwhile};
 
 /// How much of an object's end is read first; few footers are longer.
 pub const TAIL: u64 = 64 << 10;
+/// No footer is read that is longer: nobody's columns take so much, and lanes hold theirs in memory.
+const MOST: u64 = 64 << 20;
 /// Length and magic number at the very end.
 const END: u64 = 8;
 
@@ -25,6 +27,12 @@ pub enum FooterError {
     /// It can be read with a key only.
     #[error("its footer is encrypted, so that its columns cannot be found: stage it whole")]
     Encrypted,
+    /// It says that it takes more than any does.
+    #[error("its footer has {length} bytes, and none of more than {MOST} is read: stage it whole")]
+    TooLong {
+        /// Its length.
+        length: u64,
+    },
     /// It cannot be understood.
     #[error("its footer is broken")]
     Malformed(#[source] ParquetError),
@@ -70,6 +78,9 @@ impl Footer {
         let length = FooterTail::try_new(end).map_err(FooterError::Malformed)?.metadata_length() as u64;
         let beyond = || FooterError::OutOfBounds { what: "itself".to_owned(), offset: -(length as i64), size };
         let start = size.checked_sub(END + length).ok_or_else(beyond)?;
+        if length > MOST {
+            return Err(FooterError::TooLong { length });
+        }
         let Some(from) = (tail.len() as u64).checked_sub(END + length) else { return Ok(Found::From(start)) };
         let encoded = &tail[from as usize..tail.len() - END as usize];
         let metadata = ParquetMetaDataReader::decode_metadata(encoded).map_err(FooterError::Malformed)?;

@@ -16,16 +16,19 @@ pub struct End {
     pub bytes: Vec<u8>,
     /// What they end in.
     pub footer: Footer,
+    /// How much was received to find it.
+    pub received: u64,
 }
 
 impl End {
     /// Reads the end of an object, by one request or two.
     pub fn read(reader: &mut Reader, object: &Listed) -> Result<Self, ColumnsError<SourceError>> {
-        let mut from = object.size.saturating_sub(TAIL);
+        let (mut from, mut received) = (object.size.saturating_sub(TAIL), 0);
         loop {
             let (about, bytes) = range(reader, object, &(from..object.size)).map_err(ColumnsError::Read)?;
+            received += bytes.len() as u64;
             match Footer::find(object.size, &bytes)? {
-                Found::Footer(footer) => return Ok(Self { about, from, bytes, footer: *footer }),
+                Found::Footer(footer) => return Ok(Self { about, from, bytes, footer: *footer, received }),
                 Found::From(start) => from = start,
             }
         }

@@ -1,6 +1,6 @@
 //! A manifest: the list of a snapshot's objects, or of an output's files, as a Parquet file.
 
-mod held;
+pub(crate) mod held;
 
 use std::{
     fs, io,
@@ -265,7 +265,7 @@ fn batch(rows: &[Object]) -> Result<RecordBatch, ArrowError> {
         text(|object| object.etag.as_deref()),
         text(|object| object.version_id.as_deref()),
         number(|object| object.checksum.0),
-        Arc::new(held::column(rows)?),
+        Arc::new(held::column(rows.iter().map(|object| object.held.as_ref()))?),
     ];
     RecordBatch::try_new(schema(), columns)
 }
@@ -278,7 +278,7 @@ fn schema() -> Arc<Schema> {
         Field::new("etag", DataType::Utf8, true),
         Field::new("version_id", DataType::Utf8, true),
         Field::new("checksum", DataType::UInt64, false),
-        Field::new("held", DataType::List(Arc::new(held::range_field())), true),
+        held::field(),
     ]))
 }
 

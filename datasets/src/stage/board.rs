@@ -18,7 +18,10 @@ use std::{
 use memmap2::MmapMut;
 
 use super::{StageError, crew::Before, large::Large, ledger::At, pace::Pace, rows::Row};
-use crate::source::{Listed, SourceError};
+use crate::{
+    columns::{self, Columns},
+    source::{Listed, SourceError},
+};
 
 /// Bytes of a buffer, and of most writes of larger objects.
 pub(super) const BUFFER: usize = 4 << 20;
@@ -103,6 +106,8 @@ pub(super) struct Board {
 }
 
 struct State {
+    /// The columns of Parquet objects that are taken; none: all.
+    columns: Option<Columns>,
     pace: Pace,
     lanes: usize,
     busy: usize,
@@ -132,6 +137,7 @@ pub(super) struct Failures {
 impl Board {
     pub(super) fn new(now: Instant) -> Self {
         let state = State {
+            columns: None,
             pace: Pace::new(LANES, now),
             lanes: 0,
             busy: 0,
@@ -148,6 +154,12 @@ impl Board {
             fatal: None,
         };
         Self { state: Mutex::new(state), changed: Condvar::new(), stopped: AtomicBool::new(false) }
+    }
+
+    /// The same, for staging some columns of Parquet objects.
+    pub(super) fn of_columns(self, columns: Option<Columns>) -> Self {
+        self.state().columns = columns;
+        self
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -368,7 +380,7 @@ impl State {
         }
         // What takes longest begins first; what needs no buffer goes on when there is none.
         if self.open.len() < OPEN
-            && let Some(at) = self.big.iter().position(|item| item.object().size > super::large::FROM)
+            && let Some(at) = self.big.iter().position(|item| self.in_parts(item))
         {
             self.opened += 1;
             return self.big.remove(at).map(Job::Open);
@@ -381,12 +393,17 @@ impl State {
                 }
                 return Some(Job::Part(large, part, self.buffer()));
             }
-            let at = self.big.iter().position(|item| item.object().size <= super::large::FROM);
+            let at = self.big.iter().position(|item| !self.in_parts(item));
             if let Some(item) = at.and_then(|at| self.big.remove(at)) {
                 return Some(Job::Whole(item, self.buffer()));
             }
         }
         self.small.pop_front().map(|(chunk, rows)| Job::Small(chunk, rows))
+    }
+
+    fn in_parts(&self, item: &Item) -> bool {
+        let object = item.object();
+        object.size > super::large::FROM || columns::taken_of(self.columns.as_ref(), object).is_some()
     }
 
     fn buffer(&mut self) -> Buffer {

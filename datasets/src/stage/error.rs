@@ -25,7 +25,7 @@ pub enum StageError {
     /// A snapshot on the volume is broken.
     #[error(transparent)]
     Snapshot(SnapshotError),
-    /// Not enough room, found before the first byte.
+    /// Not enough room, found before the bytes that would not fit.
     #[error(transparent)]
     NoRoom(#[from] RoomError),
     /// The plan on the volume cannot be written or read.
@@ -49,9 +49,9 @@ pub enum StageError {
         /// What happened to some more.
         more: Vec<SourceError>,
     },
-    /// Columns are chosen, and this version fetches whole objects only.
-    #[error("staging the columns {columns} alone is not supported by this version")]
-    ColumnsUnsupported {
+    /// Columns are chosen that do not exist.
+    #[error("no Parquet object has the columns {columns}")]
+    NoColumns {
         /// Which.
         columns: Columns,
     },
@@ -75,7 +75,7 @@ impl StageError {
         match self {
             Self::Source(error) => error.kind(),
             Self::Failed { first, .. } => first.kind(),
-            Self::Snapshot(SnapshotError::BadName { .. }) | Self::ColumnsUnsupported { .. } => ErrorKind::Usage,
+            Self::Snapshot(SnapshotError::BadName { .. }) | Self::NoColumns { .. } => ErrorKind::Usage,
             _ => ErrorKind::Storage,
         }
     }

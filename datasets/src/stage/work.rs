@@ -18,7 +18,7 @@ use super::{
     rows::{Facts, RowFile},
     technique::Technique,
 };
-use crate::{snapshot::SnapshotRecord, source::Readers, volume::Volume};
+use crate::{columns::Columns, room::Allowance, snapshot::SnapshotRecord, source::Readers, volume::Volume};
 
 /// How often one that waits for other stagers looks at what they have done: no event tells it across hosts.
 const LOOK: Duration = Duration::from_millis(200);
@@ -31,6 +31,8 @@ pub(super) struct Work {
     pub dir: PathBuf,
     pub readers: Readers,
     pub durable: bool,
+    /// The columns of Parquet objects that are taken; none: all.
+    pub columns: Option<Columns>,
     pub facts: Facts,
     pub counts: Arc<Counts>,
 }
@@ -48,9 +50,14 @@ pub(super) async fn beside(
     std::thread::spawn(move || {
         let _ = tell.send(work.stage(&commit, &ended));
     });
-    let mut so_far = (0, 0);
+    let (mut so_far, mut known) = ((0, 0), 0);
     let mut report = || {
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let column_bytes = load(&counts.column_bytes);
+        if column_bytes != known {
+            progress(StageProgress::Found { bytes: column_bytes - known });
+            known = column_bytes;
+        }
         let objects = load(&counts.fetched_objects) + load(&counts.found_objects);
         let bytes = load(&counts.fetched_bytes) + load(&counts.found_bytes);
         if (objects, bytes) != so_far {
@@ -102,11 +109,13 @@ impl Work {
         let technique = Technique::of(&self.volume, self.durable)?;
         let plan = RowFile::open(&self.dir.join(PLAN))?;
         let chunks = plan.chunks();
+        let allowance = self.columns.as_ref().map(|_| Allowance::of(&self.volume)).transpose()?;
         let floor = Floor {
             volume: &self.volume,
             data: self.dir.join(TREE).join(DATA),
             crew,
-            board: Board::new(Instant::now()),
+            board: Board::new(Instant::now()).of_columns(self.columns.clone()),
+            columns: self.columns.as_ref().zip(allowance.as_ref()),
             readers: &self.readers,
             technique: &technique,
             counts: &self.counts,

@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use super::Object;
 use crate::checksum::Crc64;
 
+const COLUMN: &str = "held";
+
 /// A range of an object that is staged in part, as far as that is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeldRange {
@@ -61,8 +63,8 @@ impl Object {
 
 /// What is held of each object; of all of them everything in a manifest that is older than the column. None if the
 /// column has another type.
-pub(super) fn ranges_of(batch: &RecordBatch) -> Option<Vec<Option<Vec<HeldRange>>>> {
-    let Some(column) = batch.column_by_name("held") else { return Some(vec![None; batch.num_rows()]) };
+pub(crate) fn ranges_of(batch: &RecordBatch) -> Option<Vec<Option<Vec<HeldRange>>>> {
+    let Some(column) = batch.column_by_name(COLUMN) else { return Some(vec![None; batch.num_rows()]) };
     let lists = column.as_any().downcast_ref::<ListArray>()?;
     let ranges = lists.values().as_any().downcast_ref::<StructArray>()?;
     let number = |name: &str| ranges.column_by_name(name)?.as_any().downcast_ref::<UInt64Array>();
@@ -79,19 +81,27 @@ pub(super) fn ranges_of(batch: &RecordBatch) -> Option<Vec<Option<Vec<HeldRange>
     Some((0..lists.len()).map(of_row).collect())
 }
 
-pub(super) fn column(rows: &[Object]) -> Result<ListArray, ArrowError> {
-    let ranges = || rows.iter().flat_map(|object| object.held.iter().flatten());
+/// The column of so many rows.
+pub(crate) fn column<'a>(
+    rows: impl Iterator<Item = Option<&'a Vec<HeldRange>>> + Clone,
+) -> Result<ListArray, ArrowError> {
+    let ranges = || rows.clone().flat_map(|held| held.into_iter().flatten());
     let number =
         |of: fn(&HeldRange) -> u64| Arc::new(UInt64Array::from_iter_values(ranges().map(of))) as Arc<dyn Array>;
     let columns = vec![number(|r| r.offset), number(|r| r.length), number(|r| r.checksum.0)];
     let ranges = StructArray::try_new(range_fields(), columns, None)?;
-    let lengths = OffsetBuffer::from_lengths(rows.iter().map(|object| object.held.as_ref().map_or(0, Vec::len)));
-    let partial = NullBuffer::from_iter(rows.iter().map(|object| object.held.is_some()));
-    ListArray::try_new(Arc::new(range_field()), lengths, Arc::new(ranges), Some(partial))
+    let lengths = OffsetBuffer::from_lengths(rows.clone().map(|held| held.map_or(0, Vec::len)));
+    let partial = NullBuffer::from_iter(rows.map(|held| held.is_some()));
+    ListArray::try_new(range_field(), lengths, Arc::new(ranges), Some(partial))
 }
 
-pub(super) fn range_field() -> Field {
-    Field::new("item", DataType::Struct(range_fields()), false)
+/// Named `held`, in a manifest and in a plan.
+pub(crate) fn field() -> Field {
+    Field::new(COLUMN, DataType::List(range_field()), true)
+}
+
+fn range_field() -> Arc<Field> {
+    Arc::new(Field::new("item", DataType::Struct(range_fields()), false))
 }
 
 fn range_fields() -> Fields {

@@ -116,19 +116,6 @@ pub enum ColumnsError<E: std::error::Error + 'static> {
     Footer(#[from] FooterError),
 }
 
-/// What of a Parquet object of `size` bytes is to be fetched for the wanted columns. `read` gives the bytes of a range;
-/// it is called for the object's end, at most twice, and not at all for a small object.
-pub fn ranges<E: std::error::Error + 'static>(
-    size: u64,
-    wanted: &Columns,
-    read: &mut dyn FnMut(Range<u64>) -> Result<Vec<u8>, E>,
-) -> Result<Held, ColumnsError<E>> {
-    match size {
-        0..=SMALL => Ok(Held::Whole),
-        _ => Ok(Footer::read(size, TAIL, read)?.held(wanted)?),
-    }
-}
-
 /// Puts ranges in order, and those together that have at most `gap` bytes between them.
 fn coalesced(mut ranges: Vec<Range<u64>>, gap: u64) -> Vec<Range<u64>> {
     ranges.retain(|range| !range.is_empty());

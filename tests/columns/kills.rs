@@ -56,23 +56,30 @@ fn since(before: &BTreeMap<String, u64>, after: BTreeMap<String, u64>) -> BTreeM
     new.map(|(n, what)| (what, n)).collect()
 }
 
-/// Changes a byte of a range that a stager of the volume has recorded; what it is called in an answer.
-fn flip_recorded(volume: &Path) -> String {
+/// Changes a byte of the end of one object and a byte of a range before the end of another, which a stager of the volume
+/// has recorded; the keys of the two.
+fn flip_recorded(volume: &Path) -> [String; 2] {
     let site = volume.join("datasets/data/staging");
     let logs = files(&site).into_iter().filter(|path| path.ends_with("log.ndjson"));
-    let lines: Vec<_> =
-        logs.flat_map(|log| fs::read_to_string(log).unwrap().lines().map(str::to_owned).collect::<Vec<_>>()).collect();
-    let parts = lines.iter().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-    let part = parts.filter_map(|record| record.get("part").cloned()).find(|part| part["offset"] != 0).unwrap();
+    let log: String = logs.map(|log| fs::read_to_string(log).unwrap()).collect();
+    let records = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
     let number = |value: &serde_json::Value| value.as_u64().unwrap();
-    let (row, offset, length) = (number(&part["at"][1]), number(&part["offset"]), number(&part["length"]));
-    let name = format!("w/{row}.parquet");
-    let path = files(&site).into_iter().find(|path| path.ends_with(&name)).unwrap();
-    let file = fs::File::options().read(true).write(true).open(path).unwrap();
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, offset + length / 2).unwrap();
-    file.write_all_at(&[byte[0] ^ 1], offset + length / 2).unwrap();
-    name
+    let parts: Vec<_> = records
+        .filter_map(|record| record.get("part").cloned())
+        .map(|part| (number(&part["at"][1]), number(&part["offset"]), number(&part["length"])))
+        .collect();
+    let is_end = |part: &&(u64, u64, u64)| part.1 + part.2 == wide(0).len() as u64;
+    let end = parts.iter().find(is_end).unwrap();
+    let before = parts.iter().find(|part| !is_end(part) && part.0 != end.0).unwrap();
+    [end, before].map(|(row, offset, length)| {
+        let key = format!("w/{row}.parquet");
+        let path = files(&site).into_iter().find(|path| path.ends_with(&key)).unwrap();
+        let file = fs::File::options().read(true).write(true).open(path).unwrap();
+        let (mut byte, at) = ([0], offset + length / 2);
+        file.read_exact_at(&mut byte, at).unwrap();
+        file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+        key
+    })
 }
 
 async fn is_killed_and_goes_on(flips: bool) {
@@ -97,7 +104,7 @@ async fn is_killed_and_goes_on(flips: bool) {
     let again: Vec<_> = answers.keys().filter(|what| done.contains(*what)).collect();
     println!("killed after {} answers of {ANSWERS}; {} again", done.len(), again.len());
     assert!(again.len() <= IN_FLIGHT, "fetched again: {again:?}");
-    if let Some(flipped) = flipped {
+    for flipped in flipped.into_iter().flatten() {
         assert!(again.iter().any(|what| what.starts_with(&flipped)), "{flipped} is wrong: {again:?}");
     }
     assert_eq!(staged["snapshot"], undisturbed.snapshot);

@@ -70,6 +70,7 @@ async fn a_part_says_what_it_does_not_hold() {
     let (held_bytes, whole) = (&shown["snapshot"]["held_bytes"], &shown["snapshot"]["bytes"]);
     assert!(held_bytes.as_u64().unwrap() * 8 < whole.as_u64().unwrap(), "{held_bytes} of {whole}");
     assert_eq!(held_bytes, &staged["held_bytes"]);
+    assert_eq!(shown["snapshot"]["version"], 2, "who knows no parts does not take it for a whole");
     assert_eq!(shown["snapshot"]["columns"], serde_json::json!(["c03", "c04", "c30"]));
     assert!(shown["objects"][0]["held"].is_null());
     for (object, bytes) in shown["objects"].as_array().unwrap()[1..].iter().zip([wide(1), wide(2)]) {

@@ -75,6 +75,14 @@ fn footer(bytes: &[u8]) -> Footer {
     Footer::read(bytes.len() as u64, TAIL, &mut from(bytes)).unwrap()
 }
 
+fn ranges(
+    size: u64,
+    wanted: &Columns,
+    read: &mut dyn FnMut(Range<u64>) -> Result<Vec<u8>, io::Error>,
+) -> Result<Held, ColumnsError<io::Error>> {
+    Ok(Footer::read(size, TAIL, read)?.held(wanted)?)
+}
+
 /// The object as the engine stages it: what is not held is not what it was.
 fn staged(bytes: &[u8], held: &[Range<u64>]) -> Strict {
     let mut poisoned = vec![0xee; bytes.len()];
@@ -221,8 +229,14 @@ fn three_columns_of_forty_are_few_ranges_after_one_read() {
 
 #[test]
 fn what_is_small_or_wanted_for_the_most_part_is_fetched_whole() {
-    let mut none = |_: Range<u64>| -> Result<Vec<u8>, io::Error> { panic!("a small object is not looked at") };
-    assert_eq!(ranges(SMALL, &columns(&["a"]), &mut none).unwrap(), Held::Whole);
+    let listed = |key: &str, size, etag: Option<&str>| {
+        let object = Listed { key: key.to_owned(), size, etag: etag.map(str::to_owned), version_id: None };
+        taken_of(Some(&columns(&["a"])), &object).is_some()
+    };
+    assert!(listed("x.parquet", SMALL + 1, Some("1")));
+    assert!(!listed("x.parquet", SMALL, Some("1")), "it is small");
+    assert!(!listed("x.parquet", SMALL + 1, None), "its ranges could be of several versions");
+    assert!(!listed("x.csv", SMALL + 1, Some("1")));
     let bytes = wide(10, 40_000);
     let of = |count: usize| (0..count).map(|n| format!("c{n:02}")).collect::<Columns>();
     let held = |count| ranges(bytes.len() as u64, &of(count), &mut from(&bytes)).unwrap();

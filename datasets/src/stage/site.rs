@@ -209,3 +209,19 @@ impl Site<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stagers_meet_who_stage_the_same_columns_of_the_same_listing() {
+        let survey = |tells_changes| Survey { digest: "d".to_owned(), mapping: Mapping::default(), tells_changes };
+        let [few, more] = [&["a"][..], &["a", "b"]].map(|names| names.iter().copied().collect::<Columns>());
+        let name = |url, columns| survey(true).site_name(url, columns);
+        let names = [name("u", None), name("v", None), name("u", Some(&few)), name("u", Some(&more))];
+        assert!((1..4).all(|at| !names[..at].contains(&names[at])), "{names:?}");
+        assert_eq!(names[3], name("u", Some(&more)));
+        assert_ne!(survey(false).site_name("u", None), survey(false).site_name("u", None));
+    }
+}

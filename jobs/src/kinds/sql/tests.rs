@@ -7,7 +7,7 @@ use arrow::{
 };
 use forebay_datasets::{
     checksum::Crc64,
-    columns::{self, Columns, Held},
+    columns::{self, Columns, Footer, Held},
     read::ReadError,
     snapshot::{self, HeldRange, Object, Snapshot},
     source::{Source, SourceOptions, SourceUrl},
@@ -144,7 +144,11 @@ impl Bench {
             let bytes = fs::read(&path).unwrap();
             let mut read =
                 |range: Range<u64>| Ok::<_, io::Error>(bytes[range.start as usize..range.end as usize].into());
-            let Held::Ranges(ranges) = columns::ranges(object.size, wanted, &mut read).unwrap() else { continue };
+            let Held::Ranges(ranges) =
+                Footer::read(object.size, columns::TAIL, &mut read).unwrap().held(wanted).unwrap()
+            else {
+                continue;
+            };
             let mut file = vec![0xee; bytes.len()];
             let held = ranges.into_iter().map(|range| {
                 let part = range.start as usize..range.end as usize;

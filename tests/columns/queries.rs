@@ -28,6 +28,7 @@ async fn a_query_fetches_the_columns_that_it_reads_and_the_footers_and_nothing_e
     for columns in [NAMES, "c04,c30"] {
         let again = terminal.forebay(["dataset", "stage", "s3://data", "--columns", columns, "--json"]).json(0);
         assert_eq!((&again["snapshot"], &again["fetched_bytes"]), (&run["snapshot"], &0.into()));
+        assert_eq!(again["columns"], serde_json::json!(["c03", "c04", "c30"]), "it is the same one");
     }
     assert_eq!(cluster.s3.counts().gets(), gets);
 

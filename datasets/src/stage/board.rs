@@ -90,8 +90,8 @@ pub(super) enum Job {
     Whole(Item, Buffer),
     /// An object that comes in parts: to be looked at, and its file made.
     Open(Item),
-    /// A part of one.
-    Part(Arc<Large>, usize, Buffer),
+    /// A part of one; a short one fits into the lane's own memory.
+    Part(Arc<Large>, usize, Option<Buffer>),
     /// To claim more.
     Claim,
 }
@@ -360,7 +360,7 @@ impl State {
 
     fn has_work(&self) -> bool {
         let room = self.has_buffer();
-        !self.small.is_empty() || (!self.open.is_empty() || !self.big.is_empty()) && room || self.may_claim()
+        !self.small.is_empty() || self.ready().is_some() || !self.big.is_empty() && room || self.may_claim()
     }
 
     fn has_buffer(&self) -> bool {
@@ -385,20 +385,27 @@ impl State {
             self.opened += 1;
             return self.big.remove(at).map(Job::Open);
         }
-        if self.has_buffer() {
-            if let Some((large, mut parts)) = self.open.pop_front() {
-                let part = parts.pop_front().expect("only objects with parts left are kept");
-                if !parts.is_empty() {
-                    self.open.push_back((Arc::clone(&large), parts));
-                }
-                return Some(Job::Part(large, part, self.buffer()));
+        if let Some((large, mut parts)) = self.ready().and_then(|at| self.open.remove(at)) {
+            let part = parts.pop_front().expect("only objects with parts left are kept");
+            if !parts.is_empty() {
+                self.open.push_back((Arc::clone(&large), parts));
             }
+            let buffer = (!large.is_short(part)).then(|| self.buffer());
+            return Some(Job::Part(large, part, buffer));
+        }
+        if self.has_buffer() {
             let at = self.big.iter().position(|item| !self.in_parts(item));
             if let Some(item) = at.and_then(|at| self.big.remove(at)) {
                 return Some(Job::Whole(item, self.buffer()));
             }
         }
         self.small.pop_front().map(|(chunk, rows)| Job::Small(chunk, rows))
+    }
+
+    /// The first open object of which a part can be taken now.
+    fn ready(&self) -> Option<usize> {
+        let room = self.has_buffer();
+        self.open.iter().position(|(large, parts)| room || parts.front().is_some_and(|part| large.is_short(*part)))
     }
 
     fn in_parts(&self, item: &Item) -> bool {
@@ -435,6 +442,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{stage::large, volume::Placing};
 
     fn row(key: &str, size: u64) -> Row {
         let object = Listed { key: key.to_owned(), size, etag: None, version_id: None };
@@ -472,6 +480,27 @@ mod tests {
         assert_eq!(seen, (0..30).collect::<Vec<_>>());
         assert_eq!(board.complete_chunks(), [0]);
         assert!(board.complete_chunks().is_empty());
+    }
+
+    #[test]
+    fn short_parts_wait_for_no_buffer_and_long_ones_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let many = BUFFERS as u64 + 10;
+        for (length, at_once) in [(SMALL, many as usize), (SMALL + 1, BUFFERS)] {
+            let board = Board::new(Instant::now());
+            assert!(matches!(board.next(0), Some(Job::Claim)));
+            board.claimed(Some(Arc::new(Chunk::new(0, vec![row("k", 1 << 30)], Before::Nobody))));
+            let Some(Job::Open(item)) = board.next(0) else { panic!("it is large") };
+            let taken: Vec<_> = (0..many).map(|n| n * 2 * SMALL..n * 2 * SMALL + length).collect();
+            let ranges = large::ranges_of_columns(&taken, 1 << 30);
+            let placing = Placing::create(dir.path(), "k", 0, false).unwrap();
+            let large = Arc::new(Large::of_columns(item.clone(), item.object().clone(), ranges, placing, &[], None));
+            board.opened(Arc::clone(&large), large.numbers());
+            let mut state = board.state();
+            // They are kept, and their buffers with them.
+            let jobs: Vec<_> = std::iter::from_fn(|| state.take()).collect();
+            assert_eq!(jobs.iter().filter(|job| matches!(job, Job::Part(..))).count(), at_once);
+        }
     }
 
     #[test]

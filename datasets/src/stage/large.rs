@@ -12,7 +12,10 @@ use std::{
     },
 };
 
-use super::{board::Item, ledger::Part};
+use super::{
+    board::{Item, SMALL},
+    ledger::Part,
+};
 use crate::{
     checksum::{self, Crc64, Expected, Hasher, S3Digest},
     snapshot::HeldRange,
@@ -163,6 +166,11 @@ impl Large {
         let other = self.expected.as_ref().map(|expected| expected.algorithm);
         let other = other.filter(|algorithm| algorithm.combines() && *algorithm != checksum::Algorithm::Crc64Nvme);
         PartHasher { crc64: Hasher::default(), other: other.map(S3Digest::new) }
+    }
+
+    /// Whether a part needs no more memory than a small object.
+    pub(super) fn is_short(&self, part: usize) -> bool {
+        self.ranges[part].length <= SMALL
     }
 
     /// All parts, by number.

@@ -19,7 +19,7 @@ use std::{
 
 use super::{
     StageError,
-    board::{Board, Buffer, Chunk, Item, Job},
+    board::{Board, Buffer, Chunk, Item, Job, SMALL},
     crew::{Claim, Crew},
     ledger::{News, Record},
     rows::RowFile,
@@ -124,13 +124,22 @@ impl Lane<'_> {
                 None
             }
             Job::Part(large, part, mut buffer) => {
+                let mut own = std::mem::take(&mut self.memory);
+                let memory: &mut [u8] = match &mut buffer {
+                    Some(buffer) => buffer,
+                    None => {
+                        own.resize(own.len().max(SMALL as usize), 0);
+                        &mut own
+                    }
+                };
                 if !large.has_failed()
-                    && let Err(error) = self.part(&large, part, &mut buffer)
+                    && let Err(error) = self.part(&large, part, memory)
                     && large.fail()
                 {
                     self.begin_anew(&large.item, error);
                 }
-                Some(buffer)
+                self.memory = own;
+                buffer
             }
             Job::Claim => {
                 match self.claim() {
@@ -252,7 +261,7 @@ impl Lane<'_> {
         offset: u64,
         length: u64,
         placing: &Placing,
-        buffer: &mut Buffer,
+        buffer: &mut [u8],
         mut take: impl FnMut(&[u8]),
     ) -> Result<u64, StageError> {
         let mut done = 0;

@@ -11,7 +11,7 @@ use crate::{
     source::{About, Listed, SourceError},
     stage::{
         StageError,
-        board::{Buffer, Item},
+        board::Item,
         crew::Before,
         large::{self, Large},
         ledger::{Part, Record},
@@ -84,7 +84,7 @@ impl Lane<'_> {
         Ok(Begun { placing, records, old })
     }
 
-    pub(super) fn part(&mut self, large: &Large, number: usize, buffer: &mut Buffer) -> Result<(), StageError> {
+    pub(super) fn part(&mut self, large: &Large, number: usize, buffer: &mut [u8]) -> Result<(), StageError> {
         let range = large.ranges[number];
         let last = match self.recorded(large, number, buffer)? {
             Some(sums) => large.written(number, sums),
@@ -106,12 +106,7 @@ impl Lane<'_> {
     }
 
     /// A part that was written before, if its bytes are still what the record says.
-    fn recorded(
-        &self,
-        large: &Large,
-        number: usize,
-        buffer: &mut Buffer,
-    ) -> Result<Option<large::PartSums>, StageError> {
+    fn recorded(&self, large: &Large, number: usize, buffer: &mut [u8]) -> Result<Option<large::PartSums>, StageError> {
         let Some(recorded) = &large.recorded[number] else { return Ok(None) };
         let range = large.ranges[number];
         let (mut hasher, mut offset, mut failed) = (large.hasher(), range.offset, None);
@@ -137,7 +132,7 @@ impl Lane<'_> {
         &mut self,
         large: &Large,
         wanted: &Range<u64>,
-        buffer: &mut Buffer,
+        buffer: &mut [u8],
     ) -> Result<large::PartSums, StageError> {
         let length = wanted.end - wanted.start;
         self.reader.get(&large.object, Some(wanted))?;

@@ -490,6 +490,8 @@ mod tests {
             let board = Board::new(Instant::now());
             assert!(matches!(board.next(0), Some(Job::Claim)));
             board.claimed(Some(Arc::new(Chunk::new(0, vec![row("k", 1 << 30)], Before::Nobody))));
+            assert!(matches!(board.next(0), Some(Job::Claim)));
+            board.claimed(None);
             let Some(Job::Open(item)) = board.next(0) else { panic!("it is large") };
             let taken: Vec<_> = (0..many).map(|n| n * 2 * SMALL..n * 2 * SMALL + length).collect();
             let ranges = large::ranges_of_columns(&taken, 1 << 30);

@@ -259,6 +259,9 @@ pub struct StageArgs {
     /// Leave out keys that match; may be given more than once
     #[arg(long, value_name = "GLOB")]
     pub exclude: Vec<String>,
+    /// Of Parquet objects fetch only these top-level columns, with commas between; only queries can read what is staged
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = column)]
+    pub columns: Option<Vec<String>>,
     /// Base URL of an S3-compatible server
     #[arg(long, value_name = "URL")]
     pub endpoint: Option<String>,
@@ -279,6 +282,13 @@ pub struct StageArgs {
 
 fn quota(text: &str) -> Result<Quota, String> {
     if text == "none" { Ok(Quota(None)) } else { size::bytes(text).map(|bytes| Quota(Some(bytes))) }
+}
+
+fn column(text: &str) -> Result<String, &'static str> {
+    match text.trim() {
+        "" => Err("a column has no name"),
+        name => Ok(name.to_owned()),
+    }
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {

@@ -196,6 +196,9 @@ impl From<StageError> for CliError {
             StageError::NoRoom { .. } | StageError::Volume(VolumeError::Full { .. }) => {
                 Some("free some space, or name another volume with --volume; nothing was published")
             }
+            StageError::NoColumns { .. } => {
+                Some("name columns that there are, or stage the dataset whole: choose no columns")
+            }
             StageError::Volume(VolumeError::ReadOnly { .. }) => Some("name another volume with --volume"),
             _ => None,
         };
@@ -213,6 +216,7 @@ fn help_for(error: &SourceError) -> Option<&'static str> {
         SourceError::Empty { .. } => Some("check the prefix, and the include and exclude globs"),
         SourceError::Changed { .. } => Some("stage again when the source is at rest; nothing was published"),
         SourceError::Corrupt { .. } => Some("nothing was published; compare the object with where it was made"),
+        SourceError::NoFooter { .. } => Some("exclude it, or stage the dataset whole: choose no columns"),
         SourceError::Elsewhere { .. } => Some("name its region with --region or AWS_REGION"),
         _ => None,
     }

@@ -18,6 +18,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         name: name.clone(),
         url: source.parse()?,
         options: SourceOptions::default(),
+        columns: None,
         durable: !rest.iter().any(|argument| argument == "--no-sync"),
     };
     let volume = Volume::open_or_create(Path::new(volume))?;

@@ -47,7 +47,8 @@ impl Fixture {
             }
         }
         let url = format!("file://{}", self.source.path().display()).parse().unwrap();
-        let request = StageRequest { name: "d".into(), url, options: SourceOptions::default(), durable: true };
+        let options = SourceOptions::default();
+        let request = StageRequest { name: "d".into(), url, options, columns: None, durable: true };
         stage(&self.volume, &request, &|_| ()).await.unwrap().record.id
     }
 

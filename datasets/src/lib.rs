@@ -4,6 +4,7 @@
 //! of jobs, workers, or attempts.
 
 pub mod checksum;
+pub mod columns;
 #[cfg(test)]
 mod fixture;
 pub mod format;

@@ -148,6 +148,7 @@ pub fn publish(
             etag: None,
             version_id: None,
             checksum: file.checksum,
+            held: None,
         });
     }
     objects.sort_by(|a, b| a.key.cmp(&b.key));

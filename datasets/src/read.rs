@@ -39,6 +39,12 @@ pub enum ReadError {
         #[source]
         source: io::Error,
     },
+    /// Only a part of the object is staged, and more is to be read.
+    #[error("`{key}` is staged in part only, for some of its columns: stage the dataset whole")]
+    Partial {
+        /// Its key.
+        key: String,
+    },
     /// A staged object is not what the manifest says.
     #[error("{} has {found} bytes, and the manifest says {expected}: verify the dataset", path.display())]
     WrongSize {
@@ -83,14 +89,28 @@ impl Deref for PieceBytes {
 }
 
 /// Reads the records of a piece: those that start in its byte range, or all bytes of a whole object.
+///
+/// # Errors
+/// [`ReadError::Partial`] of an object that is not held whole, even if the piece were: records know no columns.
 pub fn piece_bytes(volume: &Volume, piece: &Piece) -> Result<PieceBytes, ReadError> {
-    let path = volume.resolve(&piece.path)?;
+    let path = whole_path(volume, piece)?;
     match read(&path, piece) {
         // The server forgot the handle, as it does when it restarts; the file itself never changes.
         Err(ReadError::Io { source, .. }) if source.kind() == io::ErrorKind::StaleNetworkFileHandle => {
             read(&path, piece)
         }
         outcome => outcome,
+    }
+}
+
+/// The file of a piece whose reader looks at all bytes.
+///
+/// # Errors
+/// [`ReadError::Partial`] if the file has holes: they would be read as zeros.
+pub fn whole_path(volume: &Volume, piece: &Piece) -> Result<PathBuf, ReadError> {
+    match piece.partial {
+        true => Err(ReadError::Partial { key: piece.key.clone() }),
+        false => Ok(volume.resolve(&piece.path)?),
     }
 }
 
@@ -194,8 +214,20 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let volume = Volume::open_or_create(dir.path()).unwrap();
         std::fs::write(dir.path().join("x"), "ab").unwrap();
-        let piece = Piece { key: "x".into(), path: "x".into(), size: 3, part: Part::Whole };
+        let piece = Piece { key: "x".into(), path: "x".into(), size: 3, partial: false, part: Part::Whole };
         assert!(matches!(piece_bytes(&volume, &piece), Err(ReadError::WrongSize { found: 2, .. })));
+    }
+
+    #[test]
+    fn an_object_with_holes_is_not_read_as_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = Volume::open_or_create(dir.path()).unwrap();
+        std::fs::write(dir.path().join("x"), "a\0c").unwrap();
+        for part in [Part::Whole, Part::Bytes { offset: 0, length: 1 }, Part::RowGroups { first: 0, count: 1 }] {
+            let piece = Piece { key: "k".into(), path: "x".into(), size: 3, partial: true, part };
+            assert!(matches!(piece_bytes(&volume, &piece), Err(ReadError::Partial { key }) if key == "k"));
+            assert_eq!(piece_bytes(&volume, &Piece { partial: false, ..piece }).unwrap().len(), 3);
+        }
     }
 
     proptest! {
@@ -204,8 +236,8 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let volume = Volume::open_or_create(dir.path()).unwrap();
             std::fs::write(dir.path().join("x"), &text).unwrap();
-            let object =
-                Cuttable { key: "x".into(), path: "x".into(), size: text.len() as u64, lines: true, row_groups: None };
+            let (key, path, size_of_all) = ("x".into(), "x".into(), text.len() as u64);
+            let object = Cuttable { key, path, size: size_of_all, partial: false, lines: true, row_groups: None };
             let mut joined = Vec::new();
             for split in split(&[object], Cut::Bytes, Size::Bytes(size)) {
                 for piece in &split.pieces {

@@ -13,6 +13,7 @@
 use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use crate::{
@@ -159,6 +160,35 @@ pub fn check(volume: &Volume, bytes: u64, files: u64) -> Result<(), RoomError> {
     Ok(())
 }
 
+/// Room for what staging learns only while it is at work: bytes of columns, whose places the footers tell.
+pub(crate) struct Allowance {
+    volume: Volume,
+    space: Space,
+    /// The quota, if there is one, and what of it is used.
+    quota: Option<(u64, u64)>,
+    taken: AtomicU64,
+}
+
+impl Allowance {
+    /// What there is now.
+    pub(crate) fn of(volume: &Volume) -> Result<Self, RoomError> {
+        let quota = volume.quota().map(|quota| Ok::<_, SnapshotError>((quota, used(volume)?.bytes))).transpose()?;
+        Ok(Self { volume: volume.clone(), space: Space::of(volume)?, quota, taken: AtomicU64::new(0) })
+    }
+
+    /// Takes so many bytes of it, if they fit beside all that were taken before.
+    pub(crate) fn take(&self, bytes: u64) -> Result<(), RoomError> {
+        let needed = self.taken.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
+        self.space.fits(needed, 0)?;
+        match self.quota {
+            Some((quota, used)) if used.saturating_add(needed) > quota => {
+                Err(RoomError::Quota { needed, used, quota, reclaimable: gc::reclaimable(&self.volume)? })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// What the snapshots of a volume take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Used {
@@ -197,7 +227,7 @@ impl Shares {
     /// Counts a snapshot in. A snapshot that was removed in this moment has nothing.
     pub(crate) fn add(&mut self, volume: &Volume, name: &str, id: &SnapshotId) -> Result<(), SnapshotError> {
         for object in objects(volume, name, id)? {
-            self.0.entry(identity(&object)).or_insert((0, object.size)).0 += 1;
+            self.0.entry(identity(&object)).or_insert((0, object.held_bytes())).0 += 1;
         }
         Ok(())
     }

@@ -11,16 +11,19 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-pub use self::manifest::{Manifest, Object};
-pub(crate) use self::manifest::{ManifestWriter, objects};
+pub use self::manifest::{HeldRange, Manifest, Object};
+pub(crate) use self::manifest::{ManifestWriter, held, objects};
 use crate::{
+    columns::Columns,
     hold,
     volume::{self, Volume, VolumeError},
 };
 
 pub(crate) const MANIFEST: &str = "manifest.parquet";
 /// The version of the commit record's format.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
+/// That of a snapshot which is held whole, as any forebay reads it.
+pub(crate) const FORMAT_OF_WHOLES: u32 = 1;
 
 /// The digest of a manifest: the first 32 hexadecimal digits of a SHA-256 over its keys, sizes and checksums.
 ///
@@ -139,6 +142,25 @@ pub struct SnapshotRecord {
     pub bytes: u64,
     /// When it was committed, RFC 3339.
     pub created: String,
+    /// If of any object only a part is held: the columns that it was staged for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub columns: Option<Columns>,
+    /// If of any object only a part is held: how many bytes are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_bytes: Option<u64>,
+}
+
+impl SnapshotRecord {
+    /// Whether this snapshot is what staging a listing would give, or holds more: `whole` is the digest of the listing,
+    /// and `wanted` the columns that are to be staged, of none all. A whole snapshot serves any columns, and one of
+    /// some columns serves fewer; it never serves as a whole.
+    pub fn serves(&self, whole: &str, wanted: Option<&Columns>) -> bool {
+        match (&self.columns, wanted) {
+            (None, _) => self.listing == whole,
+            (Some(held), Some(wanted)) => held.contain_all(wanted) && self.listing == held.listing(whole),
+            (Some(_), None) => false,
+        }
+    }
 }
 
 /// A committed snapshot.
@@ -162,7 +184,7 @@ impl Snapshot {
         Ok(self.dir.join("data").join(&object.path))
     }
 
-    /// An object's path relative to the volume's root.
+    /// An object's path relative to the volume's root; [`of_volume_path`] is the way back.
     pub fn volume_path(&self, object: &Object) -> String {
         self.record.volume_path(object)
     }
@@ -218,6 +240,17 @@ pub fn find(volume: &Volume, name: &str, id: Option<&str>) -> Result<SnapshotRec
         (Some(_), Some(_)) => Err(SnapshotError::Ambiguous { name: name.to_owned(), id: wanted }),
         (None, _) if !dir.exists() => Err(no_dataset()),
         (None, _) => Err(SnapshotError::NoSnapshot { name: name.to_owned(), id: wanted }),
+    }
+}
+
+/// Opens the snapshot that an object's path relative to the volume's root leads into.
+///
+/// # Errors
+/// [`VolumeError::Escapes`] if it leads into none.
+pub fn of_volume_path(volume: &Volume, path: &str) -> Result<Snapshot, SnapshotError> {
+    match path.split('/').collect::<Vec<_>>()[..] {
+        ["datasets", name, "snapshots", id, "data", _, ..] => open(volume, name, Some(id)),
+        _ => Err(VolumeError::Escapes { path: path.to_owned() }.into()),
     }
 }
 
@@ -309,80 +342,4 @@ pub(crate) fn set_latest(dataset_dir: &Path, id: &SnapshotId) -> Result<(), Snap
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::checksum::Crc64;
-
-    fn commit(volume: &Volume, name: &str, checksum: u64, created: &str) -> SnapshotId {
-        let (key, path) = ("k".to_owned(), "k".to_owned());
-        let object = Object { key, path, size: 3, etag: None, version_id: None, checksum: Crc64(checksum) };
-        let manifest = Manifest { objects: vec![object] };
-        let id = manifest.id();
-        let dataset = dataset_dir(volume, name).unwrap();
-        let dir = dataset.join("snapshots").join(&id.0);
-        volume::create_dirs(&dir).unwrap();
-        manifest.write(&dir.join("manifest.parquet")).unwrap();
-        let record = SnapshotRecord {
-            version: FORMAT,
-            id: id.clone(),
-            name: name.to_owned(),
-            source: "file:///x".to_owned(),
-            listing: String::new(),
-            objects: 1,
-            bytes: 3,
-            created: created.to_owned(),
-        };
-        volume::write_new(&dir.join("snapshot.json"), &serde_json::to_vec(&record).unwrap()).unwrap();
-        set_latest(&dataset, &id).unwrap();
-        id
-    }
-
-    fn volume() -> (tempfile::TempDir, Volume) {
-        let dir = tempfile::tempdir().unwrap();
-        let volume = Volume::open_or_create(dir.path()).unwrap();
-        (dir, volume)
-    }
-
-    #[test]
-    fn snapshots_are_found_by_name_and_by_the_beginning_of_the_id() {
-        let (_dir, volume) = volume();
-        let (old, new) = (commit(&volume, "a", 1, "1"), commit(&volume, "a", 2, "2"));
-        let id = |wanted: Option<&str>| open(&volume, "a", wanted).map(|snapshot| snapshot.record.id);
-        assert_eq!(id(None).unwrap(), new);
-        assert_eq!(id(Some(&old.0[..8])).unwrap(), old);
-        assert!(matches!(id(Some("x")), Err(SnapshotError::NoSnapshot { .. })));
-        assert!(matches!(id(Some("")), Err(SnapshotError::NoSnapshot { .. })));
-        assert!(matches!(open(&volume, "b", None), Err(SnapshotError::NoDataset { .. })));
-        assert!(matches!(open(&volume, "../a", None), Err(SnapshotError::BadName { .. })));
-        assert_eq!(list(&volume).unwrap().into_iter().map(|record| record.id).collect::<Vec<_>>(), [new]);
-    }
-
-    #[test]
-    fn a_directory_without_a_record_is_no_snapshot() {
-        let (_dir, volume) = volume();
-        let id = commit(&volume, "a", 1, "1");
-        fs::remove_file(volume.root().join(format!("datasets/a/snapshots/{id}/snapshot.json"))).unwrap();
-        assert!(matches!(open(&volume, "a", None), Err(SnapshotError::NoSnapshot { .. })));
-    }
-
-    #[test]
-    fn a_record_that_names_another_place_is_not_followed() {
-        let (_dir, volume) = volume();
-        let id = commit(&volume, "a", 1, "1");
-        let path = volume.root().join(format!("datasets/a/snapshots/{id}/snapshot.json"));
-        let text = fs::read_to_string(&path).unwrap();
-        fs::write(&path, text.replace(&id.0, "../../../elsewhere")).unwrap();
-        assert!(matches!(open(&volume, "a", None), Err(SnapshotError::Inconsistent { .. })));
-        fs::write(&path, text.replace("\"version\":1", "\"version\":9")).unwrap();
-        assert!(matches!(open(&volume, "a", None), Err(SnapshotError::TooNew { found: 9, .. })));
-    }
-
-    #[test]
-    fn a_manifest_of_another_snapshot_is_noticed() {
-        let (_dir, volume) = volume();
-        let (old, new) = (commit(&volume, "a", 1, "1"), commit(&volume, "a", 2, "2"));
-        let manifest = |id| volume.root().join(format!("datasets/a/snapshots/{id}/manifest.parquet"));
-        fs::copy(manifest(old), manifest(new)).unwrap();
-        assert!(matches!(open(&volume, "a", None), Err(SnapshotError::Inconsistent { .. })));
-    }
-}
+mod tests;

@@ -18,6 +18,9 @@ pub struct Piece {
     pub path: String,
     /// Bytes of the whole object.
     pub size: u64,
+    /// Whether its file holds a part of it only, which its snapshot's manifest tells: all else would be read as zeros.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
     /// What of the object belongs to the split.
     pub part: Part,
 }
@@ -77,6 +80,8 @@ pub struct Cuttable {
     pub path: String,
     /// Bytes.
     pub size: u64,
+    /// Whether its file holds a part of it only.
+    pub partial: bool,
     /// Whether every newline ends a record.
     pub lines: bool,
     /// Bytes of each row group, for a Parquet object that is to be cut between them.
@@ -116,7 +121,10 @@ pub fn split(objects: &[Cuttable], cut: Cut, size: Size) -> Vec<Split> {
 
 /// The smallest pieces of an object that are not larger than need be, with their bytes.
 fn pieces(object: &Cuttable, cut: Cut, target: u64) -> Vec<(u64, Piece)> {
-    let piece = |part| Piece { key: object.key.clone(), path: object.path.clone(), size: object.size, part };
+    let piece = |part| {
+        let Cuttable { size, partial, .. } = *object;
+        Piece { key: object.key.clone(), path: object.path.clone(), size, partial, part }
+    };
     match (cut, &object.row_groups) {
         (Cut::RowGroups, Some(groups)) if !groups.is_empty() => {
             let one = |(first, bytes): (u32, &u64)| (*bytes, piece(Part::RowGroups { first, count: 1 }));
@@ -154,7 +162,7 @@ mod tests {
     use super::*;
 
     fn text(key: &str, size: u64) -> Cuttable {
-        Cuttable { key: key.into(), path: key.into(), size, lines: true, row_groups: None }
+        Cuttable { key: key.into(), path: key.into(), size, partial: false, lines: true, row_groups: None }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::{fs, io, path::Path, sync::Mutex};
 
 use crate::{
     checksum::file_checksum,
+    columns,
     snapshot::{Object, Snapshot},
     volume::Volume,
 };
@@ -16,7 +17,7 @@ const THREADS: usize = 16;
 pub struct VerifyReport {
     /// Objects looked at.
     pub checked: u64,
-    /// Bytes read: those of all objects if it was a full one, else none.
+    /// Bytes read: those that are held of all objects if it was a full one, else none.
     pub bytes: u64,
     /// What is wrong, ordered by key.
     pub bad: Vec<BadObject>,
@@ -31,7 +32,8 @@ pub struct BadObject {
     pub what: String,
 }
 
-/// Verifies sizes, or with `full` every byte, on several threads. `progress` is told the size of each object done.
+/// Verifies sizes, or with `full` every byte that is held, on several threads. `progress` is told how many bytes are held
+/// of each object done.
 pub fn verify(
     volume: &Volume,
     snapshot: &Snapshot,
@@ -47,7 +49,7 @@ pub fn verify(
                 loop {
                     let Some(object) = next.lock().expect("no thread panics").next() else { return };
                     let checked = check(volume, snapshot, object, full);
-                    progress(object.size);
+                    progress(object.held_bytes());
                     let mut report = report.lock().expect("no thread panics");
                     report.checked += 1;
                     match checked {
@@ -73,6 +75,15 @@ fn check(volume: &Volume, snapshot: &Snapshot, object: &Object, full: bool) -> R
     if !full {
         return Ok(0);
     }
+    if let Some(held) = &object.held {
+        return match columns::damaged(&path, held).map_err(|error| error.to_string())? {
+            None => Ok(object.held_bytes()),
+            Some((range, found)) => {
+                let (start, end, checksum) = (range.offset, range.end(), range.checksum);
+                Err(format!("the checksum of its bytes {start}..{end} is {found} in place of {checksum}"))
+            }
+        };
+    }
     let (read, checksum) = file_checksum(&path).map_err(|error| error.to_string())?;
     match checksum == object.checksum {
         true => Ok(read),
@@ -93,7 +104,8 @@ fn size(path: &Path) -> Result<u64, String> {
 mod tests {
     use super::*;
     use crate::{
-        snapshot,
+        checksum::Hasher,
+        snapshot::{self, HeldRange},
         stage::{StageRequest, stage},
     };
 
@@ -105,7 +117,7 @@ mod tests {
         }
         let volume = Volume::open_or_create(root.path()).unwrap();
         let url = format!("file://{}", source.path().display()).parse().unwrap();
-        let request = StageRequest { name: "d".into(), url, options: Default::default(), durable: true };
+        let request = StageRequest { name: "d".into(), url, options: Default::default(), columns: None, durable: true };
         let staged = stage(&volume, &request, &|_| ()).await.unwrap();
         let snapshot = snapshot::load(&volume, staged.record).unwrap();
         let whole = verify(&volume, &snapshot, true, &|_| ());
@@ -123,5 +135,41 @@ mod tests {
         let full = bad(true);
         assert_eq!(full.len(), 3);
         assert!(full[1].starts_with("other: its checksum is "), "{full:?}");
+    }
+
+    #[tokio::test]
+    async fn of_an_object_that_is_held_in_part_each_range_is_compared_and_no_hole() {
+        let (source, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::write(source.path().join("x"), "0123456789").unwrap();
+        let volume = Volume::open_or_create(root.path()).unwrap();
+        let url = format!("file://{}", source.path().display()).parse().unwrap();
+        let request = StageRequest { name: "d".into(), url, options: Default::default(), columns: None, durable: true };
+        let staged = stage(&volume, &request, &|_| ()).await.unwrap();
+        let mut snapshot = snapshot::load(&volume, staged.record).unwrap();
+        let range = |offset: u64, text: &str| {
+            let mut hasher = Hasher::default();
+            hasher.update(text.as_bytes());
+            HeldRange { offset, length: text.len() as u64, checksum: hasher.finish() }
+        };
+        snapshot.manifest.objects[0].held = Some(vec![range(1, "12"), range(7, "789")]);
+        let path = snapshot.dir.join("data/x");
+        let report = |full| {
+            let compared = std::sync::atomic::AtomicU64::new(0);
+            let report = verify(&volume, &snapshot, full, &|bytes| {
+                compared.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
+            });
+            assert_eq!(compared.into_inner(), 5);
+            report
+        };
+        for text in ["0123456789", ".12....789"] {
+            fs::write(&path, text).unwrap();
+            assert_eq!(report(true), VerifyReport { checked: 1, bytes: 5, bad: vec![] });
+        }
+        fs::write(&path, ".12.....89").unwrap();
+        assert_eq!(report(false).bad, []);
+        let bad = report(true).bad;
+        assert!(bad[0].what.starts_with("the checksum of its bytes 7..10 is "), "{bad:?}");
+        fs::write(&path, ".12....78").unwrap();
+        assert_eq!(report(false).bad[0].what, "it has 9 bytes in place of 10");
     }
 }

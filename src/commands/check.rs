@@ -3,11 +3,15 @@
 use std::ops::ControlFlow;
 
 use forebay_datasets::{
-    snapshot,
+    snapshot::{self, Snapshot},
     source::{Listed, Source},
     volume::Volume,
 };
-use forebay_jobs::{kinds::sql, plan, spec::Work};
+use forebay_jobs::{
+    kinds::{TaskError, sql},
+    plan,
+    spec::{ColumnsSpec, Work},
+};
 use serde_json::json;
 
 use crate::{
@@ -32,15 +36,23 @@ pub async fn execute(global: &Global, args: &JobArgs) -> Result<Exit, CliError> 
     let staged = Volume::open(&global.volume).ok();
     let staged = staged.and_then(|volume| Some((snapshot::open(&volume, &job.dataset.name, None).ok()?, volume)));
     let mut tasks = None;
-    if let Some((snapshot, volume)) = staged.filter(|(snapshot, _)| snapshot.record.source == job.dataset.source) {
+    // What holds some columns alone is no more than a job takes that chooses them.
+    let serves = |snapshot: &Snapshot| {
+        snapshot.record.source == job.dataset.source
+            && (!snapshot.manifest.is_partial() || job.dataset.columns != ColumnsSpec::All)
+    };
+    if let Some((snapshot, volume)) = staged.filter(|(snapshot, _)| serves(snapshot)) {
         let plan = plan::plan(&job, &snapshot, &volume);
         let plan = plan.map_err(|error| CliError::new(Exit::Usage, error.to_string()))?;
         if let Work::Sql(spec) = &job.work {
-            let checked = sql::check_staged(&volume, spec, &plan.splits[0]).await;
-            checked.map_err(|error| {
-                let error = CliError::new(Exit::Usage, error.to_string()).help("correct [sql] in the job file");
-                error.in_query(&args.job.display().to_string(), &text)
-            })?;
+            match sql::check_staged(&volume, spec, &plan.splits[0]).await {
+                // They would be staged.
+                Ok(()) | Err(TaskError::NotHeld(_)) => {}
+                Err(error) => {
+                    let error = CliError::new(Exit::Usage, error.to_string()).help("correct [sql] in the job file");
+                    return Err(error.in_query(&args.job.display().to_string(), &text));
+                }
+            }
         }
         tasks = Some(plan.phases());
     }

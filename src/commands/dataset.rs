@@ -2,7 +2,7 @@
 
 use forebay_datasets::{
     hold,
-    snapshot::{self, SnapshotId},
+    snapshot::{self, Snapshot, SnapshotId, SnapshotRecord},
     source::{S3Options, SourceOptions, SourceUrl},
     stage::{self, StageRequest},
     verify,
@@ -45,6 +45,7 @@ async fn stage(global: &Global, args: &StageArgs) -> Result<Exit, CliError> {
             },
         },
         url,
+        columns: args.columns.as_ref().map(|names| names.iter().cloned().collect()),
         durable: !args.no_sync,
     };
     let volume = Volume::open_or_create(&global.volume)?;
@@ -59,11 +60,14 @@ async fn stage(global: &Global, args: &StageArgs) -> Result<Exit, CliError> {
             "version": 1, "name": record.name, "source": record.source, "snapshot": record.id,
             "path": record.dir(&volume)?, "objects": record.objects, "bytes": record.bytes,
             "fetched_objects": staged.fetched_objects, "fetched_bytes": staged.fetched_bytes,
-            "seconds": staged.seconds,
+            "seconds": staged.seconds, "columns": record.columns, "held_bytes": record.held_bytes.unwrap_or(record.bytes),
         });
         println!("{object}");
     } else {
         println!("{}", record.id);
+        if record.columns.is_some() {
+            partial(global, &snapshot::load(&volume, record.clone())?);
+        }
         render::note(
             global.quiet,
             &match staged.fetched_objects {
@@ -84,6 +88,22 @@ async fn stage(global: &Global, args: &StageArgs) -> Result<Exit, CliError> {
     Ok(Exit::Done)
 }
 
+/// Says what is held of a snapshot that is not held whole.
+fn partial(global: &Global, snapshot: &Snapshot) {
+    let Some(columns) = &snapshot.record.columns else { return };
+    let (held, whole) = (snapshot.manifest.held_bytes(), snapshot.manifest.bytes());
+    let parts = snapshot.manifest.objects.iter().filter(|object| object.held.is_some()).count() as u64;
+    let parts = render::count(parts, "Parquet object");
+    let (held, whole) = (render::bytes(held), render::bytes(whole));
+    render::note(global.quiet, &format!("partial: columns {columns} of {parts}; {held} of {whole} are held"));
+}
+
+/// A snapshot's size, and what of it is held if that is not all.
+fn size(record: &SnapshotRecord) -> String {
+    let whole = render::bytes(record.bytes);
+    record.held_bytes.map_or(whole.clone(), |held| format!("{} of {whole}", render::bytes(held)))
+}
+
 fn list(global: &Global) -> Result<Exit, CliError> {
     let records = snapshot::list(&Volume::open(&global.volume)?)?;
     if global.json {
@@ -95,7 +115,7 @@ fn list(global: &Global) -> Result<Exit, CliError> {
         table.row([
             record.name.clone(),
             record.objects.to_string(),
-            render::bytes(record.bytes),
+            size(record),
             render::time(&record.created),
             record.id.0[..12].to_owned(),
             record.source.clone(),
@@ -120,7 +140,7 @@ fn show(global: &Global, name: &str, id: Option<&str>, objects: bool) -> Result<
         let holds: Vec<_> = holds.iter().map(|(id, hold)| json!({ "snapshot": id, "by": hold.to_string() })).collect();
         let listed = snapshot.manifest.objects.iter().map(|object| {
             json!({ "key": object.key, "path": object.path, "size": object.size, "etag": object.etag,
-                    "version_id": object.version_id,                    "checksum": object.checksum })
+                    "version_id": object.version_id, "checksum": object.checksum, "held": object.held })
         });
         let listed: Option<Vec<_>> = objects.then(|| listed.collect());
         let snapshots = json!({ "version": 1, "name": name, "snapshot": snapshot.record, "path": snapshot.dir,
@@ -129,9 +149,10 @@ fn show(global: &Global, name: &str, id: Option<&str>, objects: bool) -> Result<
         return Ok(Exit::Done);
     }
     if objects {
-        let mut table = Table::new(["key", "size", "crc64nvme"]);
+        let mut table = Table::new(["key", "size", "held", "crc64nvme"]);
         for object in &snapshot.manifest.objects {
-            table.row([object.key.clone(), object.size.to_string(), object.checksum.to_string()]);
+            let held = object.held.as_ref().map_or("all".to_owned(), |_| object.held_bytes().to_string());
+            table.row([object.key.clone(), object.size.to_string(), held, object.checksum.to_string()]);
         }
         table.print();
         return Ok(Exit::Done);
@@ -142,13 +163,14 @@ fn show(global: &Global, name: &str, id: Option<&str>, objects: bool) -> Result<
         table.row([
             format!("{}{shown}", record.id),
             record.objects.to_string(),
-            render::bytes(record.bytes),
+            size(record),
             render::time(&record.created),
             held(&record.id),
             record.source.clone(),
         ]);
     }
     table.print();
+    partial(global, &snapshot);
     render::note(global.quiet, &format!("* stands at {}", snapshot.dir.display()));
     Ok(Exit::Done)
 }
@@ -156,7 +178,7 @@ fn show(global: &Global, name: &str, id: Option<&str>, objects: bool) -> Result<
 fn verify(global: &Global, name: &str, id: Option<&str>, full: bool) -> Result<Exit, CliError> {
     let volume = Volume::open(&global.volume)?;
     let snapshot = snapshot::open(&volume, name, id)?;
-    let bar = render::bytes_bar(global.quiet, snapshot.manifest.bytes());
+    let bar = render::bytes_bar(global.quiet, snapshot.manifest.held_bytes());
     let report = verify::verify(&volume, &snapshot, full, &|bytes| bar.inc(bytes));
     bar.finish_and_clear();
     if global.json {

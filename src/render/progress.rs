@@ -56,6 +56,7 @@ impl StageBar {
                 self.0.set_length(fetch_bytes);
                 self.0.set_message(count(fetch_objects, "object"));
             }
+            StageProgress::Found { bytes } => self.0.inc_length(bytes),
             StageProgress::Fetched { bytes, .. } => self.0.inc(bytes),
         }
     }

@@ -221,7 +221,7 @@ mod tests {
     fn plan(splits: &[&[&str]]) -> Plan {
         let piece = |key: &&str| {
             let (key, path) = ((*key).to_owned(), format!("runs/r/inputs/{key}"));
-            Piece { key, path, size: 9, part: Part::Bytes { offset: 0, length: 3 } }
+            Piece { key, path, size: 9, partial: false, part: Part::Bytes { offset: 0, length: 3 } }
         };
         let splits = splits.iter().map(|pieces| Split { pieces: pieces.iter().map(piece).collect() }).collect();
         let data = "runs/r/inputs".to_owned();

@@ -3,14 +3,16 @@
 use std::{path::PathBuf, sync::Arc};
 
 use forebay_datasets::{
+    columns::Columns,
     snapshot::{self, SnapshotRecord},
-    stage::{self, Follow, StageError},
+    source::Source,
+    stage::{self, Follow, StageError, StageRequest},
     volume::Volume,
 };
 use forebay_jobs::{
     kinds::{TaskError, sql},
     plan::{self, Plan, PlanError, starts_early},
-    spec::Work,
+    spec::{ColumnsSpec, DatasetSpec, SqlSpec, Work},
 };
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -46,14 +48,15 @@ pub(super) async fn prepare(
         true => Some(Arc::new(Early::new((volume.clone(), run.clone(), epoch_dir.clone()), news.clone(), plan))),
         false => None,
     };
-    let (record, staged) = held_snapshot_of(&volume, &run, &tell, reading, early.as_ref()).await?;
-    tell(RunProgress::Staged { snapshot: record.id.to_string(), figures: staged.clone() });
+    let columns = run.job().dataset.columns.clone();
+    let (record, staged) = held_snapshot_of(&volume, &run, columns, (&tell, reading), early.as_ref()).await?;
     let told = match early.filter(|early| early.plan().is_some()) {
         Some(early) => {
-            let install = move || finish(&run, &epoch_dir, &early, &record, &staged);
-            tokio::task::spawn_blocking(install).await??
+            tell(RunProgress::Staged { snapshot: record.id.to_string(), figures: staged.clone() });
+            let finish = move || finish(&run, &epoch_dir, &early, &record, &staged);
+            tokio::task::spawn_blocking(finish).await??
         }
-        None => plan_over(volume, run, epoch_dir, record, staged).await?,
+        None => plan_after(volume, run, epoch_dir, (&tell, reading), (record, staged)).await?,
     };
     // Who does not listen any more has ended.
     let _ = news.send(told);
@@ -80,14 +83,52 @@ fn finish(
     Ok(News::Staged(record.id.to_string()))
 }
 
-/// Plans over a snapshot that is there.
-async fn plan_over(
+/// Plans over a snapshot that is there; over a whole one, where the columns of this one do not do.
+async fn plan_after(
     volume: Volume,
     run: RunDir,
     epoch_dir: PathBuf,
-    record: SnapshotRecord,
-    staged: StagedFigures,
+    (tell, reading): (&Tell, &Reading),
+    (record, mut staged): (SnapshotRecord, StagedFigures),
 ) -> Result<News, CoordinateError> {
+    let mut id = record.id.to_string();
+    let mut checked = plan_over(&volume, &run, record).await?;
+    if let (Checked::NotHeld(missing), ColumnsSpec::Needed) = (&checked, &run.job().dataset.columns) {
+        // One object of each table did not tell of all columns; the whole has them.
+        tracing::warn!(%missing, "staging the dataset whole");
+        let (record, again) = held_snapshot_of(&volume, &run, ColumnsSpec::All, (tell, reading), None).await?;
+        staged = StagedFigures {
+            fetched_objects: staged.fetched_objects + again.fetched_objects,
+            fetched_bytes: staged.fetched_bytes + again.fetched_bytes,
+            seconds: staged.seconds + again.seconds,
+            ..again
+        };
+        id = record.id.to_string();
+        checked = plan_over(&volume, &run, record).await?;
+    }
+    tell(RunProgress::Staged { snapshot: id, figures: staged.clone() });
+    let plan = match checked {
+        Checked::Plan(plan) => plan,
+        Checked::Never(error) | Checked::NotHeld(error) => return Ok(News::Never(error)),
+    };
+    let install = move || -> Result<News, CoordinateError> {
+        run.write_staged(&epoch_dir, &staged)?;
+        run.install(&epoch_dir, RunDir::PLAN, |path| plan.write(path))?;
+        Ok(News::Planned(Arc::new(plan)))
+    };
+    tokio::task::spawn_blocking(install).await?
+}
+
+/// What a plan over a snapshot came to.
+enum Checked {
+    Plan(Plan),
+    /// The job can never run over this snapshot.
+    Never(String),
+    /// The job reads columns that the snapshot does not hold.
+    NotHeld(String),
+}
+
+async fn plan_over(volume: &Volume, run: &RunDir, record: SnapshotRecord) -> Result<Checked, CoordinateError> {
     let planned = {
         let (volume, run) = (volume.clone(), run.clone());
         let plan = move || {
@@ -99,37 +140,33 @@ async fn plan_over(
     let plan = match planned {
         Ok(plan) => plan,
         Err(error @ PlanError::Volume(_)) => return Err(error.into()),
-        Err(error) => return Ok(News::Never(chain(&error))),
+        Err(error) => return Ok(Checked::Never(chain(&error))),
     };
     if let (Work::Sql(sql), Some(split)) = (&run.job().work, plan.splits.first()) {
-        match sql::check_staged(&volume, sql, split).await {
+        match sql::check_staged(volume, sql, split).await {
             Ok(()) => {}
-            Err(TaskError::BadInput(error)) => return Ok(News::Never(error)),
+            Err(TaskError::BadInput(error)) => return Ok(Checked::Never(error)),
+            Err(error @ TaskError::NotHeld(_)) => return Ok(Checked::NotHeld(error.to_string())),
             Err(error) => return Err(CoordinateError::Check(error)),
         }
     }
-    let install = move || -> Result<News, CoordinateError> {
-        run.write_staged(&epoch_dir, &staged)?;
-        run.install(&epoch_dir, RunDir::PLAN, |path| plan.write(path))?;
-        Ok(News::Planned(Arc::new(plan)))
-    };
-    tokio::task::spawn_blocking(install).await?
+    Ok(Checked::Plan(plan))
 }
 
 /// The snapshot, which stays from here on.
 async fn held_snapshot_of(
     volume: &Volume,
     run: &RunDir,
-    tell: &Tell,
-    reading: &Reading,
+    columns: ColumnsSpec,
+    (tell, reading): (&Tell, &Reading),
     early: Option<&Arc<Early>>,
 ) -> Result<(SnapshotRecord, StagedFigures), CoordinateError> {
-    let (record, staged) = snapshot_of(volume, run, tell, early).await?;
+    let (record, staged) = snapshot_of(volume, run, &columns, tell, early).await?;
     match reading.take(volume, run, &record.id.0).await {
         Ok(()) => Ok((record, staged)),
         // Removed between staging and lease, since somebody else had staged something newer in between.
         Err(CoordinateError::SnapshotGone { .. }) if run.job().dataset.version.is_none() => {
-            let (record, staged) = snapshot_of(volume, run, tell, early).await?;
+            let (record, staged) = snapshot_of(volume, run, &columns, tell, early).await?;
             reading.take(volume, run, &record.id.0).await?;
             Ok((record, staged))
         }
@@ -140,6 +177,7 @@ async fn held_snapshot_of(
 async fn snapshot_of(
     volume: &Volume,
     run: &RunDir,
+    columns: &ColumnsSpec,
     tell: &Tell,
     early: Option<&Arc<Early>>,
 ) -> Result<(SnapshotRecord, StagedFigures), CoordinateError> {
@@ -154,7 +192,11 @@ async fn snapshot_of(
         let figures = figures(&record);
         return Ok((record, figures));
     }
-    let request = dataset.stage_request().map_err(StageError::from)?;
+    let dataset = DatasetSpec { columns: columns.clone(), ..dataset.clone() };
+    let mut request = dataset.stage_request().map_err(StageError::from)?;
+    if let (ColumnsSpec::Needed, Work::Sql(sql)) = (columns, &run.job().work) {
+        request.columns = needed_of(&request, sql).await?;
+    }
     let follower = early.map(|early| Arc::clone(early) as Arc<dyn Follow>);
     let progress = |progress| tell(RunProgress::Staging(progress));
     let staged = stage::stage_followed(volume, &request, &progress, follower).await?;
@@ -165,4 +207,10 @@ async fn snapshot_of(
         ..figures(&staged.record)
     };
     Ok((staged.record, figures))
+}
+
+/// The columns that a query reads of the source's Parquet objects.
+async fn needed_of(request: &StageRequest, sql: &SqlSpec) -> Result<Option<Columns>, StageError> {
+    let mut source = Source::connect(&request.url, &request.options).await?;
+    Ok(sql::needed_columns(&mut source, sql).await)
 }

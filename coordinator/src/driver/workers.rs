@@ -265,6 +265,7 @@ mod tests {
                         key: String::new(),
                         path: String::new(),
                         size: 0,
+                        partial: false,
                         part: forebay_datasets::split::Part::Whole
                     };
                     files

@@ -1,5 +1,7 @@
 //! A manifest: the list of a snapshot's objects, or of an output's files, as a Parquet file.
 
+pub(crate) mod held;
+
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -19,6 +21,7 @@ use parquet::{
 };
 use sha2::{Digest, Sha256};
 
+pub use self::held::HeldRange;
 use super::{SnapshotError, SnapshotId, hex};
 use crate::{
     checksum::Crc64,
@@ -29,6 +32,8 @@ use crate::{
 const BATCH: usize = 4 << 10;
 /// Rows of a row group: what a reader and a writer hold in memory.
 const GROUP: usize = 64 << 10;
+/// Marks an object that is held in part where its digest begins; no key is so long.
+const PARTIAL: u64 = 1 << 63;
 
 /// One object of a snapshot, or one file of a published output.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,8 +48,10 @@ pub struct Object {
     pub etag: Option<String>,
     /// Where the bucket is versioned.
     pub version_id: Option<String>,
-    /// Of the whole object.
+    /// Of the whole object; of one that is held in part, of the bytes that are held, one after the other.
     pub checksum: Crc64,
+    /// The ranges that the file holds, in order and disjoint, where it does not hold all: holes elsewhere.
+    pub held: Option<Vec<HeldRange>>,
 }
 
 /// What a snapshot holds, ordered by key.
@@ -60,7 +67,17 @@ impl Manifest {
         self.objects.iter().map(|object| object.size).sum()
     }
 
-    /// The digest of the content.
+    /// Bytes that are held of all objects.
+    pub fn held_bytes(&self) -> u64 {
+        self.objects.iter().map(Object::held_bytes).sum()
+    }
+
+    /// Whether of any object only a part is held.
+    pub fn is_partial(&self) -> bool {
+        self.objects.iter().any(|object| object.held.is_some())
+    }
+
+    /// The digest of the content, of what is held.
     pub fn id(&self) -> SnapshotId {
         let mut digest = Sha256::new();
         self.objects.iter().for_each(|object| digest_object(&mut digest, object));
@@ -97,6 +114,10 @@ pub(crate) fn objects(
             if last.as_ref().is_some_and(|last| *last >= object.key) {
                 return Err(inconsistent("its keys are not in order".to_owned()));
             }
+            if !object.is_sound() {
+                let what = format!("what is held of `{}` is not in order, or lies outside of it", object.key);
+                return Err(inconsistent(what));
+            }
             last = Some(object.key.clone());
         }
         Ok(objects)
@@ -130,15 +151,17 @@ fn objects_of(batch: &RecordBatch) -> Result<Vec<Object>, String> {
     let optional = |column: &StringArray, row| column.is_valid(row).then(|| column.value(row).to_owned());
     let (keys, paths, sizes) = (text("key")?, text("path")?, number("size")?);
     let (etags, versions, checksums) = (text("etag")?, text("version_id")?, number("checksum")?);
-    let object = |row| Object {
+    let held = held::ranges_of(batch).ok_or_else(|| missing("held"))?;
+    let object = |(row, held)| Object {
         key: keys.value(row).to_owned(),
         path: paths.value(row).to_owned(),
         size: sizes.value(row),
         etag: optional(etags, row),
         version_id: optional(versions, row),
         checksum: Crc64(checksums.value(row)),
+        held,
     };
-    Ok((0..batch.num_rows()).map(object).collect())
+    Ok((0..batch.num_rows()).zip(held).map(object).collect())
 }
 
 /// An error of the file under Parquet is the volume's.
@@ -160,6 +183,8 @@ pub(crate) struct ManifestWriter {
     digest: Sha256,
     objects: u64,
     bytes: u64,
+    held_bytes: u64,
+    partial: bool,
 }
 
 /// What a manifest came to.
@@ -167,6 +192,8 @@ pub(crate) struct Written {
     pub id: SnapshotId,
     pub objects: u64,
     pub bytes: u64,
+    /// Bytes that are held, if of any object only a part is.
+    pub held_bytes: Option<u64>,
 }
 
 impl ManifestWriter {
@@ -177,13 +204,15 @@ impl ManifestWriter {
             .build();
         let writer = ArrowWriter::try_new(NewFile::create(path)?, schema(), Some(properties)).map_err(failed(path))?;
         let (rows, digest) = (Vec::new(), Sha256::new());
-        Ok(Self { path: path.to_owned(), writer, rows, digest, objects: 0, bytes: 0 })
+        Ok(Self { path: path.to_owned(), writer, rows, digest, objects: 0, bytes: 0, held_bytes: 0, partial: false })
     }
 
     pub(crate) fn push(&mut self, object: Object) -> Result<(), SnapshotError> {
         digest_object(&mut self.digest, &object);
         self.objects += 1;
         self.bytes += object.size;
+        self.held_bytes += object.held_bytes();
+        self.partial |= object.held.is_some();
         self.rows.push(object);
         if self.rows.len() == BATCH { self.flush() } else { Ok(()) }
     }
@@ -198,19 +227,26 @@ impl ManifestWriter {
     /// Syncs the file and gives it its name.
     pub(crate) fn finish(mut self) -> Result<Written, SnapshotError> {
         self.flush()?;
-        let Self { path, writer, digest, objects, bytes, .. } = self;
+        let Self { path, writer, digest, objects, bytes, held_bytes, partial, .. } = self;
         let file = writer.into_inner().map_err(failed(&path))?;
         file.finish()?;
-        Ok(Written { id: id_of(digest), objects, bytes })
+        Ok(Written { id: id_of(digest), objects, bytes, held_bytes: partial.then_some(held_bytes) })
     }
 }
 
 fn digest_object(digest: &mut Sha256, object: &Object) {
     // Lengths go first, so that no two manifests have the same bytes.
-    digest.update((object.key.len() as u64).to_le_bytes());
+    let partial = if object.held.is_some() { PARTIAL } else { 0 };
+    digest.update((object.key.len() as u64 | partial).to_le_bytes());
     digest.update(object.key.as_bytes());
     digest.update(object.size.to_le_bytes());
     digest.update(object.checksum.0.to_le_bytes());
+    if let Some(held) = &object.held {
+        digest.update((held.len() as u64).to_le_bytes());
+        for number in held.iter().flat_map(|range| [range.offset, range.length, range.checksum.0]) {
+            digest.update(number.to_le_bytes());
+        }
+    }
 }
 
 fn id_of(digest: Sha256) -> SnapshotId {
@@ -229,6 +265,7 @@ fn batch(rows: &[Object]) -> Result<RecordBatch, ArrowError> {
         text(|object| object.etag.as_deref()),
         text(|object| object.version_id.as_deref()),
         number(|object| object.checksum.0),
+        Arc::new(held::column(rows.iter().map(|object| object.held.as_ref()))?),
     ];
     RecordBatch::try_new(schema(), columns)
 }
@@ -241,6 +278,7 @@ fn schema() -> Arc<Schema> {
         Field::new("etag", DataType::Utf8, true),
         Field::new("version_id", DataType::Utf8, true),
         Field::new("checksum", DataType::UInt64, false),
+        held::field(),
     ]))
 }
 
@@ -250,7 +288,7 @@ mod tests {
 
     fn object(key: &str, checksum: u64) -> Object {
         let (key, path) = (key.to_owned(), key.to_owned());
-        Object { key, path, size: 3, etag: Some("e".into()), version_id: None, checksum: Crc64(checksum) }
+        Object { key, path, size: 3, etag: Some("e".into()), version_id: None, checksum: Crc64(checksum), held: None }
     }
 
     #[test]

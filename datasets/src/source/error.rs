@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf, time::Duration};
 
-use crate::checksum::Algorithm;
+use crate::{checksum::Algorithm, columns::FooterError};
 
 /// What a user can do about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,6 +126,15 @@ pub enum SourceError {
         key: String,
         /// Which checksum.
         algorithm: Algorithm,
+    },
+    /// Columns of it are wanted, and it does not tell where they are.
+    #[error("the columns of `{key}` cannot be found")]
+    NoFooter {
+        /// Its key.
+        key: String,
+        /// Why.
+        #[source]
+        source: FooterError,
     },
     /// The server asks for patience: 503, 500, 429.
     #[error("the server is busy with `{key}` ({code})")]

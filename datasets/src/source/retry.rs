@@ -55,6 +55,20 @@ pub(crate) async fn transient<T>(request: impl AsyncFn() -> Result<T, SourceErro
     }
 }
 
+/// The same on a thread that may wait.
+pub(crate) fn blocking<T>(mut request: impl FnMut() -> Result<T, SourceError>) -> Result<T, SourceError> {
+    let mut schedule = Schedule::default();
+    loop {
+        match request() {
+            Err(error) => match schedule.next(&error) {
+                Some(wait) => std::thread::sleep(wait),
+                None => return Err(error),
+            },
+            done => return done,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

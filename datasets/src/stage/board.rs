@@ -18,7 +18,10 @@ use std::{
 use memmap2::MmapMut;
 
 use super::{StageError, crew::Before, large::Large, ledger::At, pace::Pace, rows::Row};
-use crate::source::{Listed, SourceError};
+use crate::{
+    columns::{self, Columns},
+    source::{Listed, SourceError},
+};
 
 /// Bytes of a buffer, and of most writes of larger objects.
 pub(super) const BUFFER: usize = 4 << 20;
@@ -87,8 +90,8 @@ pub(super) enum Job {
     Whole(Item, Buffer),
     /// An object that comes in parts: to be looked at, and its file made.
     Open(Item),
-    /// A part of one.
-    Part(Arc<Large>, usize, Buffer),
+    /// A part of one; a short one fits into the lane's own memory.
+    Part(Arc<Large>, usize, Option<Buffer>),
     /// To claim more.
     Claim,
 }
@@ -103,6 +106,8 @@ pub(super) struct Board {
 }
 
 struct State {
+    /// The columns of Parquet objects that are taken; none: all.
+    columns: Option<Columns>,
     pace: Pace,
     lanes: usize,
     busy: usize,
@@ -133,6 +138,7 @@ pub(super) struct Failures {
 impl Board {
     pub(super) fn new(now: Instant) -> Self {
         let state = State {
+            columns: None,
             pace: Pace::new(LANES, now),
             lanes: 0,
             busy: 0,
@@ -150,6 +156,12 @@ impl Board {
             fatal: None,
         };
         Self { state: Mutex::new(state), changed: Condvar::new(), stopped: AtomicBool::new(false) }
+    }
+
+    /// The same, for staging some columns of Parquet objects.
+    pub(super) fn of_columns(self, columns: Option<Columns>) -> Self {
+        self.state().columns = columns;
+        self
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -354,7 +366,7 @@ impl State {
 
     fn has_work(&self) -> bool {
         let room = self.has_buffer();
-        !self.small.is_empty() || (!self.open.is_empty() || !self.big.is_empty()) && room || self.may_claim()
+        !self.small.is_empty() || self.ready(room).is_some() || !self.big.is_empty() && room || self.may_claim()
     }
 
     fn has_buffer(&self) -> bool {
@@ -374,26 +386,41 @@ impl State {
         }
         // What takes longest begins first; what needs no buffer goes on when there is none.
         if self.open.len() < OPEN
-            && let Some(at) = self.big.iter().position(|item| item.object().size > super::large::FROM)
+            && let Some(at) = self.big.iter().position(|item| self.in_parts(item))
         {
             self.opened += 1;
             return self.big.remove(at).map(Job::Open);
         }
-        if let Some(buffer) = self.buffer() {
-            if let Some((large, mut parts)) = self.open.pop_front() {
-                let part = parts.pop_front().expect("only objects with parts left are kept");
-                if !parts.is_empty() {
-                    self.open.push_back((Arc::clone(&large), parts));
-                }
-                return Some(Job::Part(large, part, buffer));
+        // Taken first, and given back where it is not needed.
+        let mut buffer = self.buffer();
+        if let Some((large, mut parts)) = self.ready(buffer.is_some()).and_then(|at| self.open.remove(at)) {
+            let part = parts.pop_front().expect("only objects with parts left are kept");
+            if !parts.is_empty() {
+                self.open.push_back((Arc::clone(&large), parts));
             }
-            let at = self.big.iter().position(|item| item.object().size <= super::large::FROM);
+            if large.is_short(part) {
+                self.buffers.extend(buffer.take());
+            }
+            return Some(Job::Part(large, part, buffer));
+        }
+        if let Some(buffer) = buffer {
+            let at = self.big.iter().position(|item| !self.in_parts(item));
             if let Some(item) = at.and_then(|at| self.big.remove(at)) {
                 return Some(Job::Whole(item, buffer));
             }
             self.buffers.push(buffer);
         }
         self.small.pop_front().map(|(chunk, rows)| Job::Small(chunk, rows))
+    }
+
+    /// The first open object of which a part can be taken now.
+    fn ready(&self, room: bool) -> Option<usize> {
+        self.open.iter().position(|(large, parts)| room || parts.front().is_some_and(|part| large.is_short(*part)))
+    }
+
+    fn in_parts(&self, item: &Item) -> bool {
+        let object = item.object();
+        object.size > super::large::FROM || columns::taken_of(self.columns.as_ref(), object).is_some()
     }
 
     /// None while all are in use. Where memory is short, those that there are have to do.
@@ -442,6 +469,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{stage::large, volume::Placing};
 
     fn row(key: &str, size: u64) -> Row {
         let object = Listed { key: key.to_owned(), size, etag: None, version_id: None };
@@ -479,6 +507,30 @@ mod tests {
         assert_eq!(seen, (0..30).collect::<Vec<_>>());
         assert_eq!(board.complete_chunks(), [0]);
         assert!(board.complete_chunks().is_empty());
+    }
+
+    #[test]
+    fn short_parts_wait_for_no_buffer_and_long_ones_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let many = BUFFERS as u64 + 10;
+        for (length, at_once) in [(SMALL, many as usize), (SMALL + 1, 0)] {
+            let board = Board::new(Instant::now());
+            assert!(matches!(board.next(0), Some(Job::Claim)));
+            board.claimed(Some(Arc::new(Chunk::new(0, vec![row("k", 1 << 30)], Before::Nobody))));
+            assert!(matches!(board.next(0), Some(Job::Claim)));
+            board.claimed(None);
+            let Some(Job::Open(item)) = board.next(0) else { panic!("it is large") };
+            let taken: Vec<_> = (0..many).map(|n| n * 2 * SMALL..n * 2 * SMALL + length).collect();
+            let ranges = large::ranges_of_columns(&taken, 1 << 30);
+            let placing = Placing::create(dir.path(), "k", 0, false).unwrap();
+            let large = Arc::new(Large::of_columns(item.clone(), item.object().clone(), ranges, placing, &[], None));
+            board.opened(Arc::clone(&large), large.numbers());
+            let mut state = board.state();
+            // All are taken.
+            state.made = BUFFERS;
+            let jobs: Vec<_> = std::iter::from_fn(|| state.take()).collect();
+            assert_eq!(jobs.iter().filter(|job| matches!(job, Job::Part(..))).count(), at_once);
+        }
     }
 
     #[test]

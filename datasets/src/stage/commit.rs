@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    PLAN, StageError, TREE,
+    DATA, PLAN, StageError, TREE,
     crew::Crew,
     ledger::{At, Ledger},
     plan::ListingDigest,
@@ -11,6 +11,7 @@ use super::{
     technique::Technique,
 };
 use crate::{
+    columns::{self, Columns},
     snapshot::{self, ManifestWriter, Object, SnapshotId, SnapshotRecord},
     volume::{self, Volume, VolumeError},
 };
@@ -21,6 +22,8 @@ pub(super) struct Commit {
     pub dataset: PathBuf,
     pub name: String,
     pub source: String,
+    /// The columns of Parquet objects that were wanted; none: all.
+    pub columns: Option<Columns>,
     pub durable: bool,
 }
 
@@ -67,21 +70,32 @@ impl Commit {
             }
         }
         let written = manifest.finish()?;
+        let manifest = tree.join(snapshot::MANIFEST);
+        if let Some(wanted) = &self.columns {
+            let objects = snapshot::objects(&manifest)?.map(|object| object.map_err(StageError::from));
+            let columns = columns::absent(&tree.join(DATA), objects, wanted)?;
+            if !columns.is_empty() {
+                return Err(StageError::NoColumns { columns });
+            }
+        }
         *known = Some(written.id.clone());
         let technique = Technique::of(&self.volume, self.durable)?;
         if technique.syncs_files() {
             volume::sync_tree(&tree)?;
         }
         technique.sync(&self.volume)?;
+        let (whole, columns) = (listing.finish(), self.columns.as_ref().filter(|_| written.held_bytes.is_some()));
         let record = SnapshotRecord {
-            version: 1,
+            version: if columns.is_some() { snapshot::FORMAT } else { snapshot::FORMAT_OF_WHOLES },
             id: written.id,
             name: self.name.clone(),
             source: self.source.clone(),
-            listing: listing.finish(),
+            listing: columns.map_or_else(|| whole.clone(), |columns| columns.listing(&whole)),
             objects: written.objects,
             bytes: written.bytes,
             created: jiff::Timestamp::now().to_string(),
+            columns: columns.cloned(),
+            held_bytes: written.held_bytes,
         };
         let text = serde_json::to_vec_pretty(&record).expect("plain fields serialise");
         volume::replace(&tree.join("snapshot.json"), &text)?;
@@ -100,10 +114,18 @@ fn object(row: Row, at: At, ledger: &Ledger) -> Result<Object, StageError> {
     let Row { object, path, shared } = row;
     if let Some((checksum, news)) = ledger.object(at) {
         let (size, etag) = news.changed.unwrap_or((object.size, object.etag));
-        return Ok(Object { key: object.key, path, size, etag, version_id: news.version_id, checksum });
+        return Ok(Object {
+            key: object.key,
+            path,
+            size,
+            etag,
+            version_id: news.version_id,
+            checksum,
+            held: news.held,
+        });
     }
     // Only unchanged objects are done without a record.
     let shared = shared.ok_or(StageError::Ended)?;
     let (size, etag, version_id) = (object.size, object.etag, shared.version_id);
-    Ok(Object { key: object.key, path, size, etag, version_id, checksum: shared.checksum })
+    Ok(Object { key: object.key, path, size, etag, version_id, checksum: shared.checksum, held: shared.held })
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use arrow::error::ArrowError;
 
 use crate::{
+    columns::Columns,
     room::RoomError,
     snapshot::SnapshotError,
     source::{ErrorKind, SourceError},
@@ -24,7 +25,7 @@ pub enum StageError {
     /// A snapshot on the volume is broken.
     #[error(transparent)]
     Snapshot(SnapshotError),
-    /// Not enough room, found before the first byte.
+    /// Not enough room, found before the bytes that would not fit.
     #[error(transparent)]
     NoRoom(#[from] RoomError),
     /// The plan on the volume cannot be written or read.
@@ -51,6 +52,12 @@ pub enum StageError {
     /// Not even one buffer could be had.
     #[error("no memory for a buffer of a few MiB")]
     NoMemory(#[source] std::io::Error),
+    /// Columns are chosen that do not exist.
+    #[error("no Parquet object has the columns {columns}")]
+    NoColumns {
+        /// Which.
+        columns: Columns,
+    },
     /// A lane ended, or was told to end, before its work was done.
     #[error("staging was ended before it was done")]
     Ended,
@@ -71,7 +78,7 @@ impl StageError {
         match self {
             Self::Source(error) => error.kind(),
             Self::Failed { first, .. } => first.kind(),
-            Self::Snapshot(SnapshotError::BadName { .. }) => ErrorKind::Usage,
+            Self::Snapshot(SnapshotError::BadName { .. }) | Self::NoColumns { .. } => ErrorKind::Usage,
             _ => ErrorKind::Storage,
         }
     }

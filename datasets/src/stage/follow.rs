@@ -156,7 +156,7 @@ mod tests {
         keys.iter().for_each(|key| std::fs::write(source.path().join(key), key).unwrap());
         let volume = Volume::open_or_create(root.path()).unwrap();
         let url = format!("file://{}", source.path().display()).parse().unwrap();
-        let request = StageRequest { name: "d".into(), url, options: Default::default(), durable: true };
+        let request = StageRequest { name: "d".into(), url, options: Default::default(), columns: None, durable: true };
         let dir = tempfile::tempdir_in(root.path()).unwrap();
         let links = Arc::new(Links { dir, staging: Mutex::default(), told: Mutex::default() });
         let follower = Arc::clone(&links);

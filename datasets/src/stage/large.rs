@@ -4,6 +4,7 @@ use std::{
     collections::VecDeque,
     fs::File,
     io,
+    ops::Range,
     os::unix::fs::FileExt,
     sync::{
         Mutex,
@@ -11,9 +12,13 @@ use std::{
     },
 };
 
-use super::{board::Item, ledger::Part};
+use super::{
+    board::{Item, SMALL},
+    ledger::Part,
+};
 use crate::{
     checksum::{self, Crc64, Expected, Hasher, S3Digest},
+    snapshot::HeldRange,
     source::Listed,
     volume::Placing,
 };
@@ -35,6 +40,8 @@ pub(super) struct Large {
     /// Where that is, if not in the file itself.
     pub old: Option<File>,
     expected: Option<Expected>,
+    /// Whether its ranges are not all of it.
+    in_part: bool,
     results: Mutex<Vec<Option<PartSums>>>,
     left: AtomicUsize,
     failed: AtomicBool,
@@ -45,7 +52,7 @@ pub(super) struct Large {
 pub(super) struct PartRange {
     pub offset: u64,
     pub length: u64,
-    /// Which of the parts in which it was uploaded it lies in.
+    /// Which of the parts in which it was uploaded it lies in; where some columns are taken, which range of theirs.
     upload: usize,
 }
 
@@ -92,6 +99,21 @@ pub(super) fn ranges(uploads: &[u64]) -> Vec<PartRange> {
     ranges
 }
 
+/// Cuts what is taken of an object, whose bytes from `end` on are there already: these are the last range.
+pub(super) fn ranges_of_columns(taken: &[Range<u64>], end: u64) -> Vec<PartRange> {
+    let mut ranges = Vec::new();
+    for (upload, taken) in taken.iter().enumerate() {
+        let mut offset = taken.start;
+        while offset < taken.end {
+            let stop = if offset < end { taken.end.min(end) } else { taken.end };
+            let length = if offset < end { PART.min(stop - offset) } else { stop - offset };
+            ranges.push(PartRange { offset, length, upload });
+            offset += length;
+        }
+    }
+    ranges
+}
+
 impl Large {
     pub(super) fn new(
         item: Item,
@@ -102,7 +124,30 @@ impl Large {
         records: &[Part],
         old: Option<File>,
     ) -> Self {
-        let ranges = ranges(uploads);
+        Self::with(item, object, expected, (ranges(uploads), false), placing, records, old)
+    }
+
+    /// An object of which nothing is taken but these ranges. The source knows no checksum of them.
+    pub(super) fn of_columns(
+        item: Item,
+        object: Listed,
+        ranges: Vec<PartRange>,
+        placing: Placing,
+        records: &[Part],
+        old: Option<File>,
+    ) -> Self {
+        Self::with(item, object, None, (ranges, true), placing, records, old)
+    }
+
+    fn with(
+        item: Item,
+        object: Listed,
+        expected: Option<Expected>,
+        (ranges, in_part): (Vec<PartRange>, bool),
+        placing: Placing,
+        records: &[Part],
+        old: Option<File>,
+    ) -> Self {
         let recorded = ranges.iter().map(|range| {
             let fits = |record: &&Part| {
                 (record.offset, record.length, &record.etag) == (range.offset, range.length, &object.etag)
@@ -113,7 +158,7 @@ impl Large {
         let recorded = recorded.collect();
         let (results, left) = (Mutex::new(vec![None; ranges.len()]), AtomicUsize::new(ranges.len()));
         let failed = AtomicBool::new(false);
-        Self { item, object, placing, ranges, recorded, old, expected, results, left, failed }
+        Self { item, object, placing, ranges, recorded, old, expected, in_part, results, left, failed }
     }
 
     /// For the bytes of a part.
@@ -121,6 +166,11 @@ impl Large {
         let other = self.expected.as_ref().map(|expected| expected.algorithm);
         let other = other.filter(|algorithm| algorithm.combines() && *algorithm != checksum::Algorithm::Crc64Nvme);
         PartHasher { crc64: Hasher::default(), other: other.map(S3Digest::new) }
+    }
+
+    /// Whether a part needs no more memory than a small object.
+    pub(super) fn is_short(&self, part: usize) -> bool {
+        self.ranges[part].length <= SMALL
     }
 
     /// All parts, by number.
@@ -180,6 +230,24 @@ impl Large {
             }
         };
         Ok(if found == expected.value { Ok(whole) } else { Err(algorithm) })
+    }
+
+    /// What is taken of an object of which not all is, once every part is written.
+    pub(super) fn held(&self) -> Option<Vec<HeldRange>> {
+        let results = self.results.lock().expect("no holder panics");
+        let mut held: Vec<HeldRange> = Vec::new();
+        for (range, sums) in self.ranges.iter().zip(results.iter()).filter(|_| self.in_part) {
+            let checksum = sums.as_ref().expect("every part is written").crc64;
+            let PartRange { offset, length, upload } = *range;
+            match held.get_mut(upload) {
+                Some(before) => {
+                    before.checksum = before.checksum.followed_by(checksum, length);
+                    before.length += length;
+                }
+                None => held.push(HeldRange { offset, length, checksum }),
+            }
+        }
+        self.in_part.then_some(held)
     }
 
     fn combined(
@@ -258,6 +326,21 @@ mod tests {
             }
             assert_eq!(end, uploads.iter().sum::<u64>());
         }
+    }
+
+    #[test]
+    fn ranges_of_columns_cover_what_is_taken_and_the_end_is_one_of_its_own() {
+        let cut = |taken: &[Range<u64>], end| {
+            let ranges = ranges_of_columns(taken, end);
+            ranges.iter().map(|range| (range.offset, range.length, range.upload)).collect::<Vec<_>>()
+        };
+        assert_eq!(cut(&[5..9, 20..30], 25), [(5, 4, 0), (20, 5, 1), (25, 5, 1)]);
+        assert_eq!(cut(std::slice::from_ref(&(20..30)), 10), [(20, 10, 0)]);
+        let long = 3 * PART;
+        assert_eq!(
+            cut(&[1..2, 7..long], long - 1),
+            [(1, 1, 0), (7, PART, 1), (7 + PART, PART, 1), (7 + 2 * PART, PART - 8, 1), (long - 1, 1, 1)]
+        );
     }
 
     #[test]

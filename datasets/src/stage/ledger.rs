@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::checksum::Crc64;
+use crate::{checksum::Crc64, snapshot::HeldRange};
 
 /// A row of the plan: its chunk, and its place in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -42,6 +42,9 @@ pub(super) struct News {
     /// Size and ETag of the object that was there when it was fetched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed: Option<(u64, Option<String>)>,
+    /// If not all of it was fetched: what was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<Vec<HeldRange>>,
 }
 
 /// A range that is written.
@@ -140,7 +143,8 @@ mod tests {
     #[test]
     fn records_survive_their_lines_and_add_up() {
         let part = |offset, crc| Part { offset, length: 5, crc64: Crc64(crc), other: Some(vec![1]), etag: None };
-        let news = News { version_id: Some("v".to_owned()), changed: Some((3, Some("e".to_owned()))) };
+        let held = Some(vec![HeldRange { offset: 1, length: 2, checksum: Crc64(3) }]);
+        let news = News { version_id: Some("v".to_owned()), changed: Some((3, Some("e".to_owned()))), held };
         let records = [
             Record::Part { at: At(2, 7), part: part(0, 1) },
             Record::Part { at: At(2, 7), part: part(5, 2) },

@@ -9,6 +9,9 @@
 //! 4. When all chunks are durable, the manifest is written, then the commit record, and one rename makes `tree` the
 //!    snapshot. Whoever stages the same content at the same time arrives at the same id, and one of them wins.
 //!
+//! Where columns are chosen, of each Parquet object only its footer and the chunks of these are fetched (`lane::columns`):
+//! ranges, each with our checksum and with none of S3's, which has none of a range.
+//!
 //! An object without a checksum of S3's and without an MD5 as its ETag (a multipart or KMS-encrypted upload made
 //! without checksums) is checked by length and ETag only; what TLS and TCP guarantee must do for the rest.
 
@@ -50,6 +53,7 @@ pub use self::{
     follow::{Expected, Follow, Staging},
 };
 use crate::{
+    columns::Columns,
     snapshot::{self, SnapshotError, SnapshotRecord},
     source::{Source, SourceError, SourceOptions, SourceUrl},
     volume::{Volume, VolumeError},
@@ -64,6 +68,8 @@ pub struct StageRequest {
     pub url: SourceUrl,
     /// How it is reached, and what of it is taken.
     pub options: SourceOptions,
+    /// The columns of its Parquet objects that are taken; none: all.
+    pub columns: Option<Columns>,
     /// Whether the snapshot outlives a crash of the host. Off only to measure what that costs.
     pub durable: bool,
 }
@@ -84,8 +90,13 @@ pub enum StageProgress {
         bytes: u64,
         /// Objects to be fetched.
         fetch_objects: u64,
-        /// Bytes to be fetched.
+        /// Bytes to be fetched, as far as they are known.
         fetch_bytes: u64,
+    },
+    /// The columns of an object were found.
+    Found {
+        /// Bytes more that are to be fetched.
+        bytes: u64,
     },
     /// So much more has been fetched.
     Fetched {
@@ -174,14 +185,16 @@ async fn stage_once(
     follower: Option<Arc<dyn Follow>>,
     counts: &Arc<Counts>,
 ) -> Result<SnapshotRecord, Missed> {
+    let wanted = request.columns.as_ref();
     let dataset = snapshot::dataset_dir(volume, &request.name)?;
     let mut source = Source::connect(&request.url, &request.options).await?;
     let spool = Spool::new(volume, &dataset)?;
     let (listing, survey) = site::list(&mut source, &spool, progress).await?;
     let url = request.url.to_string();
     let records = snapshot::records(volume, &request.name)?;
-    let site = Site { volume, dir: dataset.join("staging").join(survey.site_name(&url)), dataset };
-    let same = |record: &&SnapshotRecord| (&record.source, &record.listing) == (&url, &survey.digest);
+    let dir = dataset.join("staging").join(survey.site_name(&url, wanted));
+    let site = Site { volume, dir, dataset, columns: wanted };
+    let same = |record: &&SnapshotRecord| record.source == url && record.serves(&survey.digest, wanted);
     if let Some(same) = records.iter().rfind(same).filter(|_| survey.tells_changes) {
         snapshot::check_manifest(volume, same)?;
         snapshot::set_latest(&site.dataset, &same.id)?;
@@ -189,7 +202,7 @@ async fn stage_once(
         return Ok(same.clone());
     }
     site.clear_leftovers(&spool);
-    let facts = site.plan(listing, &survey.mapping, site.base(&records, &url)?, &spool)?;
+    let facts = site.plan(listing, &survey.mapping, &site.bases(&records, &url)?, &spool)?;
     progress(StageProgress::Planned {
         objects: facts.objects,
         bytes: facts.bytes,
@@ -212,6 +225,7 @@ async fn stage_once(
         dir: site.dir.clone(),
         readers: source.readers().await?,
         durable: request.durable,
+        columns: request.columns.clone(),
         facts,
         order,
         announcer: announcer.map(Mutex::new),
@@ -222,6 +236,7 @@ async fn stage_once(
         dataset: site.dataset.clone(),
         name: request.name.clone(),
         source: url,
+        columns: request.columns.clone(),
         durable: request.durable,
     };
     work::beside(work, commit, counts, progress).await

@@ -14,29 +14,31 @@ use crate::{
 
 /// A row for each listed object: fetched, or shared with an object that is on the volume.
 ///
-/// An object is unchanged if key, size and ETag are; without an ETag nothing is.
+/// `present` are the objects of snapshots, and `place` says where one of the object's is, unless it holds too little. An
+/// object is unchanged if key, size and ETag are; without an ETag nothing is.
 pub(super) fn rows<'a, E>(
     listing: impl Iterator<Item = Result<Listed, E>> + 'a,
-    mut present: impl Iterator<Item = Result<Object, E>> + 'a,
+    present: Vec<impl Iterator<Item = Result<Object, E>> + 'a>,
     mapping: &'a Mapping,
-    place: impl Fn(&Object) -> String + 'a,
+    place: impl Fn(usize, &Object) -> Option<String> + 'a,
 ) -> impl Iterator<Item = Result<Row, E>> + 'a {
-    let mut held: Option<Object> = None;
+    let mut present: Vec<_> = present.into_iter().map(|objects| (objects, None::<Object>)).collect();
     listing.map(move |object| {
         let object = object?;
-        while held.as_ref().is_none_or(|held| held.key < object.key) {
-            match present.next().transpose()? {
-                None => break,
-                next => held = next,
+        let mut shared = None;
+        for (snapshot, (objects, held)) in present.iter_mut().enumerate() {
+            while held.as_ref().is_none_or(|held| held.key < object.key) {
+                match objects.next().transpose()? {
+                    None => break,
+                    next => *held = next,
+                }
             }
+            let same = |held: &&Object| (&held.key, held.size, &held.etag) == (&object.key, object.size, &object.etag);
+            let unchanged = held.as_ref().filter(same).filter(|_| object.etag.is_some() && shared.is_none());
+            let Some((held, from)) = unchanged.and_then(|held| Some((held, place(snapshot, held)?))) else { continue };
+            let (checksum, version_id) = (held.checksum, held.version_id.clone());
+            shared = Some(Shared { from, checksum, version_id, held: held.held.clone() });
         }
-        let same = |held: &&Object| (&held.key, held.size, &held.etag) == (&object.key, object.size, &object.etag);
-        let unchanged = held.as_ref().filter(same).filter(|_| object.etag.is_some());
-        let shared = unchanged.map(|held| Shared {
-            from: place(held),
-            checksum: held.checksum,
-            version_id: held.version_id.clone(),
-        });
         Ok(Row { path: mapping.path(&object.key), object, shared })
     })
 }
@@ -73,13 +75,18 @@ mod tests {
 
     fn held(key: &str, etag: Option<&str>) -> Object {
         let (key, path) = (key.to_owned(), key.to_owned());
-        Object { key, path, size: 1, etag: etag.map(Into::into), version_id: None, checksum: Crc64(7) }
+        Object { key, path, size: 1, etag: etag.map(Into::into), version_id: None, checksum: Crc64(7), held: None }
     }
 
     fn shared(listing: Vec<Listed>, present: Vec<Object>) -> Vec<Option<String>> {
+        shared_of(listing, vec![present])
+    }
+
+    fn shared_of(listing: Vec<Listed>, present: Vec<Vec<Object>>) -> Vec<Option<String>> {
         let mapping = Mapping::default();
-        let rows = rows::<Infallible>(listing.into_iter().map(Ok), present.into_iter().map(Ok), &mapping, |object| {
-            format!("old/{}", object.path)
+        let present = present.into_iter().map(|objects| objects.into_iter().map(Ok)).collect();
+        let rows = rows::<Infallible>(listing.into_iter().map(Ok), present, &mapping, |snapshot, object| {
+            object.held.is_none().then(|| format!("{}/{}", ["old", "older"][snapshot], object.path))
         });
         rows.map(|row| row.unwrap().shared.map(|shared| shared.from)).collect()
     }
@@ -97,6 +104,18 @@ mod tests {
     #[test]
     fn without_an_etag_nothing_counts_as_unchanged() {
         assert_eq!(shared(vec![listed("a", None)], vec![held("a", None)]), [None]);
+    }
+
+    #[test]
+    fn what_one_snapshot_holds_too_little_of_is_shared_with_another() {
+        let keys = ["a", "b", "c"];
+        let part = |key| Object { held: Some(vec![]), ..held(key, Some("1")) };
+        let listing = || keys.map(|key| listed(key, Some("1"))).to_vec();
+        let present = || vec![part("a"), held("b", Some("1")), part("c")];
+        assert_eq!(shared(listing(), present()), [None, Some("old/b".to_owned()), None]);
+        let older = keys.map(|key| held(key, Some(if key == "c" { "0" } else { "1" }))).to_vec();
+        let both = shared_of(listing(), vec![present(), older]);
+        assert_eq!(both, [Some("older/a".to_owned()), Some("old/b".to_owned()), None]);
     }
 
     #[test]

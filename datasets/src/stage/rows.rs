@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::StageError;
 use crate::{
     checksum::Crc64,
+    snapshot::{HeldRange, held},
     source::Listed,
     volume::{NewFile, VolumeError},
 };
@@ -46,6 +47,8 @@ pub(super) struct Shared {
     pub from: String,
     pub checksum: Crc64,
     pub version_id: Option<String>,
+    /// If it is held in part: what of it.
+    pub held: Option<Vec<HeldRange>>,
 }
 
 /// What a plan comes to.
@@ -54,6 +57,7 @@ pub(super) struct Facts {
     pub objects: u64,
     pub bytes: u64,
     pub fetch_objects: u64,
+    /// Of objects of which some columns are taken only their footers tell, which are read later.
     pub fetch_bytes: u64,
     /// Directories that the paths name.
     pub directories: u64,
@@ -163,6 +167,7 @@ fn batch(rows: &[Row]) -> Result<RecordBatch, ArrowError> {
         text(|row| row.shared.as_ref().map(|shared| &*shared.from)),
         number(|row| row.shared.as_ref().map(|shared| shared.checksum.0)),
         text(|row| row.shared.as_ref().and_then(|shared| shared.version_id.as_deref())),
+        Arc::new(held::column(rows.iter().map(|row| row.shared.as_ref()?.held.as_ref()))?),
     ];
     RecordBatch::try_new(schema(), columns)
 }
@@ -176,8 +181,9 @@ fn rows(batch: &RecordBatch) -> Result<Vec<Row>, ArrowError> {
     }
     let (keys, sizes, etags, versions) = (text(0)?, number(1)?, text(2)?, text(3)?);
     let (paths, froms, checksums, shared_versions) = (text(4)?, text(5)?, number(6)?, text(7)?);
+    let held = held::ranges_of(batch).ok_or_else(bad)?;
     let optional = |column: &StringArray, row| column.is_valid(row).then(|| column.value(row).to_owned());
-    let row = |row| Row {
+    let row = |(row, held)| Row {
         object: Listed {
             key: keys.value(row).to_owned(),
             size: sizes.value(row),
@@ -189,9 +195,10 @@ fn rows(batch: &RecordBatch) -> Result<Vec<Row>, ArrowError> {
             from,
             checksum: Crc64(checksums.value(row)),
             version_id: optional(shared_versions, row),
+            held,
         }),
     };
-    Ok((0..batch.num_rows()).map(row).collect())
+    Ok((0..batch.num_rows()).zip(held).map(row).collect())
 }
 
 fn schema() -> Arc<Schema> {
@@ -204,6 +211,7 @@ fn schema() -> Arc<Schema> {
         Field::new("shared_from", DataType::Utf8, true),
         Field::new("shared_checksum", DataType::UInt64, true),
         Field::new("shared_version_id", DataType::Utf8, true),
+        held::field(),
     ]))
 }
 
@@ -213,7 +221,8 @@ mod tests {
 
     fn row(n: u64, size: u64) -> Row {
         let key = format!("{n:06}");
-        let shared = Shared { from: "x".to_owned(), checksum: Crc64(n), version_id: Some("v".to_owned()) };
+        let held = n.is_multiple_of(2).then(|| vec![HeldRange { offset: n, length: 1, checksum: Crc64(n) }]);
+        let shared = Shared { from: "x".to_owned(), checksum: Crc64(n), version_id: Some("v".to_owned()), held };
         Row {
             path: if n.is_multiple_of(2) { key.clone() } else { "%/y.key".to_owned() },
             object: Listed { key, size, etag: n.is_multiple_of(3).then(|| "e".to_owned()), version_id: None },

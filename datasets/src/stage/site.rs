@@ -15,9 +15,10 @@ use super::{
     rows::{Facts, RowFile, RowWriter},
 };
 use crate::{
+    columns::{self, Columns},
     keymap::{Census, Mapping},
     room,
-    snapshot::{self, SnapshotRecord},
+    snapshot::{self, Object, SnapshotRecord},
     source::{Listed, Source},
     volume::{self, Holder, Volume, VolumeError},
 };
@@ -37,10 +38,12 @@ pub(super) struct Survey {
 }
 
 impl Survey {
-    /// Where stagers of one listing of one source meet; of listings that do not tell changes, each has its own.
-    pub(super) fn site_name(&self, url: &str) -> String {
+    /// Where stagers of the same columns of one listing of one source meet; of listings that do not tell changes, each has
+    /// its own.
+    pub(super) fn site_name(&self, url: &str, columns: Option<&Columns>) -> String {
         let mut digest = ListingDigest::default();
-        digest.see(url, 0, Some(&self.digest));
+        let listing = columns.map_or_else(|| self.digest.clone(), |columns| columns.listing(&self.digest));
+        digest.see(url, 0, Some(&listing));
         if !self.tells_changes {
             digest.see(&volume::nonce(), 0, None);
         }
@@ -133,6 +136,8 @@ pub(super) struct Site<'a> {
     pub volume: &'a Volume,
     pub dataset: PathBuf,
     pub dir: PathBuf,
+    /// The columns of Parquet objects that are taken; none: all.
+    pub columns: Option<&'a Columns>,
 }
 
 impl Site<'_> {
@@ -141,7 +146,7 @@ impl Site<'_> {
         &self,
         listing: Listing,
         mapping: &Mapping,
-        base: Option<SnapshotRecord>,
+        bases: &[SnapshotRecord],
         spool: &Spool<'_>,
     ) -> Result<Facts, StageError> {
         let path = self.dir.join(PLAN);
@@ -150,7 +155,7 @@ impl Site<'_> {
             return Ok(RowFile::open(&path)?.facts);
         }
         let draft = spool.dir.join(PLAN);
-        let facts = write_plan(&draft, listing, mapping, base.as_ref(), &self.dataset)?;
+        let facts = self.write_plan(&draft, &listing, mapping, bases)?;
         room::check(self.volume, facts.fetch_bytes, facts.fetch_objects)?;
         volume::create_dirs(&self.dir.join(TREE).join(DATA))?;
         match volume::link_or_copy(&draft, &path) {
@@ -160,12 +165,55 @@ impl Site<'_> {
         }
     }
 
-    /// The snapshot that unchanged objects are shared with: the latest if it is of this source, else the newest that is.
-    pub(super) fn base(&self, records: &[SnapshotRecord], url: &str) -> Result<Option<SnapshotRecord>, StageError> {
+    /// The snapshots that unchanged objects are shared with: the latest if it is of this source, else the newest that is;
+    /// and if of that one only some columns are held, the newest that is whole.
+    pub(super) fn bases(&self, records: &[SnapshotRecord], url: &str) -> Result<Vec<SnapshotRecord>, StageError> {
         let latest = snapshot::latest(&self.dataset)?;
         let of_source = || records.iter().filter(|record| record.source == url);
-        let base = of_source().find(|record| Some(&record.id) == latest.as_ref()).or_else(|| of_source().next_back());
-        Ok(base.cloned())
+        let first = of_source().find(|record| Some(&record.id) == latest.as_ref()).or_else(|| of_source().next_back());
+        let whole = first.filter(|first| first.columns.is_some());
+        let whole = whole.and_then(|_| of_source().rfind(|record| record.columns.is_none()));
+        Ok(first.into_iter().chain(whole).cloned().collect())
+    }
+
+    fn write_plan(
+        &self,
+        path: &Path,
+        listing: &Listing,
+        mapping: &Mapping,
+        bases: &[SnapshotRecord],
+    ) -> Result<Facts, StageError> {
+        let manifest = |base: &SnapshotRecord| self.dataset.join("snapshots").join(&base.id.0).join(snapshot::MANIFEST);
+        let mut present = Vec::new();
+        for base in bases {
+            present.push(snapshot::objects(&manifest(base))?.map(|object| object.map_err(StageError::from)));
+        }
+        let place = |base: usize, object: &Object| {
+            let from = bases[base].volume_path(object);
+            (object.held.is_none() || self.holds_enough(&from, object)).then_some(from)
+        };
+        let (mut writer, mut facts) = (RowWriter::create(path)?, Facts::default());
+        for row in plan::rows(listing.objects()?, present, mapping, place) {
+            let row = row?;
+            facts.objects += 1;
+            facts.bytes += row.object.size;
+            if row.shared.is_none() {
+                facts.fetch_objects += 1;
+                facts.fetch_bytes += match columns::taken_of(self.columns, &row.object) {
+                    Some(_) => 0,
+                    None => row.object.size,
+                };
+            }
+            writer.push(row)?;
+        }
+        writer.finish(&facts)?;
+        Ok(facts)
+    }
+
+    /// Whether an object that is held in part has all columns that are wanted of it.
+    fn holds_enough(&self, from: &str, object: &Object) -> bool {
+        let (Some(wanted), Ok(file)) = (self.columns, self.volume.resolve(from)) else { return false };
+        columns::lacking(&file, object, wanted).is_ok_and(|lacking| lacking.is_empty())
     }
 
     /// Clears away what a stager has left that was killed after it had published, and before it cleared up.
@@ -189,28 +237,18 @@ impl Site<'_> {
     }
 }
 
-fn write_plan(
-    path: &Path,
-    listing: Listing,
-    mapping: &Mapping,
-    base: Option<&SnapshotRecord>,
-    dataset: &Path,
-) -> Result<Facts, StageError> {
-    let manifest = |base: &SnapshotRecord| dataset.join("snapshots").join(&base.id.0).join(snapshot::MANIFEST);
-    let held = base.map(|base| snapshot::objects(&manifest(base))).transpose()?;
-    let held = held.into_iter().flatten().map(|object| object.map_err(StageError::from));
-    let place = |object: &snapshot::Object| base.map_or_else(String::new, |base| base.volume_path(object));
-    let (mut writer, mut facts) = (RowWriter::create(path)?, Facts::default());
-    for row in plan::rows(listing.objects()?, held, mapping, place) {
-        let row = row?;
-        facts.objects += 1;
-        facts.bytes += row.object.size;
-        if row.shared.is_none() {
-            facts.fetch_objects += 1;
-            facts.fetch_bytes += row.object.size;
-        }
-        writer.push(row)?;
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stagers_meet_who_stage_the_same_columns_of_the_same_listing() {
+        let survey = |tells_changes| Survey { digest: "d".to_owned(), mapping: Mapping::default(), tells_changes };
+        let [few, more] = [&["a"][..], &["a", "b"]].map(|names| names.iter().copied().collect::<Columns>());
+        let name = |url, columns| survey(true).site_name(url, columns);
+        let names = [name("u", None), name("v", None), name("u", Some(&few)), name("u", Some(&more))];
+        assert!((1..4).all(|at| !names[..at].contains(&names[at])), "{names:?}");
+        assert_eq!(names[3], name("u", Some(&more)));
+        assert_ne!(survey(false).site_name("u", None), survey(false).site_name("u", None));
     }
-    writer.finish(&facts)?;
-    Ok(facts)
 }

@@ -20,7 +20,7 @@ use super::{
     rows::{Facts, RowFile},
     technique::Technique,
 };
-use crate::{snapshot::SnapshotRecord, source::Readers, volume::Volume};
+use crate::{columns::Columns, room::Allowance, snapshot::SnapshotRecord, source::Readers, volume::Volume};
 
 /// How often one that waits for what other stagers do looks at it: no event tells it across hosts.
 const LOOK: Duration = Duration::from_millis(200);
@@ -33,6 +33,8 @@ pub(super) struct Work {
     pub dir: PathBuf,
     pub readers: Readers,
     pub durable: bool,
+    /// The columns of Parquet objects that are taken; none: all.
+    pub columns: Option<Columns>,
     pub facts: Facts,
     /// All chunks, in the order in which they are wanted.
     pub order: Vec<u32>,
@@ -59,8 +61,13 @@ pub(super) async fn beside(
         (objects, load(&counts.fetched_bytes) + load(&counts.found_bytes))
     };
     // An earlier try may have told of some.
-    let mut so_far = done();
+    let (mut so_far, mut known) = (done(), load(&counts.column_bytes));
     let mut report = || {
+        let column_bytes = load(&counts.column_bytes);
+        if column_bytes != known {
+            progress(StageProgress::Found { bytes: column_bytes - known });
+            known = column_bytes;
+        }
         let (objects, bytes) = done();
         if (objects, bytes) != so_far {
             progress(StageProgress::Fetched { objects: objects - so_far.0, bytes: bytes - so_far.1 });
@@ -112,11 +119,13 @@ impl Work {
         let technique = Technique::of(&self.volume, self.durable)?;
         let plan = RowFile::open(&self.dir.join(PLAN))?;
         let chunks = plan.chunks();
+        let allowance = self.columns.as_ref().map(|_| Allowance::of(&self.volume)).transpose()?;
         let floor = Floor {
             volume: &self.volume,
             data: self.dir.join(TREE).join(DATA),
             crew,
-            board: Board::new(Instant::now()),
+            board: Board::new(Instant::now()).of_columns(self.columns.clone()),
+            columns: self.columns.as_ref().zip(allowance.as_ref()),
             readers: &self.readers,
             technique: &technique,
             counts: &self.counts,

@@ -6,11 +6,15 @@
 
 use std::{
     fs::{self, File},
-    io,
+    io::{self, Read, Seek},
+    os::unix::fs::MetadataExt,
     path::Path,
 };
 
-use rustix::fs::ioctl_ficlone;
+use rustix::{
+    fs::{SeekFrom, ioctl_ficlone, seek},
+    io::Errno,
+};
 
 use super::{NewFile, Volume, VolumeError, durable::is_same};
 
@@ -82,8 +86,12 @@ pub fn link_or_copy(from: &Path, to: &Path) -> Result<Shared, VolumeError> {
     }
     let mut source = File::open(from).map_err(|error| VolumeError::io("open", from, error))?;
     let copy = NewFile::create(to)?;
-    // From file to file the standard library copies by `copy_file_range`.
-    let copied = io::copy(&mut source, &mut copy.file()).map_err(|error| VolumeError::io("copy", to, error))?;
+    let copied = match held.blocks() * 512 < held.len() {
+        true => copy_with_holes(&source, copy.file(), held.len()),
+        // From file to file the standard library copies by `copy_file_range`.
+        false => io::copy(&mut source, &mut copy.file()),
+    };
+    let copied = copied.map_err(|error| VolumeError::io("copy", to, error))?;
     if copied != held.len() {
         let short = io::Error::new(io::ErrorKind::UnexpectedEof, format!("{copied} of {} bytes", held.len()));
         return Err(VolumeError::io("copy", from, short));
@@ -91,14 +99,62 @@ pub fn link_or_copy(from: &Path, to: &Path) -> Result<Shared, VolumeError> {
     copy.finish_in_tree().map(|_| Shared::Copy)
 }
 
+/// Copies what a file holds, and leaves holes where it has some; returns its length. A file system that does not know
+/// its holes has none.
+fn copy_with_holes(mut from: &File, mut to: &File, length: u64) -> io::Result<u64> {
+    to.set_len(length)?;
+    let mut at = 0;
+    while at < length {
+        let begin = match seek(from, SeekFrom::Data(at)) {
+            Err(Errno::NXIO) => break,
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => at,
+            begin => begin?,
+        };
+        let end = match seek(from, SeekFrom::Hole(begin)) {
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => length,
+            end => end?,
+        };
+        from.seek(io::SeekFrom::Start(begin))?;
+        to.seek(io::SeekFrom::Start(begin))?;
+        let copied = io::copy(&mut from.take(end - begin), &mut to)?;
+        if copied != end - begin {
+            return Ok(begin + copied);
+        }
+        at = end;
+    }
+    Ok(length.min(from.metadata()?.len()))
+}
+
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::fs::FileExt;
 
     use super::*;
 
     /// Beyond the 65,000 of ext4.
     const MANY: u32 = 70_000;
+
+    #[test]
+    fn a_copy_has_the_holes_of_what_it_copies() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let file = File::create(path("from")).unwrap();
+        file.set_len(10 << 20).unwrap();
+        for (offset, text) in [(5, "begin"), (4 << 20, "middle"), ((10 << 20) - 3, "end")] {
+            file.write_all_at(text.as_bytes(), offset).unwrap();
+        }
+        let whole = fs::read(path("from")).unwrap();
+        let copy = |length| {
+            let to = File::create(path("to")).unwrap();
+            copy_with_holes(&File::open(path("from")).unwrap(), &to, length).unwrap()
+        };
+        assert_eq!(copy(10 << 20), 10 << 20);
+        assert_eq!(fs::read(path("to")).unwrap(), whole);
+        let blocks = |name: &str| fs::metadata(path(name)).unwrap().blocks();
+        assert!(blocks("to") <= blocks("from").max(64), "{} {}", blocks("to"), blocks("from"));
+        file.set_len(3 << 20).unwrap();
+        assert_ne!(copy(10 << 20), 10 << 20, "it has become shorter");
+    }
 
     #[test]
     fn linking_twice_is_harmless_and_linking_another_file_is_not_done() {

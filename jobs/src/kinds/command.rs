@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use forebay_datasets::{output, volume::VolumeError};
+use forebay_datasets::{output, read::whole_path, volume::VolumeError};
 
 use super::{TaskContext, TaskError, TaskOutput, Written};
 use crate::{
@@ -42,7 +42,7 @@ pub fn environment(ctx: &TaskContext<'_>, program: &ProgramContext<'_>) -> Resul
     if let TaskInput::Split(input) = &ctx.spec.input {
         let mut last: Option<PathBuf> = None;
         for piece in &input.pieces {
-            let path = ctx.volume.resolve(&piece.path)?;
+            let path = whole_path(ctx.volume, piece)?;
             if last.as_ref() != Some(&path) {
                 let _ = writeln!(paths, "{}", path.display());
             }

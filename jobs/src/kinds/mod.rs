@@ -22,6 +22,7 @@ use forebay_datasets::{
 };
 use tokio_util::sync::CancellationToken;
 
+use self::sql::NotHeld;
 use crate::{spec::JobSpec, task::TaskSpec};
 
 /// What a task's work may use.
@@ -78,6 +79,9 @@ pub enum TaskError {
     /// The query, or the data it meets, is wrong; another try gives the same.
     #[error("{0}")]
     BadInput(String),
+    /// What is to be read of a staged object is not held.
+    #[error(transparent)]
+    NotHeld(#[from] NotHeld),
     /// A staged object cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -113,6 +117,8 @@ impl TaskError {
         !matches!(
             self,
             Self::BadInput(_)
+                | Self::NotHeld(_)
+                | Self::Read(ReadError::Partial { .. })
                 | Self::Table {
                     source: ArrowError::CsvError(_) | ArrowError::JsonError(_) | ArrowError::ParquetError(_),
                     ..

@@ -1,6 +1,13 @@
 //! SQL over the staged dataset, by DataFusion: one query, one task, all of its threads, one output file.
 //!
-//! A table is a list of exact files. No directory is listed, and what is not in the manifest is not read.
+//! A table is a list of exact files. No directory is listed, and what is not in the manifest is not read. Of a snapshot
+//! that was staged for some columns, [`needed_columns`] tells which a query reads before it is staged, [`check_staged`]
+//! whether they are held, and the session's object store refuses to read what is not.
+
+mod held;
+mod needed;
+#[cfg(test)]
+mod tests;
 
 use std::{collections::BTreeMap, io, sync::Arc};
 
@@ -27,6 +34,8 @@ use forebay_datasets::{
 };
 use futures::StreamExt;
 
+use self::held::HeldFiles;
+pub use self::{held::NotHeld, needed::needed_columns};
 use super::{
     TaskContext, TaskError, TaskOutput,
     table::{ROWS_FOR_TYPES, TableWriter, csv_schema},
@@ -66,11 +75,20 @@ pub async fn check_columns(query: &str, tables: BTreeMap<String, SchemaRef>) -> 
 /// Finds what is wrong with a query over what is staged.
 ///
 /// # Errors
-/// [`TaskError::BadInput`] with what is wrong.
+/// [`TaskError::BadInput`] with what is wrong; [`TaskError::NotHeld`] if the query reads columns that are not staged.
 pub async fn check_staged(volume: &Volume, sql: &SqlSpec, split: &Split) -> Result<(), TaskError> {
-    let context = SessionContext::new();
-    register(&context, volume, sql, split).await?;
-    frame(&context, &sql.query).await.map(drop).map_err(|error| TaskError::BadInput(readable(&error)))
+    let context = SessionContext::new_with_config(config(1));
+    let held = register(&context, volume, sql, split).await?;
+    let wrong = |error: DataFusionError| TaskError::BadInput(readable(&error));
+    let frame = frame(&context, &sql.query).await.map_err(wrong)?;
+    let Some(held) = held else { return Ok(()) };
+    let needed = needed::of_plan(&frame.into_optimized_plan().map_err(wrong)?).map_err(wrong)?;
+    for (name, glob) in &sql.tables {
+        if let Some(needed) = needed.get(&name.to_ascii_lowercase()) {
+            held.check(&pieces(split, glob)?, needed)?;
+        }
+    }
+    Ok(())
 }
 
 /// Executes the query of the task's job.
@@ -85,15 +103,10 @@ async fn query(ctx: &TaskContext<'_>) -> Result<TaskOutput, TaskError> {
     let (Work::Sql(sql), TaskInput::Split(split)) = (&ctx.job.work, &ctx.spec.input) else {
         return Err(TaskError::BadInput("the task is no query".to_owned()));
     };
-    let mut config = SessionConfig::new().with_target_partitions(ctx.threads.max(1)).with_information_schema(false);
-    let options = config.options_mut();
-    // Views are fast inside, and a nuisance to whoever reads the output.
-    options.execution.parquet.schema_force_view_types = false;
-    options.sql_parser.map_string_types_to_utf8view = false;
-    options.execution.parquet.pushdown_filters = true;
-    let context = SessionContext::new_with_config(config);
+    let context = SessionContext::new_with_config(config(ctx.threads));
     register(&context, ctx.volume, sql, split).await?;
     let failed = |error: DataFusionError| match (passing(&error), error.find_root()) {
+        _ if let Some(not_held) = held::behind(&error) => not_held.into(),
         (Some(source), _) => TaskError::Io { path: ctx.volume.root().to_owned(), source },
         (None, DataFusionError::ResourcesExhausted(_)) => {
             TaskError::Io { path: ctx.volume.root().to_owned(), source: io::Error::other(readable(&error)) }
@@ -112,6 +125,16 @@ async fn query(ctx: &TaskContext<'_>) -> Result<TaskOutput, TaskError> {
     }
 }
 
+fn config(threads: usize) -> SessionConfig {
+    let mut config = SessionConfig::new().with_target_partitions(threads.max(1)).with_information_schema(false);
+    let options = config.options_mut();
+    // Views are fast inside, and a nuisance to whoever reads the output.
+    options.execution.parquet.schema_force_view_types = false;
+    options.sql_parser.map_string_types_to_utf8view = false;
+    options.execution.parquet.pushdown_filters = true;
+    config
+}
+
 async fn frame(context: &SessionContext, query: &str) -> Result<DataFrame, DataFusionError> {
     let nothing_else = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
     context.sql_with_options(query, nothing_else).await
@@ -122,14 +145,29 @@ fn table_reference(name: &str) -> datafusion::common::TableReference {
     datafusion::common::TableReference::bare(name.to_ascii_lowercase())
 }
 
-async fn register(context: &SessionContext, volume: &Volume, sql: &SqlSpec, split: &Split) -> Result<(), TaskError> {
+/// Registers the query's tables, and if some of their objects are held in part, the store that knows which part.
+async fn register(
+    context: &SessionContext,
+    volume: &Volume,
+    sql: &SqlSpec,
+    split: &Split,
+) -> Result<Option<Arc<HeldFiles>>, TaskError> {
+    let held = HeldFiles::of(volume, &split.pieces)?.map(Arc::new);
+    if let Some(held) = &held {
+        let files = url::Url::parse("file:///").expect("a constant URL");
+        context.register_object_store(&files, Arc::<HeldFiles>::clone(held));
+    }
     for (name, glob) in &sql.tables {
-        let matcher = globs(std::slice::from_ref(glob)).map_err(|error| TaskError::BadInput(error.to_string()))?;
-        let pieces: Vec<_> = split.pieces.iter().filter(|piece| matcher.is_match(&piece.key)).collect();
-        let table = table(context, volume, name, &pieces).await?;
+        let table = table(context, volume, name, &pieces(split, glob)?).await?;
         context.register_table(table_reference(name), Arc::new(table)).map_err(|error| bad(name, &error))?;
     }
-    Ok(())
+    Ok(held)
+}
+
+/// The pieces that a table is made of.
+fn pieces<'a>(split: &'a Split, glob: &String) -> Result<Vec<&'a Piece>, TaskError> {
+    let matcher = globs(std::slice::from_ref(glob)).map_err(|error| TaskError::BadInput(error.to_string()))?;
+    Ok(split.pieces.iter().filter(|piece| matcher.is_match(&piece.key)).collect())
 }
 
 fn bad(table: &str, error: &DataFusionError) -> TaskError {
@@ -152,7 +190,14 @@ async fn table(
         )));
     }
     let reader: Arc<dyn FileFormat> = match format {
-        Format::Parquet => Arc::new(ParquetFormat::default().with_force_view_types(false)),
+        Format::Parquet => {
+            let format = ParquetFormat::default().with_force_view_types(false);
+            match pieces.iter().any(|piece| piece.partial) {
+                // A first read of more than the footer would reach into what is not held.
+                true => Arc::new(format.with_metadata_size_hint(None)),
+                false => Arc::new(format),
+            }
+        }
         Format::Csv => Arc::new(CsvFormat::default().with_has_header(true).with_newlines_in_values(true)),
         Format::Ndjson => Arc::new(JsonFormat::default().with_schema_infer_max_rec(ROWS_FOR_TYPES)),
         Format::Text | Format::Opaque => {
@@ -173,6 +218,7 @@ async fn table(
             _ => options.infer_schema(&context.state(), &url).await,
         };
         let schema = schema.map_err(|error| match passing(&error) {
+            _ if let Some(not_held) = held::behind(&error) => not_held.into(),
             Some(source) => TaskError::Io { path, source },
             None => wrong(format!("`{}`: {}", piece.key, readable(&error))),
         })?;
@@ -229,38 +275,5 @@ fn readable(error: &DataFusionError) -> String {
     match text.strip_prefix("ParserError(\"").and_then(|rest| rest.strip_suffix("\")")) {
         Some(inner) => inner.replace("\\\"", "\"").replace("\\'", "'"),
         None => text.to_owned(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use arrow::datatypes::{DataType, Field};
-
-    use super::*;
-
-    #[test]
-    fn only_one_query_is_taken() {
-        check_syntax("with a as (select 1) select * from a").unwrap();
-        for (query, part) in [
-            ("selct 1", "selct"),
-            ("", "empty"),
-            ("drop table x", "only a query"),
-            ("copy x to 'y'", "only a query"),
-            ("select 1; select 2", "several"),
-        ] {
-            let message = check_syntax(query).unwrap_err();
-            assert!(message.contains(part), "{query}: {message}");
-        }
-    }
-
-    #[tokio::test]
-    async fn an_unknown_column_is_named_with_what_there_is() {
-        let schema = Arc::new(Schema::new(vec![Field::new("carrier", DataType::Utf8, true)]));
-        let tables = || BTreeMap::from([("flights".to_owned(), schema.clone())]);
-        check_columns("select carrier from flights", tables()).await.unwrap();
-        let message = check_columns("select carier from flights", tables()).await.unwrap_err();
-        assert!(message.contains("carier") && message.contains("carrier"), "{message}");
-        let message = check_columns("select 1 from flihgts", tables()).await.unwrap_err();
-        assert!(message.contains("flihgts"), "{message}");
     }
 }

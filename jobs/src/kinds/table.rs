@@ -16,7 +16,7 @@ use arrow::{
 };
 use forebay_datasets::{
     format::Format,
-    read::piece_bytes,
+    read::{piece_bytes, whole_path},
     split::{Part, Piece},
     volume::{NewFile, Volume, VolumeError},
 };
@@ -121,7 +121,7 @@ pub fn read(
     volume: &Volume,
     piece: &Piece,
 ) -> Result<Box<dyn Iterator<Item = Result<RecordBatch, ArrowError>>>, TaskError> {
-    let path = volume.resolve(&piece.path)?;
+    let path = whole_path(volume, piece)?;
     let open = || File::open(&path).map_err(|source| TaskError::Io { path: path.clone(), source });
     let bad = |source| TaskError::Table { what: piece.key.clone(), source };
     match Format::of(&piece.key) {

@@ -3,7 +3,7 @@
 use forebay_datasets::{
     format::Format,
     split::{Cut, Cuttable},
-    stage::Staging,
+    stage::{Expected, Staging},
 };
 
 use super::{Plan, PlanError, cut, tasks};
@@ -25,10 +25,11 @@ pub fn starts_early(job: &JobSpec) -> bool {
 
 /// Plans a job over objects that will lie below `data`, relative to the volume's root.
 pub fn plan_ahead(job: &JobSpec, staging: &Staging, data: &str) -> Result<Plan, PlanError> {
-    let cuttable = |object: &forebay_datasets::stage::Expected| Cuttable {
+    let cuttable = |object: &Expected| Cuttable {
         key: object.key.clone(),
         path: format!("{data}/{}", object.path),
         size: object.size,
+        partial: false,
         lines: Format::of(&object.key).is_lines(),
         row_groups: None,
     };
@@ -40,8 +41,6 @@ pub fn plan_ahead(job: &JobSpec, staging: &Staging, data: &str) -> Result<Plan, 
 #[cfg(test)]
 mod tests {
     use std::path::Path;
-
-    use forebay_datasets::stage::Expected;
 
     use super::*;
     use crate::spec::parse::job_file;

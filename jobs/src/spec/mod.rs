@@ -9,6 +9,7 @@ pub mod size;
 use std::{collections::BTreeMap, time::Duration};
 
 use forebay_datasets::{
+    columns::Columns,
     source::{S3Options, SourceError, SourceOptions},
     stage::StageRequest,
 };
@@ -51,20 +52,40 @@ pub struct DatasetSpec {
     /// Whether tasks start once their own inputs are staged; none: where what is built in is known to read nothing else.
     #[serde(default)]
     pub early_start: Option<bool>,
+    /// What is staged of its Parquet objects.
+    #[serde(default)]
+    pub columns: ColumnsSpec,
     /// How S3 is reached, where the environment does not say.
     pub s3: S3Spec,
 }
 
 impl DatasetSpec {
-    /// What is to be staged.
+    /// What is to be staged; the columns that a query needs are not known here, and left open.
     ///
     /// # Errors
     /// None for a spec that was parsed: its source has been understood once.
     pub fn stage_request(&self) -> Result<StageRequest, SourceError> {
         let options =
             SourceOptions { include: self.include.clone(), exclude: self.exclude.clone(), s3: self.s3.options() };
-        Ok(StageRequest { name: self.name.clone(), url: self.source.parse()?, options, durable: true })
+        let columns = match &self.columns {
+            ColumnsSpec::Only(columns) => Some(columns.clone()),
+            ColumnsSpec::All | ColumnsSpec::Needed => None,
+        };
+        Ok(StageRequest { name: self.name.clone(), url: self.source.parse()?, options, columns, durable: true })
     }
+}
+
+/// The columns of Parquet objects that are staged.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ColumnsSpec {
+    /// Whole objects, which any other job can read as well.
+    #[default]
+    All,
+    /// Those that the query reads.
+    Needed,
+    /// These.
+    Only(Columns),
 }
 
 impl S3Spec {

@@ -29,6 +29,7 @@ pub fn job_file(text: &str, base: &Path, overrides: &[(String, String)]) -> Resu
     let name = name(&raw.name, 40)?;
     let params = params::params(raw.params, overrides)?;
     let early_start = raw.dataset.early_start.clone();
+    let columns = raw.dataset.columns.as_ref().map(Spanned::span);
     let dataset = dataset::dataset(raw.dataset, base)?;
     let context = Context { text, base, params: &params };
     let work = match (raw.command, raw.mapreduce, raw.sql) {
@@ -46,6 +47,7 @@ pub fn job_file(text: &str, base: &Path, overrides: &[(String, String)]) -> Resu
             return Err(SpecError { message, help: Some("a job does one: make two jobs of it".into()), span: last });
         }
     };
+    dataset::check_columns(&dataset, &work, columns)?;
     let split = limits::split(raw.split, &work)?;
     let workers = limits::workers(raw.workers)?;
     let retry = limits::retry(raw.retry)?;

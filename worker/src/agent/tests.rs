@@ -195,7 +195,7 @@ impl Fixture {
         let file = self.volume.resolve(&path).unwrap();
         fs::create_dir_all(file.parent().unwrap()).unwrap();
         fs::write(file, text).unwrap();
-        let piece = Piece { key: name.into(), path, size: text.len() as u64, part: Part::Whole };
+        let piece = Piece { key: name.into(), path, size: text.len() as u64, partial: false, part: Part::Whole };
         TaskInput::Split(Split { pieces: vec![piece] })
     }
 

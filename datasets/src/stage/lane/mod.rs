@@ -4,6 +4,7 @@
 //! that could grow. A small object is held whole and verified before its file is made. A larger one is written as it
 //! comes, and counts only once its checksum is right.
 
+mod columns;
 mod parts;
 mod small;
 mod whole;
@@ -18,7 +19,7 @@ use std::{
 
 use super::{
     StageError,
-    board::{Board, Buffer, Chunk, Item, Job},
+    board::{Board, Buffer, Chunk, Item, Job, SMALL},
     crew::{Claim, Crew},
     ledger::{News, Record},
     rows::RowFile,
@@ -26,6 +27,9 @@ use super::{
 };
 use crate::{
     checksum::{Crc64, Expected},
+    columns::Columns,
+    room::Allowance,
+    snapshot::HeldRange,
     source::{About, Listed, Reader, Readers, SourceError, retry::Schedule},
     volume::{Placing, Volume, VolumeError},
 };
@@ -42,6 +46,8 @@ pub(super) struct Floor<'a> {
     pub board: Board,
     pub readers: &'a Readers,
     pub technique: &'a Technique,
+    /// The columns of Parquet objects that are taken, and the room for them; none: all.
+    pub columns: Option<(&'a Columns, &'a Allowance)>,
     pub counts: &'a Counts,
     pub plan: Mutex<RowFile>,
     /// All chunks, in the order in which they are wanted.
@@ -59,6 +65,8 @@ pub(super) struct Counts {
     /// Objects and bytes that were found to be there already.
     pub found_objects: AtomicU64,
     pub found_bytes: AtomicU64,
+    /// Bytes of columns that are to be here in the end, as far as they have been found.
+    pub column_bytes: AtomicU64,
 }
 
 struct Lane<'a> {
@@ -118,13 +126,22 @@ impl Lane<'_> {
                 None
             }
             Job::Part(large, part, mut buffer) => {
+                let mut own = std::mem::take(&mut self.memory);
+                let memory: &mut [u8] = match &mut buffer {
+                    Some(buffer) => buffer,
+                    None => {
+                        own.resize(own.len().max(SMALL as usize), 0);
+                        &mut own
+                    }
+                };
                 if !large.has_failed()
-                    && let Err(error) = self.part(&large, part, &mut buffer)
+                    && let Err(error) = self.part(&large, part, memory)
                     && large.fail()
                 {
                     self.begin_anew(&large.item, error);
                 }
-                Some(buffer)
+                self.memory = own;
+                buffer
             }
             Job::Claim => {
                 match self.claim() {
@@ -194,12 +211,25 @@ impl Lane<'_> {
     }
 
     fn record(&self, item: &Item, object: &Listed, about: &About, crc64: Crc64) -> Result<(), StageError> {
+        self.record_held(item, object, about, crc64, None)
+    }
+
+    /// The same of an object of which not all is held.
+    fn record_held(
+        &self,
+        item: &Item,
+        object: &Listed,
+        about: &About,
+        crc64: Crc64,
+        held: Option<Vec<HeldRange>>,
+    ) -> Result<(), StageError> {
         let listed = &item.row().object;
         let changed = ((object.size, &object.etag) != (listed.size, &listed.etag)
             || about.etag.is_some() && about.etag != listed.etag)
             .then(|| (object.size, about.etag.clone().or_else(|| object.etag.clone())));
         let version_id = about.version_id.clone().or_else(|| object.version_id.clone());
-        self.floor.crew.record(Record::Object { at: item.at(), crc64, news: News { version_id, changed } })?;
+        let news = News { version_id, changed, held };
+        self.floor.crew.record(Record::Object { at: item.at(), crc64, news })?;
         self.floor.counts.fetched_objects.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
@@ -231,7 +261,7 @@ impl Lane<'_> {
         offset: u64,
         length: u64,
         placing: &Placing,
-        buffer: &mut Buffer,
+        buffer: &mut [u8],
         mut take: impl FnMut(&[u8]),
     ) -> Result<u64, StageError> {
         let mut done = 0;

@@ -8,10 +8,10 @@ use std::{
 
 use super::{Lane, TRIES};
 use crate::{
-    source::{About, SourceError},
+    source::{About, Listed, SourceError},
     stage::{
         StageError,
-        board::{Buffer, Item},
+        board::Item,
         crew::Before,
         large::{self, Large},
         ledger::{Part, Record},
@@ -19,12 +19,23 @@ use crate::{
     volume::{Placing, VolumeError},
 };
 
+/// The file of an object that comes in parts, and what was recorded of it before.
+pub(super) struct Begun {
+    pub placing: Placing,
+    pub records: Vec<Part>,
+    /// Where that is, if not in the file itself.
+    pub old: Option<File>,
+}
+
 impl Lane<'_> {
-    /// Looks at a large object and hands its parts out.
-    pub(super) fn open(&mut self, item: Item) -> Result<(), StageError> {
+    /// Looks at a large object, or one of which some columns are taken, and hands its parts out.
+    pub(super) fn open(&mut self, mut item: Item) -> Result<(), StageError> {
         if self.is_there(&item)? {
             self.floor.board.closed(None);
             self.floor.board.finished(&item);
+            return Ok(());
+        }
+        if self.open_columns(&mut item)? {
             return Ok(());
         }
         let key = item.object().key.clone();
@@ -37,23 +48,8 @@ impl Lane<'_> {
             let message = "its parts are not as long as the whole".to_owned();
             return Err(SourceError::S3 { key: object.key, message }.into());
         }
-        let (path, direct) = (self.path(&item), self.floor.technique.writes_directly());
-        let records = self.floor.crew.ledger().parts(item.at()).to_vec();
-        let adopted = match item.chunk.before {
-            Before::Gone if !records.is_empty() => Placing::adopt(&path, direct)?,
-            _ => None,
-        };
-        // What one that may wake up has written is copied, so that it writes to a file that is nobody's.
-        let old = match item.chunk.before {
-            Before::Silent if !records.is_empty() => File::open(&path).ok(),
-            _ => None,
-        };
-        let goes_on = adopted.is_some() || old.is_some();
-        let placing = match adopted {
-            Some(placing) => placing,
-            None => self.place(&item, object.size, direct)?,
-        };
-        let records = if goes_on { records } else { Vec::new() };
+        let begun = self.go_on(&item, &object, object.size, self.floor.technique.writes_directly())?;
+        let Begun { placing, records, old } = begun;
         let large = Arc::new(Large::new(item, object, expected, &uploads, placing, &records, old));
         let parts = large.numbers();
         match parts.is_empty() {
@@ -64,7 +60,31 @@ impl Lane<'_> {
         Ok(())
     }
 
-    pub(super) fn part(&mut self, large: &Large, number: usize, buffer: &mut Buffer) -> Result<(), StageError> {
+    /// Makes the object's file, or goes on with that of one that died; `room` is set aside for a new one.
+    pub(super) fn go_on(&self, item: &Item, object: &Listed, room: u64, direct: bool) -> Result<Begun, StageError> {
+        let path = self.path(item);
+        let mut records = self.floor.crew.ledger().parts(item.at()).to_vec();
+        records.retain(|record| record.etag == object.etag);
+        let adopted = match item.chunk.before {
+            Before::Gone if !records.is_empty() => Placing::adopt(&path, direct)?,
+            _ => None,
+        };
+        // What one that may wake up has written is copied, so that it writes to a file that is nobody's.
+        let old = match item.chunk.before {
+            Before::Silent if !records.is_empty() => File::open(&path).ok(),
+            _ => None,
+        };
+        if adopted.is_none() && old.is_none() {
+            records.clear();
+        }
+        let placing = match adopted {
+            Some(placing) => placing,
+            None => self.place(item, room, direct)?,
+        };
+        Ok(Begun { placing, records, old })
+    }
+
+    pub(super) fn part(&mut self, large: &Large, number: usize, buffer: &mut [u8]) -> Result<(), StageError> {
         let range = large.ranges[number];
         let last = match self.recorded(large, number, buffer)? {
             Some(sums) => large.written(number, sums),
@@ -86,12 +106,7 @@ impl Lane<'_> {
     }
 
     /// A part that was written before, if its bytes are still what the record says.
-    fn recorded(
-        &self,
-        large: &Large,
-        number: usize,
-        buffer: &mut Buffer,
-    ) -> Result<Option<large::PartSums>, StageError> {
+    fn recorded(&self, large: &Large, number: usize, buffer: &mut [u8]) -> Result<Option<large::PartSums>, StageError> {
         let Some(recorded) = &large.recorded[number] else { return Ok(None) };
         let range = large.ranges[number];
         let (mut hasher, mut offset, mut failed) = (large.hasher(), range.offset, None);
@@ -117,7 +132,7 @@ impl Lane<'_> {
         &mut self,
         large: &Large,
         wanted: &Range<u64>,
-        buffer: &mut Buffer,
+        buffer: &mut [u8],
     ) -> Result<large::PartSums, StageError> {
         let length = wanted.end - wanted.start;
         self.reader.get(&large.object, Some(wanted))?;
@@ -132,7 +147,7 @@ impl Lane<'_> {
     }
 
     /// Every part is written: compares the whole, and gives it its name.
-    fn close(&self, large: &Large) -> Result<(), StageError> {
+    pub(super) fn close(&self, large: &Large) -> Result<(), StageError> {
         let unread = |error| VolumeError::io("read", large.placing.path(), error);
         let crc64 = match large.verify().map_err(unread)? {
             Ok(crc64) => crc64,
@@ -143,7 +158,7 @@ impl Lane<'_> {
         };
         large.placing.finish(large.object.size, self.floor.technique.syncs_files())?;
         let about = About { etag: large.object.etag.clone(), ..About::default() };
-        self.record(&large.item, &large.object, &about, crc64)?;
+        self.record_held(&large.item, &large.object, &about, crc64, large.held())?;
         self.floor.board.closed(None);
         self.floor.board.finished(&large.item);
         Ok(())

@@ -5,6 +5,8 @@ use std::{fs, path::Path};
 use super::{Lane, TRIES, compare};
 use crate::{
     checksum::{self, Crc64, S3Digest, file_checksum},
+    columns,
+    snapshot::HeldRange,
     source::{About, Listed, SourceError},
     stage::{
         StageError,
@@ -61,13 +63,12 @@ impl Lane<'_> {
         match self.floor.volume.share(&from, &to) {
             Ok(_) => {}
             // What one that died has left.
-            Err(VolumeError::AlreadyExists { .. }) => match file_checksum(&to) {
-                Ok(found) if found == (size, shared.checksum) => {}
-                _ => return Ok(false),
-            },
+            Err(VolumeError::AlreadyExists { .. })
+                if is_as_recorded(&to, size, shared.checksum, shared.held.as_ref()) => {}
+            Err(VolumeError::AlreadyExists { .. }) => return Ok(false),
             Err(error) => return Err(error.into()),
         }
-        self.found(size);
+        self.found(shared.held.as_ref().map_or(size, |held| held.iter().map(|range| range.length).sum()));
         Ok(true)
     }
 
@@ -78,9 +79,9 @@ impl Lane<'_> {
         }
         let Some((crc64, news)) = self.floor.crew.ledger().object(item.at()) else { return Ok(false) };
         let size = news.changed.map_or(item.row().object.size, |(size, _)| size);
-        let there = file_checksum(&self.path(item)).is_ok_and(|found| found == (size, crc64));
+        let there = is_as_recorded(&self.path(item), size, crc64, news.held.as_ref());
         if there {
-            self.found(size);
+            self.found(news.held.map_or(size, |held| held.iter().map(|range| range.length).sum()));
         }
         Ok(there)
     }
@@ -115,6 +116,14 @@ impl Lane<'_> {
         }
         self.floor.board.succeeded(object.size);
         Ok((about, crc64))
+    }
+}
+
+/// Whether a file has the bytes that were recorded of it: all of them, or these ranges.
+fn is_as_recorded(path: &Path, size: u64, checksum: Crc64, held: Option<&Vec<HeldRange>>) -> bool {
+    match held {
+        Some(held) => columns::is_intact(path, size, held),
+        None => file_checksum(path).is_ok_and(|found| found == (size, checksum)),
     }
 }
 

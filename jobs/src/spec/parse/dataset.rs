@@ -1,26 +1,32 @@
 //! `[dataset]` and `[output]`: where bytes come from and go to.
 
-use std::path::Path;
+use std::{collections::BTreeSet, ops::Range, path::Path};
 
 use forebay_datasets::source::{self, SourceError, SourceUrl};
 use toml::Spanned;
 
 use super::{
     SpecError, name,
-    raw::{RawDataset, RawOutput},
+    raw::{RawColumns, RawDataset, RawOutput},
 };
-use crate::spec::{DatasetSpec, Mapper, OutputFormat, OutputSpec, S3Spec, Work};
+use crate::spec::{ColumnsSpec, DatasetSpec, Mapper, OutputFormat, OutputSpec, S3Spec, Work};
 
 pub(super) fn dataset(raw: RawDataset, base: &Path) -> Result<DatasetSpec, SpecError> {
     let source = url(&raw.source, base)?;
     let name = raw.name.as_ref().map(|text| name(text, 100)).transpose()?;
+    let version = raw.version.as_ref().map(version).transpose()?.flatten();
+    if let (Some(_), Some(columns)) = (&version, &raw.columns) {
+        let error = SpecError::at(columns, "columns has no effect beside version: a snapshot is read as it is");
+        return Err(error.help("remove one of them"));
+    }
     Ok(DatasetSpec {
         name: name.unwrap_or_else(|| source.default_name()),
         source: source.to_string(),
         include: globs(&raw.include)?,
         exclude: globs(&raw.exclude)?,
-        version: raw.version.as_ref().map(version).transpose()?.flatten(),
+        version,
         early_start: raw.early_start.as_ref().map(|early| *early.get_ref()),
+        columns: raw.columns.as_ref().map(columns).transpose()?.unwrap_or_default(),
         s3: S3Spec {
             endpoint: raw.endpoint.as_ref().map(endpoint).transpose()?,
             region: raw.region,
@@ -29,6 +35,45 @@ pub(super) fn dataset(raw: RawDataset, base: &Path) -> Result<DatasetSpec, SpecE
             requester_pays: raw.requester_pays,
         },
     })
+}
+
+fn columns(raw: &Spanned<RawColumns>) -> Result<ColumnsSpec, SpecError> {
+    let names = match raw.get_ref() {
+        RawColumns::Word(word) => {
+            return match word.as_str() {
+                "all" => Ok(ColumnsSpec::All),
+                "needed" => Ok(ColumnsSpec::Needed),
+                other => Err(SpecError::at(raw, format!("`{other}` is no choice of columns"))
+                    .help("write \"all\", \"needed\", or an array of names")),
+            };
+        }
+        RawColumns::Names(names) => names,
+    };
+    let mut seen = BTreeSet::new();
+    for name in names {
+        match name.get_ref().as_str() {
+            "" => return Err(SpecError::at(name, "a column has no name")),
+            text if !seen.insert(text) => {
+                return Err(SpecError::at(name, format!("the column `{text}` is named twice")));
+            }
+            _ => {}
+        }
+    }
+    match seen.is_empty() {
+        true => Err(SpecError::at(raw, "no column is named").help("name some, or write \"all\" or \"needed\"")),
+        false => Ok(ColumnsSpec::Only(seen.into_iter().collect())),
+    }
+}
+
+/// What is not staged whole can be read by a query alone.
+pub(super) fn check_columns(dataset: &DatasetSpec, work: &Work, place: Option<Range<usize>>) -> Result<(), SpecError> {
+    match (&dataset.columns, work, place) {
+        (ColumnsSpec::Needed | ColumnsSpec::Only(_), Work::Command(_) | Work::Mapreduce(_), Some(place)) => {
+            let error = SpecError::at(&Spanned::new(place, ()), "only a query reads some columns of an object");
+            Err(error.help("remove columns: this job reads whole objects"))
+        }
+        _ => Ok(()),
+    }
 }
 
 pub(super) fn output(raw: RawOutput, base: &Path, dataset: &DatasetSpec, work: &Work) -> Result<OutputSpec, SpecError> {

@@ -38,6 +38,7 @@ pub(super) struct RawDataset {
     pub(super) exclude: Vec<Spanned<String>>,
     pub(super) version: Option<Spanned<String>>,
     pub(super) early_start: Option<Spanned<bool>>,
+    pub(super) columns: Option<Spanned<RawColumns>>,
     pub(super) endpoint: Option<Spanned<String>>,
     pub(super) region: Option<String>,
     #[serde(default)]
@@ -75,30 +76,54 @@ pub(super) enum RawMapper {
     Argv(Vec<Spanned<String>>),
 }
 
-/// By hand: serde's untagged enums lose both the places inside and the message of what went wrong.
 impl<'de> Deserialize<'de> for RawMapper {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Mapper;
-        impl<'de> Visitor<'de> for Mapper {
-            type Value = RawMapper;
+        let read = WordOrList {
+            expecting: "the name of a built-in, or an array of a program and its arguments",
+            word: Self::BuiltIn,
+            list: Self::Argv,
+        };
+        deserializer.deserialize_any(read)
+    }
+}
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("the name of a built-in, or an array of a program and its arguments")
-            }
+pub(super) enum RawColumns {
+    Word(String),
+    Names(Vec<Spanned<String>>),
+}
 
-            fn visit_str<E: Error>(self, text: &str) -> Result<RawMapper, E> {
-                Ok(RawMapper::BuiltIn(text.to_owned()))
-            }
+impl<'de> Deserialize<'de> for RawColumns {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let read =
+            WordOrList { expecting: "\"all\", \"needed\", or an array of names", word: Self::Word, list: Self::Names };
+        deserializer.deserialize_any(read)
+    }
+}
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut array: A) -> Result<RawMapper, A::Error> {
-                let mut argv = Vec::new();
-                while let Some(argument) = array.next_element()? {
-                    argv.push(argument);
-                }
-                Ok(RawMapper::Argv(argv))
-            }
+/// By hand: serde's untagged enums lose both the places inside and the message of what went wrong.
+struct WordOrList<T> {
+    expecting: &'static str,
+    word: fn(String) -> T,
+    list: fn(Vec<Spanned<String>>) -> T,
+}
+
+impl<'de, T> Visitor<'de> for WordOrList<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.expecting)
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
+        Ok((self.word)(text.to_owned()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut array: A) -> Result<T, A::Error> {
+        let mut list = Vec::new();
+        while let Some(item) = array.next_element()? {
+            list.push(item);
         }
-        deserializer.deserialize_any(Mapper)
+        Ok((self.list)(list))
     }
 }
 

@@ -1,7 +1,7 @@
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use super::*;
-use crate::spec::{Mapper, OutputFormat, Program, SplitBy, SplitSize, SplitSpec};
+use crate::spec::{ColumnsSpec, Mapper, OutputFormat, Program, SplitBy, SplitSize, SplitSpec};
 
 const HEAD: &str = "name = \"j\"\n[dataset]\nsource = \"s3://b/flights\"\n";
 
@@ -55,6 +55,21 @@ fn errors_point_at_what_is_wrong() {
         ),
         (format!("{command}[split]\nsize = \"1B\"\ncount = 3"), "[split] has both size and count", "3"),
         (format!("{command}[split]\nby = \"word\""), "`word` is no way to split", "\"word\""),
+        (format!("columns = \"some\"\n{sql}"), "`some` is no choice of columns", "\"some\""),
+        (format!("columns = []\n{sql}"), "no column is named", "[]"),
+        (format!("columns = [\"a\", \"\"]\n{sql}"), "a column has no name", "\"\""),
+        (format!("columns = [\"a\", \"b\", \"a\"]\n{sql}"), "the column `a` is named twice", "\"a\""),
+        (
+            format!("columns = \"needed\"\nversion = \"0a\"\n{sql}"),
+            "columns has no effect beside version: a snapshot is read as it is",
+            "\"needed\"",
+        ),
+        (format!("columns = [\"a\"]\n{command}"), "only a query reads some columns of an object", "[\"a\"]"),
+        (
+            "columns = \"needed\"\n[mapreduce]\nmap = \"column-stats\"".into(),
+            "only a query reads some columns of an object",
+            "\"needed\"",
+        ),
         (format!("{sql}[sweep]\nx = [1]"), "`sweep` is not supported by this version", "sweep"),
         (format!("{command}gang = true"), "`gang` is not supported by this version", "gang"),
         (format!("{command}[workers]\ncpus = 4"), "`cpus` is not supported by this version", "cpus"),
@@ -110,6 +125,25 @@ fn errors_point_at_what_is_wrong() {
         assert_eq!(found, message, "{rest}");
         assert!(place.is_empty() || at == place, "{rest}: {at}");
     }
+}
+
+#[test]
+fn columns_are_all_needed_or_named() {
+    let columns = |line: &str| parse(&format!("{line}[sql]\nquery = \"select 1\"")).unwrap().dataset;
+    let request = |line: &str| columns(line).stage_request().unwrap().columns;
+    assert_eq!(columns("").columns, ColumnsSpec::All);
+    assert_eq!(columns("columns = \"all\"\nversion = \"latest\"\n").columns, ColumnsSpec::All);
+    assert_eq!(columns("columns = \"needed\"\n").columns, ColumnsSpec::Needed);
+    let named = ["a", "b"].into_iter().collect();
+    assert_eq!(columns("columns = [\"b\", \"a\"]\n").columns, ColumnsSpec::Only(named));
+    assert_eq!((request(""), request("columns = \"needed\"\n")), (None, None));
+    assert_eq!(request("columns = [\"b\", \"a\"]\n"), Some(["a", "b"].into_iter().collect()));
+    let (message, place) = problem(&format!("{HEAD}columns = 3\n[sql]\nquery = \"select 1\""));
+    assert!(message.contains("\"all\", \"needed\", or an array of names") && place == "3", "{message}: {place}");
+    // A job that was kept before there were columns.
+    let mut kept = serde_json::to_value(parse("[sql]\nquery = \"select 1\"").unwrap()).unwrap();
+    kept["dataset"].as_object_mut().unwrap().remove("columns");
+    assert_eq!(serde_json::from_value::<JobSpec>(kept).unwrap().dataset.columns, ColumnsSpec::All);
 }
 
 #[test]
@@ -187,6 +221,8 @@ fn a_resolved_job_survives_its_own_json() {
         "[mapreduce]\nmap = \"grep a+\"\n[retry]\ntimeout = \"90s\"",
         "[mapreduce]\nmap = [\"m\"]\nreduce = [\"r\"]\nenv = { A = \"1\" }",
         "anonymous = true\nversion = \"0a1b\"\n[command]\nshell = \"x\"\n[split]\nby = \"row-groups\"\ncount = 7",
+        "columns = [\"a\"]\n[sql]\nquery = \"select 1\"",
+        "columns = \"needed\"\n[sql]\nquery = \"select 1\"",
         "[sql]\nquery = \"select 1\"\n[output]\nformat = \"csv\"\nto = \"file:///out\"",
     ] {
         let job = parse(rest).unwrap();

@@ -1,0 +1,167 @@
+//! Staged files with holes, as DataFusion may read them.
+//!
+//! DataFusion reads a table's files through the object store of its session. Where some files are held in part, that
+//! store is [`HeldFiles`]: it asks the snapshot's manifest before each read, and refuses one that touches a byte which
+//! is not held. Without it a hole would be read as zeros, and zeros can be values.
+
+use std::{collections::BTreeMap, fmt, io, ops::Range, path::PathBuf};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use datafusion::object_store::{
+    CopyOptions, Error, GetOptions, GetRange, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, local::LocalFileSystem, path::Path,
+};
+use forebay_datasets::{
+    columns::{self, Columns, ColumnsError},
+    snapshot::{self, Object, SnapshotError},
+    split::Piece,
+    volume::{Volume, VolumeError},
+};
+use futures::stream::BoxStream;
+
+use crate::kinds::TaskError;
+
+/// What is not held, and is to be read.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error(
+    "{what} of `{key}` are not staged: the snapshot {snapshot} holds only the columns {columns} of its Parquet objects. \
+Stage the dataset whole, or with the columns that are read"
+)]
+pub struct NotHeld {
+    what: String,
+    key: String,
+    snapshot: String,
+    columns: Columns,
+}
+
+/// The local files, those that are held in part only as far as they are.
+#[derive(Debug)]
+pub(super) struct HeldFiles {
+    files: LocalFileSystem,
+    snapshot: String,
+    columns: Columns,
+    partial: BTreeMap<Path, (Object, PathBuf)>,
+}
+
+impl HeldFiles {
+    /// What is held of the pieces' objects; none if all are held whole.
+    pub(super) fn of(volume: &Volume, pieces: &[Piece]) -> std::result::Result<Option<Self>, TaskError> {
+        let Some(first) = pieces.iter().find(|piece| piece.partial) else { return Ok(None) };
+        let snapshot = snapshot::of_volume_path(volume, &first.path).map_err(|error| match error {
+            SnapshotError::Volume(error) => TaskError::Volume(error),
+            error => TaskError::BadInput(error.to_string()),
+        })?;
+        let objects = &snapshot.manifest.objects;
+        let mut partial = BTreeMap::new();
+        for piece in pieces.iter().filter(|piece| piece.partial) {
+            let object = objects.binary_search_by(|object| object.key.cmp(&piece.key)).ok().map(|at| &objects[at]);
+            let object = object.filter(|object| snapshot.volume_path(object) == piece.path);
+            let escapes = || VolumeError::Escapes { path: piece.path.clone() };
+            let (object, path) = (object.ok_or_else(escapes)?, volume.resolve(&piece.path)?);
+            let url = url::Url::from_file_path(&path).map_err(|()| escapes())?;
+            // As DataFusion makes a location of a URL.
+            let location = Path::from_url_path(url.path()).map_err(|_| escapes())?;
+            partial.insert(location, (object.clone(), path));
+        }
+        let columns = snapshot.record.columns.unwrap_or_default();
+        Ok(Some(Self { files: LocalFileSystem::new(), snapshot: snapshot.record.id.to_string(), columns, partial }))
+    }
+
+    /// Whether the objects of these pieces hold the columns, as far as they have them, by their own footers.
+    pub(super) fn check(&self, pieces: &[&Piece], needed: &Columns) -> std::result::Result<(), TaskError> {
+        for (object, path) in self.partial.values().filter(|(object, _)| pieces.iter().any(|p| p.key == object.key)) {
+            let lacking = columns::lacking(path, object, needed).map_err(|error| match error {
+                ColumnsError::Read(source) => TaskError::Io { path: path.clone(), source },
+                ColumnsError::Footer(error) => TaskError::BadInput(format!("`{}`: {error}", object.key)),
+            })?;
+            if !lacking.is_empty() {
+                return Err(self.not_held(object, format!("the columns {lacking}")).into());
+            }
+        }
+        Ok(())
+    }
+
+    fn not_held(&self, object: &Object, what: String) -> NotHeld {
+        NotHeld { what, key: object.key.clone(), snapshot: self.snapshot.clone(), columns: self.columns.clone() }
+    }
+
+    fn may_read(&self, location: &Path, range: &Range<u64>) -> Result<()> {
+        match self.partial.get(location) {
+            Some((object, _)) if !object.holds(range) => {
+                let what = format!("the bytes {}..{}", range.start, range.end);
+                Err(Error::Generic { store: "snapshot", source: Box::new(self.not_held(object, what)) })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for HeldFiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "what is held of snapshot {}", self.snapshot)
+    }
+}
+
+fn refused(operation: &str) -> Error {
+    Error::NotImplemented { operation: operation.to_owned(), implementer: "a snapshot, which is only read".to_owned() }
+}
+
+#[async_trait]
+impl ObjectStore for HeldFiles {
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        if let (Some((object, _)), false) = (self.partial.get(location), options.head) {
+            let range = match &options.range {
+                Some(GetRange::Bounded(range)) => range.start..range.end.min(object.size),
+                Some(GetRange::Offset(offset)) => *offset..object.size,
+                Some(GetRange::Suffix(length)) => object.size.saturating_sub(*length)..object.size,
+                None => 0..object.size,
+            };
+            self.may_read(location, &range)?;
+        }
+        self.files.get_opts(location, options).await
+    }
+
+    async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        ranges.iter().try_for_each(|range| self.may_read(location, range))?;
+        self.files.get_ranges(location, ranges).await
+    }
+
+    async fn put_opts(&self, _: &Path, _: PutPayload, _: PutOptions) -> Result<PutResult> {
+        Err(refused("put"))
+    }
+
+    async fn put_multipart_opts(&self, _: &Path, _: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+        Err(refused("put"))
+    }
+
+    fn delete_stream(&self, _: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        Box::pin(futures::stream::once(async { Err(refused("delete")) }))
+    }
+
+    fn list(&self, _: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        Box::pin(futures::stream::once(async { Err(refused("list")) }))
+    }
+
+    async fn list_with_delimiter(&self, _: Option<&Path>) -> Result<ListResult> {
+        Err(refused("list"))
+    }
+
+    async fn copy_opts(&self, _: &Path, _: &Path, _: CopyOptions) -> Result<()> {
+        Err(refused("copy"))
+    }
+}
+
+/// The read that [`HeldFiles`] refused, behind an error of DataFusion's.
+pub(super) fn behind(error: &(dyn std::error::Error + 'static)) -> Option<NotHeld> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(not_held) = error.downcast_ref::<NotHeld>() {
+            return Some(not_held.clone());
+        }
+        // An I/O error names itself as its own cause's cause.
+        let inside = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        cause = inside.map(|inside| inside as &(dyn std::error::Error + 'static)).or_else(|| error.source());
+    }
+    None
+}

@@ -69,7 +69,7 @@ pub enum Command {
     /// List runs, show one, its tasks and what its programs printed
     #[command(subcommand)]
     Runs(RunsCommand),
-    /// Stage, list, show, verify, pin and remove datasets
+    /// Stage, list, show, compare, verify, pin and remove datasets
     #[command(subcommand)]
     Dataset(DatasetCommand),
     /// Show what the volume holds and what its mount does, check the mount, set a quota
@@ -171,6 +171,20 @@ pub enum DatasetCommand {
         /// List every object
         #[arg(long)]
         objects: bool,
+    },
+    /// Tell what differs between two snapshots: keys added, removed, and with other bytes
+    ///
+    /// The exit code is 0 whether they differ or not.
+    Diff {
+        /// The dataset
+        name: String,
+        /// The earlier one: a snapshot's id or the beginning of one; without it the one that was staged before TO
+        from: Option<String>,
+        /// The later one; without it the latest
+        to: Option<String>,
+        /// Only count
+        #[arg(long)]
+        summary: bool,
     },
     /// Compare a staged snapshot with its manifest; S3 is not asked
     Verify {

@@ -230,6 +230,8 @@ impl From<SnapshotError> for CliError {
             SnapshotError::NoDataset { .. } | SnapshotError::NoSnapshot { .. } => {
                 Self::caused(Exit::NotFound, &error).help("`forebay dataset list` shows what there is")
             }
+            SnapshotError::NoneBefore { .. } => Self::caused(Exit::NotFound, &error)
+                .help("`forebay dataset show` lists them: name the one to compare from, and the one to compare to"),
             SnapshotError::BadName { .. } | SnapshotError::BadLabel { .. } | SnapshotError::Ambiguous { .. } => {
                 Self::caused(Exit::Usage, &error)
             }

@@ -4,6 +4,7 @@
 //! of jobs, workers, or attempts.
 
 pub mod checksum;
+pub mod diff;
 #[cfg(test)]
 mod fixture;
 pub mod format;

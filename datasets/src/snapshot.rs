@@ -60,6 +60,14 @@ pub enum SnapshotError {
         /// The beginning.
         id: String,
     },
+    /// Nothing was staged before it.
+    #[error("the dataset `{name}` has no snapshot before {id}")]
+    NoneBefore {
+        /// The dataset.
+        name: String,
+        /// The snapshot.
+        id: SnapshotId,
+    },
     /// A name that is no dataset's.
     #[error(
         "`{name}` is no dataset name: it takes 1 to 100 letters, digits, `.`, `_` or `-`, beginning with a letter or digit"

@@ -1,4 +1,4 @@
-//! `forebay dataset stage|list|show|verify`; `pin`, `unpin` and `gc` are in `gc`
+//! `forebay dataset stage|list|show|verify`; `diff` is in `diff`, and `pin`, `unpin` and `gc` are in `gc`
 
 use forebay_datasets::{
     hold,
@@ -10,7 +10,7 @@ use forebay_datasets::{
 };
 use serde_json::json;
 
-use super::gc;
+use super::{diff, gc};
 use crate::{
     cli::{DatasetCommand, Global, StageArgs},
     error::{CliError, Exit},
@@ -25,6 +25,9 @@ pub async fn execute(global: &Global, command: &DatasetCommand) -> Result<Exit, 
         DatasetCommand::Pin { snapshot, name } => gc::pin(global, snapshot, name.as_deref()),
         DatasetCommand::Unpin { snapshot, name } => gc::unpin(global, snapshot, name.as_deref()),
         DatasetCommand::Gc(args) => gc::collect(global, args),
+        DatasetCommand::Diff { name, from, to, summary } => {
+            diff::diff(global, name, from.as_deref(), to.as_deref(), *summary)
+        }
         DatasetCommand::Verify { name, snapshot, full } => verify(global, name, snapshot.as_deref(), *full),
     }
 }

@@ -4,6 +4,7 @@ mod cancel;
 mod check;
 mod dataset;
 mod demo;
+mod diff;
 mod gc;
 mod job;
 mod run;

@@ -8,6 +8,7 @@ mod support;
 mod basics;
 mod checksums;
 mod crowd;
+mod diff;
 mod faults;
 mod kills;
 mod space;

@@ -3,6 +3,7 @@
 use std::{num::NonZero, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use forebay_datasets::source::S3Options;
 use forebay_jobs::{
     id::{RunId, TaskId, WorkerId},
     spec::size,
@@ -186,17 +187,8 @@ pub enum DatasetCommand {
         #[arg(long)]
         summary: bool,
     },
-    /// Compare a staged snapshot with its manifest; S3 is not asked
-    Verify {
-        /// The dataset
-        name: String,
-        /// A snapshot's id or the beginning of one; without it the latest
-        #[arg(long, value_name = "ID")]
-        snapshot: Option<String>,
-        /// Read every byte, not only the sizes
-        #[arg(long)]
-        full: bool,
-    },
+    /// Compare a staged snapshot with its manifest; S3 is asked only to repair
+    Verify(VerifyArgs),
     /// Keep a snapshot until it is unpinned
     Pin {
         /// The dataset, and a snapshot's id or the beginning of one; without it the latest
@@ -271,6 +263,17 @@ pub struct StageArgs {
     /// Leave out keys that match; may be given more than once
     #[arg(long, value_name = "GLOB")]
     pub exclude: Vec<String>,
+    #[command(flatten)]
+    pub s3: S3Args,
+    /// Do not wait until the bytes are on the disk: only to measure what that costs, since a crash of the host may
+    /// leave a snapshot with holes then
+    #[arg(long)]
+    pub no_sync: bool,
+}
+
+/// How S3 is reached.
+#[derive(Debug, Args)]
+pub struct S3Args {
     /// Base URL of an S3-compatible server
     #[arg(long, value_name = "URL")]
     pub endpoint: Option<String>,
@@ -283,10 +286,36 @@ pub struct StageArgs {
     /// Pay for the requests
     #[arg(long)]
     pub requester_pays: bool,
-    /// Do not wait until the bytes are on the disk: only to measure what that costs, since a crash of the host may
-    /// leave a snapshot with holes then
+}
+
+impl S3Args {
+    pub fn options(&self) -> S3Options {
+        S3Options {
+            endpoint: self.endpoint.clone(),
+            region: self.region.clone(),
+            anonymous: self.anonymous,
+            path_style: None,
+            requester_pays: self.requester_pays,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// The dataset
+    pub name: String,
+    /// A snapshot's id or the beginning of one; without it the latest
+    #[arg(long, value_name = "ID")]
+    pub snapshot: Option<String>,
+    /// Read every byte, not only the sizes
     #[arg(long)]
-    pub no_sync: bool,
+    pub full: bool,
+    /// Replace what is found to be damaged by the very bytes that were staged: from another snapshot that has them, or
+    /// from the source, if it still has that object
+    #[arg(long)]
+    pub repair: bool,
+    #[command(flatten)]
+    pub s3: S3Args,
 }
 
 fn quota(text: &str) -> Result<Quota, String> {

@@ -14,6 +14,7 @@ pub mod keymap;
 pub mod lease;
 pub mod output;
 pub mod read;
+pub mod repair;
 pub mod room;
 pub mod snapshot;
 pub mod source;

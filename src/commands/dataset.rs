@@ -10,9 +10,9 @@ use forebay_datasets::{
 };
 use serde_json::json;
 
-use super::{diff, gc};
+use super::{diff, gc, repair};
 use crate::{
-    cli::{DatasetCommand, Global, StageArgs},
+    cli::{DatasetCommand, Global, StageArgs, VerifyArgs},
     error::{CliError, Exit},
     render::{self, StageBar, Table},
 };
@@ -28,7 +28,7 @@ pub async fn execute(global: &Global, command: &DatasetCommand) -> Result<Exit, 
         DatasetCommand::Diff { name, from, to, summary } => {
             diff::diff(global, name, from.as_deref(), to.as_deref(), *summary)
         }
-        DatasetCommand::Verify { name, snapshot, full } => verify(global, name, snapshot.as_deref(), *full),
+        DatasetCommand::Verify(args) => verify(global, args).await,
     }
 }
 
@@ -36,17 +36,7 @@ async fn stage(global: &Global, args: &StageArgs) -> Result<Exit, CliError> {
     let url: SourceUrl = args.source.parse()?;
     let request = StageRequest {
         name: args.name.clone().unwrap_or_else(|| url.default_name()),
-        options: SourceOptions {
-            include: args.include.clone(),
-            exclude: args.exclude.clone(),
-            s3: S3Options {
-                endpoint: args.endpoint.clone(),
-                region: args.region.clone(),
-                anonymous: args.anonymous,
-                path_style: None,
-                requester_pays: args.requester_pays,
-            },
-        },
+        options: SourceOptions { include: args.include.clone(), exclude: args.exclude.clone(), s3: args.s3.options() },
         url,
         durable: !args.no_sync,
     };
@@ -156,12 +146,20 @@ fn show(global: &Global, name: &str, id: Option<&str>, objects: bool) -> Result<
     Ok(Exit::Done)
 }
 
-fn verify(global: &Global, name: &str, id: Option<&str>, full: bool) -> Result<Exit, CliError> {
+async fn verify(global: &Global, args: &VerifyArgs) -> Result<Exit, CliError> {
+    let VerifyArgs { name, full, .. } = args;
+    let full = *full;
+    if !args.repair && args.s3.options() != S3Options::default() {
+        return Err(CliError::new(Exit::Usage, "S3 is asked only to repair").help("add --repair"));
+    }
     let volume = Volume::open(&global.volume)?;
-    let snapshot = snapshot::open(&volume, name, id)?;
+    let snapshot = snapshot::open(&volume, name, args.snapshot.as_deref())?;
     let bar = render::bytes_bar(global.quiet, snapshot.manifest.bytes());
     let report = verify::verify(&volume, &snapshot, full, &|bytes| bar.inc(bytes));
     bar.finish_and_clear();
+    if args.repair {
+        return repair::repair(global, &volume, &snapshot, &report, args).await;
+    }
     if global.json {
         let bad: Vec<_> = report.bad.iter().map(|bad| json!({ "key": bad.key, "what": bad.what })).collect();
         let object = json!({ "version": 1, "name": name, "snapshot": snapshot.record.id, "full": full,
@@ -178,6 +176,6 @@ fn verify(global: &Global, name: &str, id: Option<&str>, full: bool) -> Result<E
         true => Ok(Exit::Done),
         false if global.json => Ok(Exit::OutOfReach),
         false => Err(CliError::new(Exit::OutOfReach, format!("{} objects of `{name}` are damaged", report.bad.len()))
-            .help(format!("remove {} and stage again", snapshot.dir.display()))),
+            .help(format!("`forebay dataset verify {name} --repair` replaces them by what was staged"))),
     }
 }

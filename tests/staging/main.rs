@@ -11,4 +11,5 @@ mod crowd;
 mod diff;
 mod faults;
 mod kills;
+mod repair;
 mod space;

@@ -215,6 +215,14 @@ impl Source {
         if found { Ok(()) } else { Err(SourceError::Empty { url: self.url.to_string() }) }
     }
 
+    /// The same bucket, looked for in the region that S3 has named in [`SourceError::Elsewhere`].
+    pub(crate) async fn move_to(&mut self, region: String) -> Result<(), SourceError> {
+        if let Backend::S3(bucket) = &mut self.backend {
+            **bucket = bucket.in_region(region).await?;
+        }
+        Ok(())
+    }
+
     /// What each lane's reader is made of.
     pub async fn readers(&self) -> Result<Readers, SourceError> {
         Ok(match &self.backend {

@@ -24,6 +24,7 @@ mod pace;
 mod plan;
 mod rows;
 mod site;
+mod spool;
 mod technique;
 mod work;
 
@@ -35,14 +36,9 @@ use std::{
     time::Instant,
 };
 
-pub(crate) use self::crew::is_abandoned;
 pub use self::error::StageError;
-use self::{
-    commit::Commit,
-    lane::Counts,
-    site::{Site, Spool},
-    work::Work,
-};
+use self::{commit::Commit, lane::Counts, site::Site, work::Work};
+pub(crate) use self::{crew::is_abandoned, spool::Spool};
 use crate::{
     snapshot::{self, SnapshotError, SnapshotRecord},
     source::{Source, SourceError, SourceOptions, SourceUrl},

@@ -13,6 +13,7 @@ use super::{
     listing::{Collector, Listing},
     plan::{self, ListingDigest},
     rows::{Facts, RowFile, RowWriter},
+    spool::Spool,
 };
 use crate::{
     keymap::{Census, Mapping},
@@ -47,10 +48,10 @@ impl Survey {
 
 pub(super) async fn list(
     source: &mut Source,
-    spool: &Spool<'_>,
+    spool: &Spool,
     progress: &(dyn Fn(StageProgress) + Send + Sync),
 ) -> Result<(Listing, Survey), StageError> {
-    let mut collector = Collector::new(&spool.dir.join("listing"));
+    let mut collector = Collector::new(&spool.dir().join("listing"));
     let mut failed = None;
     let mut page = |objects: Vec<Listed>| {
         let collected = objects.into_iter().try_for_each(|object| collector.push(object));
@@ -85,28 +86,6 @@ pub(super) async fn list(
     Ok((listing, Survey { digest: digest.finish(), mapping, tells_changes }))
 }
 
-/// A directory of one stager's own, gone with it.
-pub(super) struct Spool<'a> {
-    volume: &'a Volume,
-    dir: PathBuf,
-}
-
-impl<'a> Spool<'a> {
-    pub(super) fn new(volume: &'a Volume, dataset: &Path) -> Result<Self, StageError> {
-        let dir = dataset.join("staging").join(format!(".new-{}", volume::nonce()));
-        volume::create_dirs(&dir)?;
-        Ok(Self { volume, dir })
-    }
-}
-
-impl Drop for Spool<'_> {
-    fn drop(&mut self) {
-        if let Err(error) = self.volume.trash(&self.dir) {
-            tracing::warn!(path = %self.dir.display(), %error, "could not be removed");
-        }
-    }
-}
-
 /// `staging/<digest>/`
 pub(super) struct Site<'a> {
     pub volume: &'a Volume,
@@ -121,7 +100,7 @@ impl Site<'_> {
         listing: Listing,
         mapping: &Mapping,
         base: Option<SnapshotRecord>,
-        spool: &Spool<'_>,
+        spool: &Spool,
     ) -> Result<Facts, StageError> {
         let path = self.dir.join(PLAN);
         if path.exists() && !self.dir.join(TREE).exists() {
@@ -131,7 +110,7 @@ impl Site<'_> {
         if path.exists() {
             return Ok(RowFile::open(&path)?.facts);
         }
-        let draft = spool.dir.join(PLAN);
+        let draft = spool.dir().join(PLAN);
         let facts = write_plan(&draft, listing, mapping, base.as_ref(), &self.dataset)?;
         room::check(self.volume, facts.fetch_bytes, facts.fetch_objects)?;
         volume::create_dirs(&self.dir.join(TREE).join(DATA))?;
@@ -151,11 +130,11 @@ impl Site<'_> {
     }
 
     /// Clears away what stagers that were killed left long ago.
-    pub(super) fn clear_leftovers(&self, spool: &Spool<'_>) {
-        let (Some(all), Ok(Some(now))) = (spool.dir.parent(), volume::server_time(&spool.dir)) else { return };
+    pub(super) fn clear_leftovers(&self, spool: &Spool) {
+        let (Some(all), Ok(Some(now))) = (spool.dir().parent(), volume::server_time(spool.dir())) else { return };
         for entry in fs::read_dir(all).into_iter().flatten().flatten() {
             let dir = entry.path();
-            if dir != self.dir && dir != spool.dir && is_abandoned(&dir, now, LEFTOVER_AGE) {
+            if dir != self.dir && dir != spool.dir() && is_abandoned(&dir, now, LEFTOVER_AGE) {
                 let _ = self.volume.trash(&dir);
             }
         }

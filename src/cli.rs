@@ -265,6 +265,9 @@ pub struct StageArgs {
     pub exclude: Vec<String>,
     #[command(flatten)]
     pub s3: S3Args,
+    /// Say what would be fetched, what that takes and costs, and which keys give way, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
     /// Do not wait until the bytes are on the disk: only to measure what that costs, since a crash of the host may
     /// leave a snapshot with holes then
     #[arg(long)]

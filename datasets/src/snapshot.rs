@@ -129,7 +129,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 }
 
 /// `snapshot.json`: the commit record. Where there is none, there is no snapshot.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SnapshotRecord {
     /// Of this record's format.
     pub version: u32,
@@ -147,6 +147,20 @@ pub struct SnapshotRecord {
     pub bytes: u64,
     /// When it was committed, RFC 3339.
     pub created: String,
+    /// What had to be fetched for it, and how long that took whoever committed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fetched: Option<Fetched>,
+}
+
+/// How a staging went.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Fetched {
+    /// Objects that were fetched.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// How long it took, with listing and planning.
+    pub seconds: f64,
 }
 
 /// A committed snapshot.
@@ -339,6 +353,7 @@ mod tests {
             objects: 1,
             bytes: 3,
             created: created.to_owned(),
+            fetched: None,
         };
         volume::write_new(&dir.join("snapshot.json"), &serde_json::to_vec(&record).unwrap()).unwrap();
         set_latest(&dataset, &id).unwrap();

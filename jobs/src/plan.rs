@@ -268,6 +268,7 @@ mod tests {
                 objects: objects.len() as u64,
                 bytes: objects.iter().map(|(_, size)| size).sum(),
                 created: String::new(),
+                fetched: None,
             };
             let dir = self.dir.path().join("datasets/d/snapshots").join(manifest.id().to_string());
             Snapshot { record, manifest, dir }

@@ -10,7 +10,7 @@ use forebay_datasets::{
 };
 use serde_json::json;
 
-use super::{diff, gc, repair};
+use super::{diff, gc, preview, repair};
 use crate::{
     cli::{DatasetCommand, Global, StageArgs, VerifyArgs},
     error::{CliError, Exit},
@@ -40,6 +40,9 @@ async fn stage(global: &Global, args: &StageArgs) -> Result<Exit, CliError> {
         url,
         durable: !args.no_sync,
     };
+    if args.dry_run {
+        return preview::preview(global, &request).await;
+    }
     let volume = Volume::open_or_create(&global.volume)?;
     let bar = StageBar::new(global.quiet);
     let staged = stage::stage(&volume, &request, &|progress| bar.advance(progress)).await?;

@@ -7,6 +7,7 @@ mod demo;
 mod diff;
 mod gc;
 mod job;
+mod preview;
 mod repair;
 mod run;
 mod runs;

@@ -11,5 +11,6 @@ mod crowd;
 mod diff;
 mod faults;
 mod kills;
+mod preview;
 mod repair;
 mod space;

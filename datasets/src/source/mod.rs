@@ -193,7 +193,7 @@ impl Source {
     ///
     /// # Errors
     /// [`SourceError::Empty`] if there are none.
-    pub async fn list(&mut self, page: &mut Page<'_>) -> Result<(), SourceError> {
+    pub async fn list(&mut self, page: &mut Page<'_>) -> Result<Asked, SourceError> {
         let selection = &self.selection;
         let mut found = false;
         let mut selected = |mut objects: Vec<Listed>| {
@@ -201,18 +201,18 @@ impl Source {
             found |= !objects.is_empty();
             page(objects)
         };
-        match &mut self.backend {
-            Backend::File(directory) => directory.list(&mut selected)?,
+        let asked = match &mut self.backend {
+            Backend::File(directory) => directory.list(&mut selected).map(|()| Asked::default())?,
             Backend::S3(bucket) => match bucket.list(&mut selected).await {
                 // The first request tells.
                 Err(SourceError::Elsewhere { region, .. }) => {
                     **bucket = bucket.in_region(region).await?;
-                    bucket.list(&mut selected).await?;
+                    bucket.list(&mut selected).await?
                 }
                 listed => listed?,
             },
-        }
-        if found { Ok(()) } else { Err(SourceError::Empty { url: self.url.to_string() }) }
+        };
+        if found { Ok(asked) } else { Err(SourceError::Empty { url: self.url.to_string() }) }
     }
 
     /// The same bucket, looked for in the region that S3 has named in [`SourceError::Elsewhere`].
@@ -230,6 +230,15 @@ impl Source {
             Backend::File(directory) => Readers::File(directory.clone()),
         })
     }
+}
+
+/// The requests that a listing took, those left out that were tried again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// Pages of listings.
+    pub lists: u64,
+    /// HEADs of objects.
+    pub heads: u64,
 }
 
 /// Takes a page of a listing.

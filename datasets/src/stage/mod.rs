@@ -22,6 +22,7 @@ mod ledger;
 mod listing;
 mod pace;
 mod plan;
+pub mod preview;
 mod rows;
 mod site;
 mod spool;
@@ -156,8 +157,7 @@ async fn stage_once(
 
     let url = request.url.to_string();
     let records = snapshot::records(volume, &request.name)?;
-    let same = |record: &&SnapshotRecord| (&record.source, &record.listing) == (&url, &survey.digest);
-    if let Some(same) = records.iter().rfind(same).filter(|_| survey.tells_changes) {
+    if let Some(same) = survey.unchanged(&records, &url) {
         snapshot::check_manifest(volume, same)?;
         snapshot::set_latest(&dataset, &same.id)?;
         return Ok(done(same.clone(), 0, 0));
@@ -165,7 +165,7 @@ async fn stage_once(
 
     let site = Site { volume, dir: dataset.join("staging").join(survey.site_name(&url)), dataset };
     site.clear_leftovers(&spool);
-    let facts = site.plan(listing, &survey.mapping, site.base(&records, &url)?, &spool)?;
+    let facts = site.plan(listing, &survey.mapping, site::base(&site.dataset, &records, &url)?, &spool)?;
     progress(StageProgress::Planned {
         objects: facts.objects,
         bytes: facts.bytes,
@@ -188,6 +188,8 @@ async fn stage_once(
         name: request.name.clone(),
         source: url,
         durable: request.durable,
+        begun: started,
+        counts: Arc::clone(&counts),
     };
     let record = work::beside(work, commit, &counts, progress).await?;
     let fetched = |count: &AtomicU64| count.load(Ordering::Relaxed);

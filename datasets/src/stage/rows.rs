@@ -59,6 +59,17 @@ pub(super) struct Facts {
     pub directories: u64,
 }
 
+impl Facts {
+    pub(super) fn add(&mut self, row: &Row) {
+        self.objects += 1;
+        self.bytes += row.object.size;
+        if row.shared.is_none() {
+            self.fetch_objects += 1;
+            self.fetch_bytes += row.object.size;
+        }
+    }
+}
+
 /// An error of the file under Arrow is the volume's.
 fn failed(path: &Path) -> impl Fn(ArrowError) -> StageError + use<'_> {
     |source| match source {

@@ -12,14 +12,14 @@ use super::{
     crew::is_abandoned,
     listing::{Collector, Listing},
     plan::{self, ListingDigest},
-    rows::{Facts, RowFile, RowWriter},
+    rows::{Facts, Row, RowFile, RowWriter},
     spool::Spool,
 };
 use crate::{
     keymap::{Census, Mapping},
     room,
     snapshot::{self, SnapshotRecord},
-    source::{Listed, Source},
+    source::{Asked, Listed, Source},
     volume::{self, Volume, VolumeError},
 };
 
@@ -32,9 +32,16 @@ pub(super) struct Survey {
     pub mapping: Mapping,
     /// Whether another listing of the same digest is a listing of the same objects.
     pub tells_changes: bool,
+    pub asked: Asked,
 }
 
 impl Survey {
+    /// The newest snapshot of exactly this listing.
+    pub(super) fn unchanged<'a>(&self, records: &'a [SnapshotRecord], url: &str) -> Option<&'a SnapshotRecord> {
+        let same = |record: &&SnapshotRecord| (&*record.source, &record.listing) == (url, &self.digest);
+        records.iter().rfind(same).filter(|_| self.tells_changes)
+    }
+
     /// Where stagers of one listing of one source meet; of listings that do not tell changes, each has its own.
     pub(super) fn site_name(&self, url: &str) -> String {
         let mut digest = ListingDigest::default();
@@ -68,7 +75,7 @@ pub(super) async fn list(
     if let Some(error) = failed {
         return Err(error);
     }
-    listed?;
+    let asked = listed?;
     let listing = collector.finish()?;
     let (mut digest, mut census, mut tells_changes) = (ListingDigest::default(), Census::default(), true);
     for object in listing.objects()? {
@@ -83,7 +90,7 @@ pub(super) async fn list(
             mapping.see_again(&object?.key);
         }
     }
-    Ok((listing, Survey { digest: digest.finish(), mapping, tells_changes }))
+    Ok((listing, Survey { digest: digest.finish(), mapping, tells_changes, asked }))
 }
 
 /// `staging/<digest>/`
@@ -111,7 +118,7 @@ impl Site<'_> {
             return Ok(RowFile::open(&path)?.facts);
         }
         let draft = spool.dir().join(PLAN);
-        let facts = write_plan(&draft, listing, mapping, base.as_ref(), &self.dataset)?;
+        let facts = write_plan(&draft, &listing, mapping, base.as_ref(), &self.dataset)?;
         room::check(self.volume, facts.fetch_bytes, facts.fetch_objects)?;
         volume::create_dirs(&self.dir.join(TREE).join(DATA))?;
         match volume::link_or_copy(&draft, &path) {
@@ -119,14 +126,6 @@ impl Site<'_> {
             Err(VolumeError::AlreadyExists { .. }) => Ok(RowFile::open(&path)?.facts),
             Err(error) => Err(error.into()),
         }
-    }
-
-    /// The snapshot that unchanged objects are shared with: the latest if it is of this source, else the newest that is.
-    pub(super) fn base(&self, records: &[SnapshotRecord], url: &str) -> Result<Option<SnapshotRecord>, StageError> {
-        let latest = snapshot::latest(&self.dataset)?;
-        let of_source = || records.iter().filter(|record| record.source == url);
-        let base = of_source().find(|record| Some(&record.id) == latest.as_ref()).or_else(|| of_source().next_back());
-        Ok(base.cloned())
     }
 
     /// Clears away what stagers that were killed left long ago.
@@ -141,26 +140,43 @@ impl Site<'_> {
     }
 }
 
+/// The snapshot that unchanged objects are shared with: the latest if it is of this source, else the newest that is.
+pub(super) fn base(
+    dataset: &Path,
+    records: &[SnapshotRecord],
+    url: &str,
+) -> Result<Option<SnapshotRecord>, StageError> {
+    let latest = snapshot::latest(dataset)?;
+    let of_source = || records.iter().filter(|record| record.source == url);
+    let base = of_source().find(|record| Some(&record.id) == latest.as_ref()).or_else(|| of_source().next_back());
+    Ok(base.cloned())
+}
+
+/// The plan, row by row.
+pub(super) fn planned<'a>(
+    listing: &'a Listing,
+    mapping: &'a Mapping,
+    base: Option<&'a SnapshotRecord>,
+    dataset: &Path,
+) -> Result<impl Iterator<Item = Result<Row, StageError>> + 'a, StageError> {
+    let manifest = |base: &SnapshotRecord| dataset.join("snapshots").join(&base.id.0).join(snapshot::MANIFEST);
+    let held = base.map(|base| snapshot::objects(&manifest(base))).transpose()?;
+    let held = held.into_iter().flatten().map(|object| object.map_err(StageError::from));
+    let place = move |object: &snapshot::Object| base.map_or_else(String::new, |base| base.volume_path(object));
+    Ok(plan::rows(listing.objects()?, held, mapping, place))
+}
+
 fn write_plan(
     path: &Path,
-    listing: Listing,
+    listing: &Listing,
     mapping: &Mapping,
     base: Option<&SnapshotRecord>,
     dataset: &Path,
 ) -> Result<Facts, StageError> {
-    let manifest = |base: &SnapshotRecord| dataset.join("snapshots").join(&base.id.0).join(snapshot::MANIFEST);
-    let held = base.map(|base| snapshot::objects(&manifest(base))).transpose()?;
-    let held = held.into_iter().flatten().map(|object| object.map_err(StageError::from));
-    let place = |object: &snapshot::Object| base.map_or_else(String::new, |base| base.volume_path(object));
     let (mut writer, mut facts) = (RowWriter::create(path)?, Facts::default());
-    for row in plan::rows(listing.objects()?, held, mapping, place) {
+    for row in planned(listing, mapping, base, dataset)? {
         let row = row?;
-        facts.objects += 1;
-        facts.bytes += row.object.size;
-        if row.shared.is_none() {
-            facts.fetch_objects += 1;
-            facts.fetch_bytes += row.object.size;
-        }
+        facts.add(&row);
         writer.push(row)?;
     }
     writer.finish(&facts)?;

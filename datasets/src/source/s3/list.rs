@@ -6,12 +6,12 @@ use aws_sdk_s3::types::EncodingType;
 use percent_encoding::percent_decode_str;
 
 use super::{Bucket, unquoted};
-use crate::source::{Listed, Page, SourceError, retry};
+use crate::source::{Asked, Listed, Page, SourceError, retry};
 
 impl Bucket {
     /// Gives `page` the objects below the prefix, a page at a time, in the order in which S3 lists them.
-    pub(in crate::source) async fn list(&self, page: &mut Page<'_>) -> Result<(), SourceError> {
-        let mut token = None;
+    pub(in crate::source) async fn list(&self, page: &mut Page<'_>) -> Result<Asked, SourceError> {
+        let (mut token, mut asked) = (None, Asked::default());
         loop {
             let ask = async || {
                 let request = self.client.list_objects_v2().bucket(&self.bucket).prefix(&self.prefix);
@@ -30,6 +30,7 @@ impl Bucket {
                 }
             };
             let answer = retry::transient(ask).await?;
+            asked.lists += 1;
             let objects = answer.contents().iter().filter_map(|object| {
                 let key = decoded(object.key()?, answer.encoding_type());
                 // The prefix itself, as consoles make it to show a folder, is no object below the prefix.
@@ -42,7 +43,7 @@ impl Bucket {
                 })
             });
             if page(objects.collect()).is_break() {
-                return Ok(());
+                return Ok(asked);
             }
             token = match (answer.is_truncated(), answer.next_continuation_token()) {
                 (Some(true), Some(next)) if token.as_deref() != Some(next) => Some(next.to_owned()),
@@ -50,7 +51,7 @@ impl Bucket {
                     let message = "a listing is said to go on, and not where".to_owned();
                     return Err(SourceError::S3 { key: self.bucket.clone(), message });
                 }
-                _ => return Ok(()),
+                _ => return Ok(asked),
             };
         }
     }

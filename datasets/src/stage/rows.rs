@@ -84,13 +84,14 @@ pub(super) struct RowWriter {
     writer: FileWriter<NewFile>,
     rows: Vec<Row>,
     bytes: u64,
+    chunks: usize,
 }
 
 impl RowWriter {
     pub(super) fn create(path: &Path) -> Result<Self, StageError> {
         let writer = FileWriter::try_new(NewFile::create(path)?, &schema());
         let writer = writer.map_err(failed(path))?;
-        Ok(Self { path: path.to_owned(), writer, rows: Vec::new(), bytes: 0 })
+        Ok(Self { path: path.to_owned(), writer, rows: Vec::new(), bytes: 0, chunks: 0 })
     }
 
     pub(super) fn push(&mut self, row: Row) -> Result<(), StageError> {
@@ -99,10 +100,17 @@ impl RowWriter {
         if self.rows.len() == MOST_ROWS || self.bytes >= MOST_BYTES { self.flush() } else { Ok(()) }
     }
 
+    /// Ends a chunk here. Returns how many there are.
+    pub(super) fn cut(&mut self) -> Result<usize, StageError> {
+        self.flush()?;
+        Ok(self.chunks)
+    }
+
     fn flush(&mut self) -> Result<(), StageError> {
         if self.rows.is_empty() {
             return Ok(());
         }
+        self.chunks += 1;
         let written = batch(&self.rows).and_then(|batch| self.writer.write(&batch));
         written.map_err(failed(&self.path))?;
         self.rows.clear();

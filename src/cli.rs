@@ -252,8 +252,13 @@ pub struct GcArgs {
 
 #[derive(Debug, Args)]
 pub struct StageArgs {
-    /// s3://bucket/prefix or file:///dir
-    pub source: String,
+    /// s3://bucket/prefix or file:///dir; of several, which are in one bucket, keys are those below what they have in
+    /// common
+    #[arg(required = true, value_name = "SOURCE")]
+    pub sources: Vec<String>,
+    /// Take only the keys of this file, one a line, below the source
+    #[arg(long, value_name = "FILE")]
+    pub keys: Option<PathBuf>,
     /// Name on the volume; without it derived from the source
     #[arg(long)]
     pub name: Option<String>,

@@ -211,6 +211,9 @@ fn help_for(error: &SourceError) -> Option<&'static str> {
         SourceError::Denied { .. } => Some("check the credentials, and that they may list and read the bucket"),
         SourceError::Unreachable { .. } => Some("check the endpoint and the network"),
         SourceError::Empty { .. } => Some("check the prefix, and the include and exclude globs"),
+        SourceError::Missing { .. } => {
+            Some("keys are below the source's prefix, and end where the line ends: a carriage return is part of a key")
+        }
         SourceError::Changed { .. } => Some("stage again when the source is at rest; nothing was published"),
         SourceError::Corrupt { .. } => Some("nothing was published; compare the object with where it was made"),
         SourceError::Elsewhere { .. } => Some("name its region with --region or AWS_REGION"),

@@ -12,12 +12,13 @@ mod survey;
 
 use std::{path::Path, sync::Arc};
 
-use self::survey::{Patient, Place, on_threads};
+use self::survey::{Patient, Place, THREADS};
 use crate::{
     checksum::Crc64,
     snapshot::{self, Snapshot, SnapshotId},
     source::{Readers, S3Options, Source, SourceError, SourceOptions},
     stage::{Spool, StageError},
+    threads::on_threads,
     verify::BadObject,
     volume::{self, Volume, VolumeError},
 };
@@ -207,7 +208,7 @@ impl Surgery {
             self.put(&draft, place)?;
             Ok(Origin::Source)
         };
-        on_threads(patients, || readers.reader(), |reader, at| fetch(reader, at).map_err(Arc::new))
+        on_threads(THREADS, patients, || readers.reader(), |reader, at| fetch(reader, at).map_err(Arc::new))
     }
 
     /// Gives what is whole again to the other snapshots in which it was damaged.

@@ -3,7 +3,7 @@
 use forebay_datasets::{
     hold,
     snapshot::{self, SnapshotId},
-    source::{S3Options, SourceOptions, SourceUrl},
+    source::{self, Keys, S3Options, SourceOptions, SourceUrl},
     stage::{self, StageRequest},
     verify,
     volume::Volume,
@@ -33,10 +33,21 @@ pub async fn execute(global: &Global, command: &DatasetCommand) -> Result<Exit, 
 }
 
 async fn stage(global: &Global, args: &StageArgs) -> Result<Exit, CliError> {
-    let url: SourceUrl = args.source.parse()?;
+    let urls: Vec<SourceUrl> = args.sources.iter().map(|source| source.parse()).collect::<Result<_, _>>()?;
+    let (url, prefixes) = source::several(&urls)?;
+    if args.keys.is_some() && !prefixes.is_empty() {
+        let error = CliError::new(Exit::Usage, "keys are those below one source, and there are several");
+        return Err(error.help(format!("name {url}, and the keys below it")));
+    }
     let request = StageRequest {
         name: args.name.clone().unwrap_or_else(|| url.default_name()),
-        options: SourceOptions { include: args.include.clone(), exclude: args.exclude.clone(), s3: args.s3.options() },
+        options: SourceOptions {
+            prefixes,
+            keys: args.keys.as_deref().map(Keys::read).transpose()?,
+            include: args.include.clone(),
+            exclude: args.exclude.clone(),
+            s3: args.s3.options(),
+        },
         url,
         durable: !args.no_sync,
     };

@@ -13,4 +13,5 @@ mod faults;
 mod kills;
 mod preview;
 mod repair;
+mod sources;
 mod space;

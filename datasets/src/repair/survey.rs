@@ -1,7 +1,7 @@
 //! Where a damaged object stands, in its own snapshot and in the others of the dataset.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     fs,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -11,12 +11,13 @@ use std::{
 use crate::{
     checksum::file_checksum,
     snapshot::{self, Object, Snapshot, SnapshotError, SnapshotId, SnapshotRecord},
+    threads::on_threads,
     verify::BadObject,
     volume::Volume,
 };
 
 /// Files that are read, and objects that are fetched, at once.
-const THREADS: usize = 16;
+pub(super) const THREADS: usize = 16;
 
 /// A damaged object, and where else the dataset has the same.
 pub(super) struct Patient {
@@ -80,6 +81,7 @@ pub(super) fn look_elsewhere(
     // The names of one file are read once.
     let known = Mutex::new(HashMap::new());
     let whole = on_threads(
+        THREADS,
         &twins,
         || (),
         |(), (at, _, place)| {
@@ -104,27 +106,4 @@ pub(super) fn look_elsewhere(
 
 fn is_whole(path: &Path, object: &Object) -> bool {
     file_checksum(path).is_ok_and(|found| found == (object.size, object.checksum))
-}
-
-/// Does something with each item, several at once, each thread with a tool of its own; the results are in the order of
-/// the items.
-pub(super) fn on_threads<Item: Sync, Tool, Done: Send>(
-    items: &[Item],
-    tool: impl Fn() -> Tool + Sync,
-    each: impl Fn(&mut Tool, &Item) -> Done + Sync,
-) -> Vec<Done> {
-    let (next, done) = (Mutex::new(items.iter().enumerate()), Mutex::new(BTreeMap::new()));
-    std::thread::scope(|scope| {
-        for _ in 0..THREADS.min(items.len()) {
-            scope.spawn(|| {
-                let mut tool = tool();
-                loop {
-                    let Some((at, item)) = next.lock().expect("no thread panics").next() else { return };
-                    let result = each(&mut tool, item);
-                    done.lock().expect("no thread panics").insert(at, result);
-                }
-            });
-        }
-    });
-    done.into_inner().expect("no thread panics").into_values().collect()
 }

@@ -5,6 +5,7 @@
 
 mod error;
 mod file;
+mod keys;
 pub(crate) mod retry;
 pub mod s3;
 
@@ -17,7 +18,10 @@ use std::{
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
 
-pub use self::error::{ErrorKind, SourceError};
+pub use self::{
+    error::{ErrorKind, SourceError},
+    keys::Keys,
+};
 use crate::checksum::Expected;
 
 /// A source's address.
@@ -68,6 +72,46 @@ impl fmt::Display for SourceUrl {
     }
 }
 
+/// What several addresses have in common, and what each adds to it. Keys are those below the common address, so that no
+/// two objects can have the same one.
+///
+/// # Errors
+/// [`SourceError::BadUrl`] if they are not in one bucket, or not all directories.
+pub fn several(urls: &[SourceUrl]) -> Result<(SourceUrl, Vec<String>), SourceError> {
+    let (first, rest) = urls.split_first().expect("a dataset has a source");
+    if rest.is_empty() {
+        return Ok((first.clone(), Vec::new()));
+    }
+    let bad = |url: &SourceUrl| SourceError::BadUrl {
+        url: url.to_string(),
+        why: "the sources of one dataset are prefixes of one bucket, or directories",
+    };
+    let prefix = |url: &SourceUrl| match (first, url) {
+        (SourceUrl::S3 { bucket: one, .. }, SourceUrl::S3 { bucket, prefix }) if one == bucket => Ok(prefix.clone()),
+        (SourceUrl::File { .. }, SourceUrl::File { dir }) => {
+            let dir = dir.to_str().ok_or_else(|| bad(url))?;
+            Ok(format!("{}/", dir.trim_end_matches('/')))
+        }
+        _ => Err(bad(url)),
+    };
+    let mut prefixes = urls.iter().map(prefix).collect::<Result<Vec<_>, _>>()?;
+    prefixes.sort();
+    // What lies in another one of them is listed with it.
+    prefixes.dedup_by(|next, one| next.starts_with(one.as_str()));
+    let common = prefixes.iter().skip(1).fold(prefixes[0].as_str(), |common, prefix| {
+        let same = common.bytes().zip(prefix.bytes()).take_while(|(a, b)| a == b).count();
+        common.as_bytes()[..same].iter().rposition(|byte| *byte == b'/').map_or("", |slash| &common[..=slash])
+    });
+    let url = match first {
+        SourceUrl::S3 { bucket, .. } => SourceUrl::S3 { bucket: bucket.clone(), prefix: common.to_owned() },
+        SourceUrl::File { .. } => SourceUrl::File { dir: Path::new(common).components().collect() },
+    };
+    match &*prefixes {
+        [_] => Ok((url, Vec::new())),
+        all => Ok((url, all.iter().map(|prefix| prefix[common.len()..].to_owned()).collect())),
+    }
+}
+
 impl SourceUrl {
     /// A dataset's name made of the address's last part.
     pub fn default_name(&self) -> String {
@@ -87,6 +131,10 @@ impl SourceUrl {
 /// How a source is reached and what of it is taken.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SourceOptions {
+    /// Only what is below these, each of which ends with `/`, as [`several`] makes them; empty takes all.
+    pub prefixes: Vec<String>,
+    /// Only these, each looked at by itself; none lists.
+    pub keys: Option<Keys>,
     /// Globs over the keys below the prefix; empty takes all.
     pub include: Vec<String>,
     /// Globs over the keys below the prefix.
@@ -139,6 +187,8 @@ pub struct About {
 pub struct Source {
     url: SourceUrl,
     selection: Selection,
+    prefixes: Vec<String>,
+    keys: Option<Keys>,
     backend: Backend,
 }
 
@@ -185,34 +235,43 @@ impl Source {
             }
             SourceUrl::File { dir } => Backend::File(file::Directory::new(dir)),
         };
-        Ok(Self { url: url.clone(), selection, backend })
+        let prefixes = match options.prefixes.is_empty() {
+            true => vec![String::new()],
+            false => options.prefixes.clone(),
+        };
+        Ok(Self { url: url.clone(), selection, prefixes, keys: options.keys.clone(), backend })
     }
 
-    /// Gives `page` the selected objects, some at a time, as the source lists them: mostly in the order of their keys.
-    /// `page` may break off.
+    /// Gives `page` the selected objects, some at a time and in any order, some perhaps twice. `page` may break off.
     ///
     /// # Errors
     /// [`SourceError::Empty`] if there are none.
     pub async fn list(&mut self, page: &mut Page<'_>) -> Result<Asked, SourceError> {
-        let selection = &self.selection;
         let mut found = false;
+        let mut asked = self.try_list(page, &mut found).await;
+        // The first request tells.
+        if let Err(SourceError::Elsewhere { region, .. }) = asked {
+            self.move_to(region).await?;
+            asked = self.try_list(page, &mut found).await;
+        }
+        let asked = asked?;
+        if found { Ok(asked) } else { Err(SourceError::Empty { url: self.url.to_string() }) }
+    }
+
+    async fn try_list(&self, page: &mut Page<'_>, found: &mut bool) -> Result<Asked, SourceError> {
+        let selection = &self.selection;
         let mut selected = |mut objects: Vec<Listed>| {
             objects.retain(|object| selection.takes(&object.key));
-            found |= !objects.is_empty();
+            *found |= !objects.is_empty();
             page(objects)
         };
-        let asked = match &mut self.backend {
-            Backend::File(directory) => directory.list(&mut selected).map(|()| Asked::default())?,
-            Backend::S3(bucket) => match bucket.list(&mut selected).await {
-                // The first request tells.
-                Err(SourceError::Elsewhere { region, .. }) => {
-                    **bucket = bucket.in_region(region).await?;
-                    bucket.list(&mut selected).await?
-                }
-                listed => listed?,
-            },
-        };
-        if found { Ok(asked) } else { Err(SourceError::Empty { url: self.url.to_string() }) }
+        if let Some(keys) = &self.keys {
+            return keys.look(&self.readers().await?, |key| selection.takes(key), &mut selected).await;
+        }
+        match &self.backend {
+            Backend::File(directory) => directory.list(&self.prefixes, &mut selected).map(|()| Asked::default()),
+            Backend::S3(bucket) => bucket.list(&self.prefixes, &mut selected).await,
+        }
     }
 
     /// The same bucket, looked for in the region that S3 has named in [`SourceError::Elsewhere`].
@@ -323,6 +382,26 @@ mod tests {
         }
         assert_eq!(s3("b", "p/Flights 2013/").default_name(), "Flights-2013");
         assert_eq!(s3("b", "").default_name(), "b");
+    }
+
+    #[test]
+    fn several_addresses_have_one_in_common() {
+        let of = |urls: &[&str]| {
+            let urls: Vec<SourceUrl> = urls.iter().map(|url| url.parse().unwrap()).collect();
+            several(&urls).map(|(url, prefixes)| (url.to_string(), prefixes))
+        };
+        let is = |url: &str, prefixes: &[&str]| (url.to_owned(), prefixes.iter().map(|p| (*p).to_owned()).collect());
+        assert_eq!(of(&["s3://b/p"]).unwrap(), is("s3://b/p/", &[]));
+        assert_eq!(of(&["s3://b/p/2", "s3://b/p/1/"]).unwrap(), is("s3://b/p/", &["1/", "2/"]));
+        assert_eq!(of(&["s3://b/pa", "s3://b/pb/c"]).unwrap(), is("s3://b/", &["pa/", "pb/c/"]));
+        assert_eq!(of(&["s3://b/p/q/r", "s3://b/p/q", "s3://b/p/q"]).unwrap(), is("s3://b/p/q/", &[]));
+        assert_eq!(of(&["s3://b/x", "s3://b/x/y", "s3://b/x-y"]).unwrap(), is("s3://b/", &["x-y/", "x/"]));
+        assert_eq!(of(&["s3://b", "s3://b/x"]).unwrap(), is("s3://b/", &[]));
+        assert_eq!(of(&["file:///d/ä", "file:///d/å/x"]).unwrap(), is("file:///d", &["ä/", "å/x/"]));
+        assert_eq!(of(&["file:///a", "file:///b"]).unwrap(), is("file:///", &["a/", "b/"]));
+        for bad in [["s3://b/p", "s3://c/p"], ["s3://b/p", "file:///p"]] {
+            assert!(matches!(of(&bad), Err(SourceError::BadUrl { .. })), "{bad:?}");
+        }
     }
 
     #[test]

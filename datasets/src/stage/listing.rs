@@ -54,7 +54,9 @@ impl Collector {
         };
         // Of equal keys the one that came later stays behind.
         self.held.sort_by(|a, b| a.key.cmp(&b.key));
-        self.held.drain(..).try_for_each(|object| writer.push(Row { path: object.key.clone(), object, shared: None }))?;
+        self.held
+            .drain(..)
+            .try_for_each(|object| writer.push(Row { path: object.key.clone(), object, shared: None }))?;
         let begin = self.runs.last().map_or(0, |run| run.end);
         self.runs.push(begin..writer.cut()?);
         Ok(())

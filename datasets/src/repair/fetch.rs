@@ -96,7 +96,7 @@ fn pour_on(
     if done == listed.size && done > 0 {
         return Ok(());
     }
-    reader.get(listed, (done > 0).then(|| done..listed.size).as_ref())?;
+    reader.get(listed, (done > 0).then_some(done..listed.size).as_ref())?;
     while done < listed.size {
         let room = usize::try_from(listed.size - done).unwrap_or(usize::MAX).min(buffer.len());
         let read = reader.read(&mut buffer[..room])?;

@@ -12,6 +12,7 @@ mod diff;
 mod faults;
 mod kills;
 mod preview;
+mod proxies;
 mod repair;
 mod sources;
 mod space;

@@ -7,7 +7,11 @@ use std::{
 };
 
 use super::StageError;
-use crate::volume::{self, Volume, VolumeError};
+use crate::volume::{self, Holder, Volume, VolumeError};
+
+/// How a spool's name begins; who its process is stands in it.
+const NEW: &str = ".new-";
+const HOLDER: &str = "holder.json";
 
 /// The directory.
 pub(crate) struct Spool {
@@ -19,9 +23,15 @@ pub(crate) struct Spool {
 impl Spool {
     /// `staging/.new-<nonce>/` of a dataset. What a killed process leaves of it is cleared away with other leftovers.
     pub(crate) fn new(volume: &Volume, dataset: &Path) -> Result<Self, StageError> {
-        let dir = dataset.join("staging").join(format!(".new-{}", volume::nonce()));
+        let all = dataset.join("staging");
+        let dir = all.join(format!("{NEW}{}", volume::nonce()));
         volume::create_dirs(&dir)?;
-        Ok(Self { volume: Some(volume.clone()), dir })
+        let spool = Self { volume: Some(volume.clone()), dir };
+        let (holder, path) = (serde_json::to_vec(&Holder::this_process()), spool.dir.join(HOLDER));
+        let holder = holder.expect("plain fields serialise");
+        fs::write(&path, holder).map_err(|error| VolumeError::io("write", &path, error))?;
+        clear_orphans(volume, &all);
+        Ok(spool)
     }
 
     /// Among this host's temporary files, for what must leave a volume as it is.
@@ -34,6 +44,18 @@ impl Spool {
 
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
+    }
+}
+
+/// Clears away the spools of processes that are seen to be gone.
+fn clear_orphans(volume: &Volume, all: &Path) {
+    for entry in fs::read_dir(all).into_iter().flatten().flatten() {
+        let is_new = entry.file_name().to_str().is_some_and(|name| name.starts_with(NEW));
+        let holder = is_new.then(|| fs::read(entry.path().join(HOLDER)).ok()).flatten();
+        let holder = holder.and_then(|text| serde_json::from_slice::<Holder>(&text).ok());
+        if holder.is_some_and(|holder| holder.is_gone()) {
+            let _ = volume.trash(&entry.path());
+        }
     }
 }
 

@@ -92,7 +92,7 @@ async fn a_repair_outlasts_what_staging_outlasts() {
     let cluster = staged().await;
     damage(&cluster.data("data"));
     let faults = [Fault::Busy, Fault::Error, Fault::Reset, Fault::Cut, Fault::Flip];
-    cluster.s3.set_faults(chance(&faults.map(|fault| (fault, 150))));
+    cluster.s3.set_faults(chance(&faults.map(|fault| (fault, 100))));
     cluster.forebay(["dataset", "verify", "data", "--full", "--repair"]).code(0);
     assert_whole(&cluster.data("data"));
 }

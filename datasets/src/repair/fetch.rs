@@ -9,8 +9,8 @@ use crate::{
     volume::{NewFile, VolumeError},
 };
 
-/// How often bytes that are not the manifest's are fetched: once wrong may be the network's doing.
-const TRIES: u32 = 3;
+/// How often bytes that are not the manifest's are fetched, as staging does: wrong now and then is the network's doing.
+const TRIES: u32 = 6;
 const BUFFER: usize = 1 << 20;
 
 /// Fetches an object into a new file, if the source still has it: under the same ETag, or by its version id, with the

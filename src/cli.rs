@@ -3,6 +3,7 @@
 use std::{num::NonZero, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use forebay_datasets::source::S3Options;
 use forebay_jobs::{
     id::{RunId, TaskId, WorkerId},
     spec::size,
@@ -69,7 +70,7 @@ pub enum Command {
     /// List runs, show one, its tasks and what its programs printed
     #[command(subcommand)]
     Runs(RunsCommand),
-    /// Stage, list, show, verify, pin and remove datasets
+    /// Stage, list, show, compare, verify, pin and remove datasets
     #[command(subcommand)]
     Dataset(DatasetCommand),
     /// Show what the volume holds and what its mount does, check the mount, set a quota
@@ -174,17 +175,22 @@ pub enum DatasetCommand {
         #[arg(long)]
         objects: bool,
     },
-    /// Compare a staged snapshot with its manifest; S3 is not asked
-    Verify {
+    /// Tell what differs between two snapshots: keys added, removed, and with other bytes
+    ///
+    /// The exit code is 0 whether they differ or not.
+    Diff {
         /// The dataset
         name: String,
-        /// A snapshot's id or the beginning of one; without it the latest
-        #[arg(long, value_name = "ID")]
-        snapshot: Option<String>,
-        /// Read every byte, not only the sizes
+        /// The earlier one: a snapshot's id or the beginning of one; without it the one that was staged before TO
+        from: Option<String>,
+        /// The later one; without it the latest
+        to: Option<String>,
+        /// Only count
         #[arg(long)]
-        full: bool,
+        summary: bool,
     },
+    /// Compare a staged snapshot with its manifest; S3 is asked only to repair
+    Verify(VerifyArgs),
     /// Keep a snapshot until it is unpinned
     Pin {
         /// The dataset, and a snapshot's id or the beginning of one; without it the latest
@@ -248,8 +254,13 @@ pub struct GcArgs {
 
 #[derive(Debug, Args)]
 pub struct StageArgs {
-    /// s3://bucket/prefix or file:///dir
-    pub source: String,
+    /// s3://bucket/prefix or file:///dir; of several, which are in one bucket, keys are those below what they have in
+    /// common
+    #[arg(required = true, value_name = "SOURCE")]
+    pub sources: Vec<String>,
+    /// Take only the keys of this file, one a line, below the source
+    #[arg(long, value_name = "FILE")]
+    pub keys: Option<PathBuf>,
     /// Name on the volume; without it derived from the source
     #[arg(long)]
     pub name: Option<String>,
@@ -260,8 +271,22 @@ pub struct StageArgs {
     #[arg(long, value_name = "GLOB")]
     pub exclude: Vec<String>,
     /// Of Parquet objects fetch only these top-level columns, with commas between; only queries can read what is staged
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = column)]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = column, conflicts_with = "dry_run")]
     pub columns: Option<Vec<String>>,
+    #[command(flatten)]
+    pub s3: S3Args,
+    /// Say what would be fetched, what that takes and costs, and which keys give way, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Do not wait until the bytes are on the disk: only to measure what that costs, since a crash of the host may
+    /// leave a snapshot with holes then
+    #[arg(long)]
+    pub no_sync: bool,
+}
+
+/// How S3 is reached.
+#[derive(Debug, Args)]
+pub struct S3Args {
     /// Base URL of an S3-compatible server
     #[arg(long, value_name = "URL")]
     pub endpoint: Option<String>,
@@ -274,10 +299,36 @@ pub struct StageArgs {
     /// Pay for the requests
     #[arg(long)]
     pub requester_pays: bool,
-    /// Do not wait until the bytes are on the disk: only to measure what that costs, since a crash of the host may
-    /// leave a snapshot with holes then
+}
+
+impl S3Args {
+    pub fn options(&self) -> S3Options {
+        S3Options {
+            endpoint: self.endpoint.clone(),
+            region: self.region.clone(),
+            anonymous: self.anonymous,
+            path_style: None,
+            requester_pays: self.requester_pays,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// The dataset
+    pub name: String,
+    /// A snapshot's id or the beginning of one; without it the latest
+    #[arg(long, value_name = "ID")]
+    pub snapshot: Option<String>,
+    /// Read every byte, not only the sizes
     #[arg(long)]
-    pub no_sync: bool,
+    pub full: bool,
+    /// Replace what is found to be damaged by the very bytes that were staged: from another snapshot that has them, or
+    /// from the source, if it still has that object
+    #[arg(long)]
+    pub repair: bool,
+    #[command(flatten)]
+    pub s3: S3Args,
 }
 
 fn quota(text: &str) -> Result<Quota, String> {

@@ -214,6 +214,9 @@ fn help_for(error: &SourceError) -> Option<&'static str> {
         SourceError::Denied { .. } => Some("check the credentials, and that they may list and read the bucket"),
         SourceError::Unreachable { .. } => Some("check the endpoint and the network"),
         SourceError::Empty { .. } => Some("check the prefix, and the include and exclude globs"),
+        SourceError::Missing { .. } => {
+            Some("keys are below the source's prefix, and end where the line ends: a carriage return is part of a key")
+        }
         SourceError::Changed { .. } => Some("stage again when the source is at rest; nothing was published"),
         SourceError::Corrupt { .. } => Some("nothing was published; compare the object with where it was made"),
         SourceError::NoFooter { .. } => Some("exclude it, or stage the dataset whole: choose no columns"),
@@ -234,6 +237,8 @@ impl From<SnapshotError> for CliError {
             SnapshotError::NoDataset { .. } | SnapshotError::NoSnapshot { .. } => {
                 Self::caused(Exit::NotFound, &error).help("`forebay dataset list` shows what there is")
             }
+            SnapshotError::NoneBefore { .. } => Self::caused(Exit::NotFound, &error)
+                .help("`forebay dataset show` lists them: name the one to compare from, and the one to compare to"),
             SnapshotError::BadName { .. } | SnapshotError::BadLabel { .. } | SnapshotError::Ambiguous { .. } => {
                 Self::caused(Exit::Usage, &error)
             }

@@ -6,7 +6,10 @@
 //! the two for one file), or that looks like an escaped one. It becomes `%/` and its bytes in hexadecimal, 200 digits
 //! a directory, the last with the suffix `.key`, so that no escaped path is a directory of another.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+};
 
 use icu_normalizer::DecomposingNormalizer;
 
@@ -64,6 +67,27 @@ impl Census {
     }
 }
 
+/// Why a key does not keep its own name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// It is no usable path.
+    NoPath(&'static str),
+    /// Other keys lie below it.
+    Directory,
+    /// It differs from this key only in case or in Unicode form.
+    Rival(String),
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoPath(why) => f.write_str(why),
+            Self::Directory => f.write_str("it is a directory of other keys too"),
+            Self::Rival(holder) => write!(f, "it differs from `{holder}` only in case or in Unicode form"),
+        }
+    }
+}
+
 /// Which keys keep their names.
 #[derive(Debug, Default)]
 pub struct Mapping {
@@ -93,15 +117,22 @@ impl Mapping {
 
     /// The path of a key that was seen.
     pub fn path(&self, key: &str) -> String {
-        if !is_plain(key) {
-            return escape(key);
+        if self.reason(key).is_some() { escape(key) } else { key.to_owned() }
+    }
+
+    /// Why a key that was seen gives way; none if it keeps its own name.
+    pub fn reason(&self, key: &str) -> Option<Reason> {
+        if let Some(why) = no_path(key) {
+            return Some(Reason::NoPath(why));
         }
         if self.holders.is_empty() && self.directories.is_empty() {
-            return key.to_owned();
+            return None;
         }
         let hash = hash(&fold(key));
-        let held_by_other = self.holders.get(&hash).is_some_and(|holder| holder.as_deref() != Some(key));
-        if held_by_other || self.directories.contains(&hash) { escape(key) } else { key.to_owned() }
+        match self.holders.get(&hash) {
+            Some(Some(holder)) if holder != key => Some(Reason::Rival(holder.clone())),
+            _ => self.directories.contains(&hash).then_some(Reason::Directory),
+        }
     }
 }
 
@@ -131,9 +162,24 @@ pub fn key(path: &str) -> Option<String> {
 }
 
 fn is_plain(key: &str) -> bool {
-    let plain_name =
-        |name: &str| !matches!(name, "" | "." | "..") && name.len() <= LONGEST_NAME && !name.starts_with(".tmp-");
-    !key.starts_with(ESCAPED) && key != "%" && !key.contains('\0') && key.split('/').all(plain_name)
+    no_path(key).is_none()
+}
+
+/// Why a key is no usable path.
+fn no_path(key: &str) -> Option<&'static str> {
+    if key.starts_with(ESCAPED) || key == "%" {
+        return Some("it looks like the escaped name of another key");
+    }
+    if key.contains('\0') {
+        return Some("it has a NUL in it");
+    }
+    key.split('/').find_map(|name| match name {
+        "" => Some("a part of it between slashes is empty"),
+        "." | ".." => Some("a part of it is `.` or `..`"),
+        name if name.len() > LONGEST_NAME => Some("a part of it is longer than 255 bytes"),
+        name if name.starts_with(".tmp-") => Some("a part of it begins as temporary names do, with `.tmp-`"),
+        _ => None,
+    })
 }
 
 fn escape(key: &str) -> String {
@@ -179,6 +225,32 @@ mod tests {
         assert_eq!(paths(["e\u{301}", "\u{e9}"]), ["e\u{301}", "%/c3a9.key"]);
         assert_eq!(paths(["STRASSE", "straße"]), ["STRASSE", "%/73747261c39f65.key"]);
         assert_eq!(paths(["Dir/a", "dir/b"]), ["Dir/a", "dir/b"], "a directory may be shared");
+    }
+
+    #[test]
+    fn who_gives_way_is_told_why() {
+        let keys = ["a", "a/b", "x/README", "x/readme", "..", "n\0", "/", ".tmp-1", "%/61.key", "plain"];
+        let mut census = Census::default();
+        keys.iter().for_each(|key| census.see(key));
+        let mut mapping = census.settle();
+        keys.iter().for_each(|key| mapping.see_again(key));
+        let told = |key: &str| mapping.reason(key).map(|reason| reason.to_string()).unwrap_or_default();
+        for (key, why) in [
+            ("a", "a directory of other keys"),
+            ("x/readme", "`x/README` only in case"),
+            ("..", "`..`"),
+            ("n\0", "NUL"),
+            ("/", "empty"),
+            (".tmp-1", ".tmp-"),
+            ("%/61.key", "escaped name"),
+        ] {
+            assert!(told(key).contains(why), "{key:?}: {}", told(key));
+            assert!(mapping.path(key).starts_with("%/"));
+        }
+        assert!(told(&"y".repeat(256)).contains("255"));
+        for key in ["a/b", "x/README", "plain"] {
+            assert_eq!((mapping.reason(key), mapping.path(key)), (None, key.to_owned()));
+        }
     }
 
     proptest! {

@@ -5,6 +5,7 @@
 
 pub mod checksum;
 pub mod columns;
+pub mod diff;
 #[cfg(test)]
 mod fixture;
 pub mod format;
@@ -14,10 +15,12 @@ pub mod keymap;
 pub mod lease;
 pub mod output;
 pub mod read;
+pub mod repair;
 pub mod room;
 pub mod snapshot;
 pub mod source;
 pub mod split;
 pub mod stage;
+mod threads;
 pub mod verify;
 pub mod volume;

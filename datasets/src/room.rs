@@ -13,6 +13,7 @@
 use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
+    path::Path,
     sync::atomic::{AtomicU64, Ordering},
 };
 
@@ -118,8 +119,12 @@ pub struct Space {
 impl Space {
     /// What a volume's file system has now.
     pub fn of(volume: &Volume) -> Result<Self, VolumeError> {
-        let stat = rustix::fs::statvfs(volume.root());
-        let stat = stat.map_err(|error| VolumeError::io("inspect", volume.root(), error.into()))?;
+        Self::at(volume.root())
+    }
+
+    /// What the file system of a directory has now.
+    pub fn at(dir: &Path) -> Result<Self, VolumeError> {
+        let stat = rustix::fs::statvfs(dir).map_err(|error| VolumeError::io("inspect", dir, error.into()))?;
         let limited = stat.f_files > 0;
         Ok(Self {
             bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
@@ -130,9 +135,13 @@ impl Space {
         })
     }
 
-    fn fits(&self, bytes: u64, files: u64) -> Result<(), RoomError> {
-        // On average a file leaves half of its last block unused.
-        let needed = bytes.saturating_add(files.saturating_mul(self.block.min(LARGEST_BLOCK) / 2));
+    /// Bytes that so many bytes in so many files take: on average a file leaves half of its last block unused.
+    pub(crate) fn taken_by(&self, bytes: u64, files: u64) -> u64 {
+        bytes.saturating_add(files.saturating_mul(self.block.min(LARGEST_BLOCK) / 2))
+    }
+
+    pub(crate) fn fits(&self, bytes: u64, files: u64) -> Result<(), RoomError> {
+        let needed = self.taken_by(bytes, files);
         let reserve = (self.bytes / RESERVE_PART).min(RESERVE_BYTES);
         if needed > self.free_bytes.saturating_sub(reserve) {
             return Err(RoomError::Bytes { needed, free: self.free_bytes, reserve });

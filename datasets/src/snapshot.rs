@@ -63,6 +63,14 @@ pub enum SnapshotError {
         /// The beginning.
         id: String,
     },
+    /// Nothing was staged before it.
+    #[error("the dataset `{name}` has no snapshot before {id}")]
+    NoneBefore {
+        /// The dataset.
+        name: String,
+        /// The snapshot.
+        id: SnapshotId,
+    },
     /// A name that is no dataset's.
     #[error(
         "`{name}` is no dataset name: it takes 1 to 100 letters, digits, `.`, `_` or `-`, beginning with a letter or digit"
@@ -124,7 +132,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 }
 
 /// `snapshot.json`: the commit record. Where there is none, there is no snapshot.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SnapshotRecord {
     /// Of this record's format.
     pub version: u32,
@@ -148,6 +156,20 @@ pub struct SnapshotRecord {
     /// If of any object only a part is held: how many bytes are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_bytes: Option<u64>,
+    /// What had to be fetched for it, and how long that took whoever committed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fetched: Option<Fetched>,
+}
+
+/// How a staging went.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Fetched {
+    /// Objects that were fetched.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// How long it took, with listing and planning.
+    pub seconds: f64,
 }
 
 impl SnapshotRecord {

@@ -22,8 +22,11 @@ use std::{
     sync::Arc,
 };
 
-pub(crate) use self::place::{ALIGNED, Placing};
 use self::{description::Description, probe::Depth};
+pub(crate) use self::{
+    durable::rename_over,
+    place::{ALIGNED, Placing},
+};
 pub use self::{
     durable::{
         NewFile, create_dir, create_dirs, create_dirs_below, publish_dir, replace, sync_dir, sync_tree, write_new,

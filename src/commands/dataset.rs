@@ -1,18 +1,18 @@
-//! `forebay dataset stage|list|show|verify`; `pin`, `unpin` and `gc` are in `gc`
+//! `forebay dataset stage|list|show|verify`; `diff` is in `diff`, and `pin`, `unpin` and `gc` are in `gc`
 
 use forebay_datasets::{
     hold,
     snapshot::{self, Snapshot, SnapshotId, SnapshotRecord},
-    source::{S3Options, SourceOptions, SourceUrl},
+    source::{self, Keys, S3Options, SourceOptions, SourceUrl},
     stage::{self, StageRequest},
     verify,
     volume::Volume,
 };
 use serde_json::json;
 
-use super::gc;
+use super::{diff, gc, preview, repair};
 use crate::{
-    cli::{DatasetCommand, Global, StageArgs},
+    cli::{DatasetCommand, Global, StageArgs, VerifyArgs},
     error::{CliError, Exit},
     render::{self, StageBar, Table},
 };
@@ -25,29 +25,36 @@ pub async fn execute(global: &Global, command: &DatasetCommand) -> Result<Exit, 
         DatasetCommand::Pin { snapshot, name } => gc::pin(global, snapshot, name.as_deref()),
         DatasetCommand::Unpin { snapshot, name } => gc::unpin(global, snapshot, name.as_deref()),
         DatasetCommand::Gc(args) => gc::collect(global, args),
-        DatasetCommand::Verify { name, snapshot, full } => verify(global, name, snapshot.as_deref(), *full),
+        DatasetCommand::Diff { name, from, to, summary } => {
+            diff::diff(global, name, from.as_deref(), to.as_deref(), *summary)
+        }
+        DatasetCommand::Verify(args) => verify(global, args).await,
     }
 }
 
 async fn stage(global: &Global, args: &StageArgs) -> Result<Exit, CliError> {
-    let url: SourceUrl = args.source.parse()?;
+    let urls: Vec<SourceUrl> = args.sources.iter().map(|source| source.parse()).collect::<Result<_, _>>()?;
+    let (url, prefixes) = source::several(&urls)?;
+    if args.keys.is_some() && !prefixes.is_empty() {
+        let error = CliError::new(Exit::Usage, "keys are those below one source, and there are several");
+        return Err(error.help(format!("name {url}, and the keys below it")));
+    }
     let request = StageRequest {
         name: args.name.clone().unwrap_or_else(|| url.default_name()),
         options: SourceOptions {
+            prefixes,
+            keys: args.keys.as_deref().map(Keys::read).transpose()?,
             include: args.include.clone(),
             exclude: args.exclude.clone(),
-            s3: S3Options {
-                endpoint: args.endpoint.clone(),
-                region: args.region.clone(),
-                anonymous: args.anonymous,
-                path_style: None,
-                requester_pays: args.requester_pays,
-            },
+            s3: args.s3.options(),
         },
         url,
         columns: args.columns.as_ref().map(|names| names.iter().cloned().collect()),
         durable: !args.no_sync,
     };
+    if args.dry_run {
+        return preview::preview(global, &request).await;
+    }
     let volume = Volume::open_or_create(&global.volume)?;
     let bar = StageBar::new(global.quiet);
     let staged = stage::stage(&volume, &request, &|progress| bar.advance(progress)).await?;
@@ -175,12 +182,20 @@ fn show(global: &Global, name: &str, id: Option<&str>, objects: bool) -> Result<
     Ok(Exit::Done)
 }
 
-fn verify(global: &Global, name: &str, id: Option<&str>, full: bool) -> Result<Exit, CliError> {
+async fn verify(global: &Global, args: &VerifyArgs) -> Result<Exit, CliError> {
+    let VerifyArgs { name, full, .. } = args;
+    let full = *full;
+    if !args.repair && args.s3.options() != S3Options::default() {
+        return Err(CliError::new(Exit::Usage, "S3 is asked only to repair").help("add --repair"));
+    }
     let volume = Volume::open(&global.volume)?;
-    let snapshot = snapshot::open(&volume, name, id)?;
+    let snapshot = snapshot::open(&volume, name, args.snapshot.as_deref())?;
     let bar = render::bytes_bar(global.quiet, snapshot.manifest.held_bytes());
     let report = verify::verify(&volume, &snapshot, full, &|bytes| bar.inc(bytes));
     bar.finish_and_clear();
+    if args.repair {
+        return repair::repair(global, &volume, &snapshot, &report, args).await;
+    }
     if global.json {
         let bad: Vec<_> = report.bad.iter().map(|bad| json!({ "key": bad.key, "what": bad.what })).collect();
         let object = json!({ "version": 1, "name": name, "snapshot": snapshot.record.id, "full": full,
@@ -197,6 +212,6 @@ fn verify(global: &Global, name: &str, id: Option<&str>, full: bool) -> Result<E
         true => Ok(Exit::Done),
         false if global.json => Ok(Exit::OutOfReach),
         false => Err(CliError::new(Exit::OutOfReach, format!("{} objects of `{name}` are damaged", report.bad.len()))
-            .help(format!("remove {} and stage again", snapshot.dir.display()))),
+            .help(format!("`forebay dataset verify {name} --repair` replaces them by what was staged"))),
     }
 }

@@ -32,6 +32,8 @@ pub struct Faults {
     pub checksum_with_ranges: bool,
     /// Listings have no ETags.
     pub list_without_etags: bool,
+    /// Listings are in the order of the lower-case keys.
+    pub list_by_lower_case: bool,
     /// Each page of a listing names itself as the next one.
     pub list_in_circles: bool,
     /// The next multipart upload is put together, and answered with an error.
@@ -40,6 +42,8 @@ pub struct Faults {
     pub clock_ahead: i64,
     /// Each GET waits so long for its answer.
     pub latency: Duration,
+    /// Each page of a listing waits so long for its answer.
+    pub list_latency: Duration,
     /// Bytes a second of each answer's body.
     pub pace: Option<u64>,
     /// What goes wrong now and then.

@@ -38,8 +38,34 @@ fn lines<'a>(
     most: usize,
 ) -> (Vec<Line<'a>>, bool) {
     let begin = if after < prefix { Included(prefix) } else { Excluded(after) };
+    let entries = objects.range::<str, _>((begin, Unbounded)).take_while(|(key, _)| key.starts_with(prefix));
+    gather(entries, prefix, delimiter, after, most)
+}
+
+/// The same, on a server that has an order of its own.
+fn lines_by_lower_case<'a>(
+    objects: &'a BTreeMap<String, Entry>,
+    prefix: &str,
+    delimiter: Option<&str>,
+    after: &str,
+    most: usize,
+) -> (Vec<Line<'a>>, bool) {
+    let order = |key: &str| (key.to_lowercase(), key.to_owned());
+    let is_meant = |key: &str| key.starts_with(prefix) && order(key) > order(after);
+    let mut entries: Vec<_> = objects.iter().filter(|(key, _)| is_meant(key)).collect();
+    entries.sort_by_key(|(key, _)| order(key));
+    gather(entries.into_iter(), prefix, delimiter, after, most)
+}
+
+fn gather<'a>(
+    entries: impl Iterator<Item = (&'a String, &'a Entry)>,
+    prefix: &str,
+    delimiter: Option<&str>,
+    after: &str,
+    most: usize,
+) -> (Vec<Line<'a>>, bool) {
     let mut found: Vec<Line<'a>> = Vec::new();
-    for (key, entry) in objects.range::<str, _>((begin, Unbounded)).take_while(|(key, _)| key.starts_with(prefix)) {
+    for (key, entry) in entries {
         let Some(stored) = &entry.current else { continue };
         let rest = &key[prefix.len()..];
         let common = delimiter
@@ -70,6 +96,7 @@ pub(super) fn page(
     let prefix = input.prefix.clone().unwrap_or_default();
     let after = input.continuation_token.clone().or(input.start_after.clone()).unwrap_or_default();
     let most = usize::try_from(input.max_keys.unwrap_or(1000)).unwrap_or(0).min(1000);
+    let lines = if faults.list_by_lower_case { lines_by_lower_case } else { lines };
     let (mut page, more) = lines(objects, &prefix, input.delimiter.as_deref(), &after, most);
     let last = page.last().map(|line| line.name().to_owned());
     let mut count = page.len();

@@ -172,8 +172,13 @@ impl S3 for Store {
         &self,
         request: S3Request<ListObjectsV2Input>,
     ) -> S3Result<S3Response<ListObjectsV2Output>> {
-        self.counts.lists.fetch_add(1, Ordering::Relaxed);
+        let _listing = self.counts.list();
         let input = request.input;
+        let latency = self.lock().faults.list_latency;
+        if latency > Duration::ZERO {
+            // The fault itself.
+            tokio::time::sleep(latency).await;
+        }
         let place = [&input.prefix, &input.delimiter, &input.start_after, &input.continuation_token];
         let fault = self.trouble(format!("list {place:?}"), true).await?;
         let mut state = self.lock();

@@ -17,9 +17,20 @@ pub struct Counts {
     pub(super) heads: AtomicU64,
     pub(super) attributes: AtomicU64,
     pub(super) lists: AtomicU64,
+    lists_under_way: AtomicU64,
+    most_lists: AtomicU64,
     pub(super) parts: AtomicU64,
     bytes: AtomicU64,
     answers: Mutex<Answers>,
+}
+
+/// A page of a listing that is being made.
+pub(super) struct Listing<'a>(&'a Counts);
+
+impl Drop for Listing<'_> {
+    fn drop(&mut self) {
+        self.0.lists_under_way.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Answers by what was asked: a key, and a range where one was asked for.
@@ -48,6 +59,19 @@ impl Counts {
     /// Pages of listings.
     pub fn lists(&self) -> u64 {
         self.lists.load(Ordering::Relaxed)
+    }
+
+    /// Pages of listings that were asked for at once, at most.
+    pub fn most_lists(&self) -> u64 {
+        self.most_lists.load(Ordering::Relaxed)
+    }
+
+    /// A page is asked for; until what is returned is dropped.
+    pub(super) fn list(&self) -> Listing<'_> {
+        self.lists.fetch_add(1, Ordering::Relaxed);
+        let now = self.lists_under_way.fetch_add(1, Ordering::Relaxed) + 1;
+        self.most_lists.fetch_max(now, Ordering::Relaxed);
+        Listing(self)
     }
 
     /// Parts of multipart uploads.

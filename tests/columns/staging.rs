@@ -41,6 +41,29 @@ async fn what_holds_enough_is_shared_and_the_rest_is_fetched() {
     assert_eq!(stage(None), (1, wide(8).len() as u64));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_range_is_fetched_again_and_nothing_else() {
+    let cluster = cluster().await;
+    let staged = cluster.forebay(STAGE).json(0);
+    let data = Path::new(staged["path"].as_str().unwrap()).join("data/w");
+    let whole: Vec<_> = ["1.parquet", "2.parquet"].map(|name| fs::read(data.join(name)).unwrap()).into();
+    let mut flipped = whole[0].clone();
+    // Of the file's end, which is always held.
+    let last = flipped.len() - 1000;
+    flipped[last] ^= 1;
+    fs::write(data.join("1.parquet"), flipped).unwrap();
+    fs::remove_file(data.join("2.parquet")).unwrap();
+    cluster.forebay(["dataset", "verify", "data", "--full"]).code(4);
+    let before = cluster.s3.counts().bytes();
+    cluster.forebay(["dataset", "verify", "data", "--full", "--repair"]).code(0);
+    let sent = cluster.s3.counts().bytes() - before;
+    let held: u64 = [1, 2].iter().flat_map(|n| held(&wide(*n))).map(|range| range.end - range.start).sum();
+    assert_eq!(sent, held, "the ranges that are held");
+    assert!(fs::read(data.join("1.parquet")).unwrap() == whole[0]);
+    assert!(fs::read(data.join("2.parquet")).unwrap() == whole[1]);
+    cluster.forebay(["dataset", "verify", "data", "--full"]).code(0);
+}
+
 /// Stages while an object becomes another one after so many answers; the file, as it is held.
 async fn staged_under_a_change(after: u64, versions: bool) -> Vec<u8> {
     let cluster = Cluster::start().await;

@@ -9,7 +9,7 @@ use crate::{
     support::{Cluster, eventually, seed},
 };
 
-fn chance(per_mille: &[(Fault, u64)]) -> Faults {
+pub fn chance(per_mille: &[(Fault, u64)]) -> Faults {
     let chance = Chance { seed: seed(), per_mille: per_mille.to_vec(), ..Chance::default() };
     Faults { chance, ..Faults::default() }
 }

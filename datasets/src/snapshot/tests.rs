@@ -21,6 +21,7 @@ fn commit(volume: &Volume, name: &str, checksum: u64, created: &str) -> Snapshot
         created: created.to_owned(),
         columns: None,
         held_bytes: None,
+        fetched: None,
     };
     volume::write_new(&dir.join("snapshot.json"), &serde_json::to_vec(&record).unwrap()).unwrap();
     set_latest(&dataset, &id).unwrap();

@@ -35,6 +35,24 @@ pub enum SourceError {
         #[source]
         source: globset::Error,
     },
+    /// A file of keys cannot be used.
+    #[error("the list of keys {} cannot be used: {why}", path.display())]
+    BadKeys {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// Keys that were named are not there.
+    #[error("{missing} of the {of} keys that were named are not in the source: {first}")]
+    Missing {
+        /// How many.
+        missing: usize,
+        /// Of how many.
+        of: usize,
+        /// The first of them.
+        first: String,
+    },
     /// The bucket or directory does not exist.
     #[error("{what} does not exist")]
     Absent {
@@ -177,8 +195,10 @@ impl SourceError {
     /// What a user can do.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::BadUrl { .. } | Self::BadGlob { .. } | Self::BadCertificates { .. } => ErrorKind::Usage,
-            Self::Absent { .. } | Self::Empty { .. } | Self::Gone { .. } => ErrorKind::NotFound,
+            Self::BadUrl { .. } | Self::BadGlob { .. } | Self::BadKeys { .. } | Self::BadCertificates { .. } => {
+                ErrorKind::Usage
+            }
+            Self::Absent { .. } | Self::Empty { .. } | Self::Missing { .. } | Self::Gone { .. } => ErrorKind::NotFound,
             _ => ErrorKind::Storage,
         }
     }

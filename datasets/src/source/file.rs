@@ -29,16 +29,20 @@ impl Directory {
         Self { dir: dir.to_owned() }
     }
 
-    /// Every regular file below the directory, in the order of the keys, links followed to files but not to
-    /// directories. What a volume holds is no source: it changes while it is staged.
-    pub(super) fn list(&self, page: &mut Page<'_>) -> Result<(), SourceError> {
-        if !self.dir.is_dir() {
-            return Err(SourceError::Absent { what: format!("the directory {}", self.dir.display()) });
-        }
+    /// Every regular file below the directory and one of the prefixes, in the order of the keys, links followed to files
+    /// but not to directories. What a volume holds is no source: it changes while it is staged.
+    pub(super) fn list(&self, prefixes: &[String], page: &mut Page<'_>) -> Result<(), SourceError> {
         let mut found = Vec::new();
-        if self.walk(&self.dir, &mut found, page)?.is_continue() {
-            let _ = page(found);
+        for prefix in prefixes {
+            let dir = self.dir.join(prefix);
+            if !dir.is_dir() {
+                return Err(SourceError::Absent { what: format!("the directory {}", dir.display()) });
+            }
+            if self.walk(&dir, &mut found, page)?.is_break() {
+                return Ok(());
+            }
         }
+        let _ = page(found);
         Ok(())
     }
 
@@ -190,7 +194,7 @@ mod tests {
             keys.extend(objects);
             ControlFlow::Continue(())
         };
-        directory.list(&mut page).unwrap();
+        directory.list(&[String::new()], &mut page).unwrap();
         assert!(keys.is_sorted_by(|a, b| a.key < b.key), "{keys:?}");
         assert_eq!(keys.len(), 5);
 

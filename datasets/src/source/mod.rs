@@ -5,88 +5,29 @@
 
 mod error;
 mod file;
+mod keys;
 pub(crate) mod retry;
 pub mod s3;
+mod url;
 
-use std::{
-    fmt,
-    ops::{ControlFlow, Range},
-    path::{Path, PathBuf},
-    str::FromStr,
-};
+use std::ops::{ControlFlow, Range};
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
 
-pub use self::error::{ErrorKind, SourceError};
+pub use self::{
+    error::{ErrorKind, SourceError},
+    keys::Keys,
+    url::{SourceUrl, several},
+};
 use crate::checksum::Expected;
-
-/// A source's address.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SourceUrl {
-    /// `s3://bucket/prefix`
-    S3 {
-        /// The bucket.
-        bucket: String,
-        /// What every key begins with; ends with `/` unless empty.
-        prefix: String,
-    },
-    /// `file:///dir`
-    File {
-        /// Absolute.
-        dir: PathBuf,
-    },
-}
-
-impl FromStr for SourceUrl {
-    type Err = SourceError;
-
-    fn from_str(url: &str) -> Result<Self, SourceError> {
-        let bad = |why| SourceError::BadUrl { url: url.to_owned(), why };
-        if let Some(rest) = url.strip_prefix("s3://") {
-            let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-            if bucket.is_empty() {
-                return Err(bad("the bucket is missing: s3://bucket/prefix"));
-            }
-            let slash = if prefix.is_empty() || prefix.ends_with('/') { "" } else { "/" };
-            return Ok(Self::S3 { bucket: bucket.to_owned(), prefix: format!("{prefix}{slash}") });
-        }
-        match url.strip_prefix("file://") {
-            // `/d/` and `/d` are one source.
-            Some(dir) if dir.starts_with('/') => Ok(Self::File { dir: Path::new(dir).components().collect() }),
-            Some(_) => Err(bad("a file source is absolute: file:///dir")),
-            None => Err(bad("it begins neither with s3:// nor with file:///")),
-        }
-    }
-}
-
-impl fmt::Display for SourceUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::S3 { bucket, prefix } => write!(f, "s3://{bucket}/{prefix}"),
-            Self::File { dir } => write!(f, "file://{}", dir.display()),
-        }
-    }
-}
-
-impl SourceUrl {
-    /// A dataset's name made of the address's last part.
-    pub fn default_name(&self) -> String {
-        let last = match self {
-            Self::S3 { bucket, prefix } => {
-                prefix.trim_end_matches('/').rsplit('/').next().filter(|s| !s.is_empty()).unwrap_or(bucket)
-            }
-            Self::File { dir } => dir.file_name().and_then(|name| name.to_str()).unwrap_or("data"),
-        };
-        let name: String =
-            last.chars().map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' }).collect();
-        let name = name.trim_start_matches(['.', '_', '-']);
-        if name.is_empty() { "data".to_owned() } else { name.chars().take(100).collect() }
-    }
-}
 
 /// How a source is reached and what of it is taken.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SourceOptions {
+    /// Only what is below these, each of which ends with `/`, as [`several`] makes them; empty takes all.
+    pub prefixes: Vec<String>,
+    /// Only these, each looked at by itself; none lists.
+    pub keys: Option<Keys>,
     /// Globs over the keys below the prefix; empty takes all.
     pub include: Vec<String>,
     /// Globs over the keys below the prefix.
@@ -139,6 +80,8 @@ pub struct About {
 pub struct Source {
     url: SourceUrl,
     selection: Selection,
+    prefixes: Vec<String>,
+    keys: Option<Keys>,
     backend: Backend,
 }
 
@@ -185,34 +128,51 @@ impl Source {
             }
             SourceUrl::File { dir } => Backend::File(file::Directory::new(dir)),
         };
-        Ok(Self { url: url.clone(), selection, backend })
+        let prefixes = match options.prefixes.is_empty() {
+            true => vec![String::new()],
+            false => options.prefixes.clone(),
+        };
+        Ok(Self { url: url.clone(), selection, prefixes, keys: options.keys.clone(), backend })
     }
 
-    /// Gives `page` the selected objects, some at a time, as the source lists them: mostly in the order of their keys.
-    /// `page` may break off.
+    /// Gives `page` the selected objects, some at a time and in any order, some perhaps twice. `page` may break off.
     ///
     /// # Errors
     /// [`SourceError::Empty`] if there are none.
-    pub async fn list(&mut self, page: &mut Page<'_>) -> Result<(), SourceError> {
-        let selection = &self.selection;
+    pub async fn list(&mut self, page: &mut Page<'_>) -> Result<Asked, SourceError> {
         let mut found = false;
+        let mut asked = self.try_list(page, &mut found).await;
+        // The first request tells.
+        if let Err(SourceError::Elsewhere { region, .. }) = asked {
+            self.move_to(region).await?;
+            asked = self.try_list(page, &mut found).await;
+        }
+        let asked = asked?;
+        if found { Ok(asked) } else { Err(SourceError::Empty { url: self.url.to_string() }) }
+    }
+
+    async fn try_list(&self, page: &mut Page<'_>, found: &mut bool) -> Result<Asked, SourceError> {
+        let selection = &self.selection;
         let mut selected = |mut objects: Vec<Listed>| {
             objects.retain(|object| selection.takes(&object.key));
-            found |= !objects.is_empty();
+            *found |= !objects.is_empty();
             page(objects)
         };
-        match &mut self.backend {
-            Backend::File(directory) => directory.list(&mut selected)?,
-            Backend::S3(bucket) => match bucket.list(&mut selected).await {
-                // The first request tells.
-                Err(SourceError::Elsewhere { region, .. }) => {
-                    **bucket = bucket.in_region(region).await?;
-                    bucket.list(&mut selected).await?;
-                }
-                listed => listed?,
-            },
+        if let Some(keys) = &self.keys {
+            return keys.look(&self.readers().await?, |key| selection.takes(key), &mut selected).await;
         }
-        if found { Ok(()) } else { Err(SourceError::Empty { url: self.url.to_string() }) }
+        match &self.backend {
+            Backend::File(directory) => directory.list(&self.prefixes, &mut selected).map(|()| Asked::default()),
+            Backend::S3(bucket) => bucket.list(&self.prefixes, &mut selected).await,
+        }
+    }
+
+    /// The same bucket, looked for in the region that S3 has named in [`SourceError::Elsewhere`].
+    pub(crate) async fn move_to(&mut self, region: String) -> Result<(), SourceError> {
+        if let Backend::S3(bucket) = &mut self.backend {
+            **bucket = bucket.in_region(region).await?;
+        }
+        Ok(())
     }
 
     /// What each lane's reader is made of.
@@ -222,6 +182,15 @@ impl Source {
             Backend::File(directory) => Readers::File(directory.clone()),
         })
     }
+}
+
+/// The requests that a listing took, those left out that were tried again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// Pages of listings.
+    pub lists: u64,
+    /// HEADs of objects.
+    pub heads: u64,
 }
 
 /// Takes a page of a listing.
@@ -292,21 +261,6 @@ impl Reader {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn addresses_are_understood() {
-        let s3 = |bucket: &str, prefix: &str| SourceUrl::S3 { bucket: bucket.into(), prefix: prefix.into() };
-        assert_eq!("s3://b/p/q".parse::<SourceUrl>().unwrap(), s3("b", "p/q/"));
-        assert_eq!("s3://b".parse::<SourceUrl>().unwrap(), s3("b", ""));
-        for url in ["file:///d", "file:///d/", "file:////d/."] {
-            assert_eq!(url.parse::<SourceUrl>().unwrap().to_string(), "file:///d");
-        }
-        for bad in ["s3://", "s3:///x", "file://x", "http://x", ""] {
-            assert!(bad.parse::<SourceUrl>().is_err(), "{bad}");
-        }
-        assert_eq!(s3("b", "p/Flights 2013/").default_name(), "Flights-2013");
-        assert_eq!(s3("b", "").default_name(), "b");
-    }
 
     #[test]
     fn a_star_stays_within_a_segment() {

@@ -1,10 +1,18 @@
 //! The last step: what is staged becomes a snapshot, by one rename.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
 
 use super::{
     DATA, PLAN, StageError, TREE,
     crew::Crew,
+    lane::Counts,
     ledger::{At, Ledger},
     plan::ListingDigest,
     rows::{Row, RowFile},
@@ -12,7 +20,7 @@ use super::{
 };
 use crate::{
     columns::{self, Columns},
-    snapshot::{self, ManifestWriter, Object, SnapshotId, SnapshotRecord},
+    snapshot::{self, Fetched, ManifestWriter, Object, SnapshotId, SnapshotRecord},
     volume::{self, Volume, VolumeError},
 };
 
@@ -25,6 +33,8 @@ pub(super) struct Commit {
     /// The columns of Parquet objects that were wanted; none: all.
     pub columns: Option<Columns>,
     pub durable: bool,
+    pub begun: Instant,
+    pub counts: Arc<Counts>,
 }
 
 impl Commit {
@@ -49,6 +59,13 @@ impl Commit {
     fn published(&self, id: &SnapshotId) -> Option<SnapshotRecord> {
         let records = snapshot::records(&self.volume, &self.name).ok()?;
         records.into_iter().find(|record| record.id == *id)
+    }
+
+    /// What this stager has fetched so far.
+    fn fetched(&self) -> Option<Fetched> {
+        let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let (objects, bytes) = (count(&self.counts.fetched_objects), count(&self.counts.fetched_bytes));
+        (objects > 0).then(|| Fetched { objects, bytes, seconds: self.begun.elapsed().as_secs_f64() })
     }
 
     fn try_publish(
@@ -96,6 +113,7 @@ impl Commit {
             created: jiff::Timestamp::now().to_string(),
             columns: columns.cloned(),
             held_bytes: written.held_bytes,
+            fetched: self.fetched(),
         };
         let text = serde_json::to_vec_pretty(&record).expect("plain fields serialise");
         volume::replace(&tree.join("snapshot.json"), &text)?;

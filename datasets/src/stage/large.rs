@@ -83,6 +83,11 @@ impl PartHasher {
     }
 }
 
+/// GETs that fetching an object of this size takes, uploaded in one piece.
+pub(super) fn requests(size: u64) -> u64 {
+    if size > FROM { size.div_ceil(PART) } else { 1 }
+}
+
 /// Cuts an object that was uploaded in parts of these sizes into ranges, none of which lies in two.
 pub(super) fn ranges(uploads: &[u64]) -> Vec<PartRange> {
     let mut ranges = Vec::new();

@@ -1,6 +1,15 @@
 //! A listing on its way to a plan: collected as it comes, in memory while it is short and in a file when it is not.
+//!
+//! It comes in any order, since ranges of it are listed at once. What lies in the file are runs, each in order, and a
+//! merge of them is the listing: memory holds one run while they are written, and a chunk of each while they are merged.
 
-use std::path::{Path, PathBuf};
+use std::{
+    cmp::Reverse,
+    collections::BinaryHeap,
+    ops::Range,
+    path::{Path, PathBuf},
+    vec,
+};
 
 use super::{
     StageError,
@@ -16,6 +25,8 @@ pub(super) struct Collector {
     path: PathBuf,
     held: Vec<Listed>,
     spilled: Option<RowWriter>,
+    /// The chunks of each run.
+    runs: Vec<Range<usize>>,
     last: Option<String>,
     in_order: bool,
     pub(super) objects: u64,
@@ -24,7 +35,8 @@ pub(super) struct Collector {
 impl Collector {
     /// `path` is where a long listing goes.
     pub(super) fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), held: Vec::new(), spilled: None, last: None, in_order: true, objects: 0 }
+        let (held, runs, path) = (Vec::new(), Vec::new(), path.to_owned());
+        Self { path, held, spilled: None, runs, last: None, in_order: true, objects: 0 }
     }
 
     pub(super) fn push(&mut self, object: Listed) -> Result<(), StageError> {
@@ -40,27 +52,82 @@ impl Collector {
             Some(writer) => writer,
             none => none.insert(RowWriter::create(&self.path)?),
         };
-        self.held.drain(..).try_for_each(|object| writer.push(Row { path: object.key.clone(), object, shared: None }))
+        // Of equal keys the one that came later stays behind.
+        self.held.sort_by(|a, b| a.key.cmp(&b.key));
+        self.held
+            .drain(..)
+            .try_for_each(|object| writer.push(Row { path: object.key.clone(), object, shared: None }))?;
+        let begin = self.runs.last().map_or(0, |run| run.end);
+        self.runs.push(begin..writer.cut()?);
+        Ok(())
     }
 
     /// The objects in the order of their keys, none twice.
     pub(super) fn finish(mut self) -> Result<Listing, StageError> {
-        let place = match self.spilled {
-            None => Place::Memory(std::mem::take(&mut self.held)),
-            Some(_) => {
-                self.spill()?;
-                self.spilled.take().expect("just matched").finish(&Facts::default())?;
-                Place::File(self.path)
-            }
-        };
-        let listing = Listing { place };
-        if self.in_order {
-            return Ok(listing);
+        if self.spilled.is_none() {
+            self.held.sort_by(|a, b| a.key.cmp(&b.key));
+            return Ok(Listing { place: Place::Memory(self.held) });
         }
-        // No server that has very many objects was seen to list them out of order, so that memory does.
-        let mut objects = listing.objects()?.collect::<Result<Vec<_>, _>>()?;
-        objects.sort_by(|a, b| a.key.cmp(&b.key));
-        Ok(Listing { place: Place::Memory(objects) })
+        self.spill()?;
+        self.spilled.take().expect("just looked at").finish(&Facts::default())?;
+        if self.in_order {
+            return Ok(Listing { place: Place::File(self.path) });
+        }
+        let merged = self.path.with_extension("merged");
+        let mut writer = RowWriter::create(&merged)?;
+        Merge::new(RowFile::open(&self.path)?, self.runs)?.try_for_each(|row| writer.push(row?))?;
+        writer.finish(&Facts::default())?;
+        Ok(Listing { place: Place::File(merged) })
+    }
+}
+
+/// Merges the runs of a file. Of equal keys the one of the later run comes later.
+struct Merge {
+    file: RowFile,
+    runs: Vec<Run>,
+    /// The next key of each run that is not at its end.
+    heads: BinaryHeap<Reverse<(String, usize)>>,
+}
+
+struct Run {
+    next: Option<Row>,
+    rows: vec::IntoIter<Row>,
+    chunks: Range<usize>,
+}
+
+impl Merge {
+    fn new(file: RowFile, runs: Vec<Range<usize>>) -> Result<Self, StageError> {
+        let run = |chunks| Run { next: None, rows: Vec::new().into_iter(), chunks };
+        let mut merge = Self { file, runs: runs.into_iter().map(run).collect(), heads: BinaryHeap::new() };
+        for run in 0..merge.runs.len() {
+            merge.advance(run)?;
+        }
+        Ok(merge)
+    }
+
+    /// The row that a run is at; the run then is at its next.
+    fn advance(&mut self, number: usize) -> Result<Option<Row>, StageError> {
+        let run = &mut self.runs[number];
+        let mut next = run.rows.next();
+        if next.is_none()
+            && let Some(chunk) = run.chunks.next()
+        {
+            run.rows = self.file.chunk(chunk)?.into_iter();
+            next = run.rows.next();
+        }
+        if let Some(row) = &next {
+            self.heads.push(Reverse((row.object.key.clone(), number)));
+        }
+        Ok(std::mem::replace(&mut run.next, next))
+    }
+}
+
+impl Iterator for Merge {
+    type Item = Result<Row, StageError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let Reverse((_, run)) = self.heads.pop()?;
+        self.advance(run).transpose()
     }
 }
 
@@ -106,6 +173,27 @@ mod tests {
 
     fn listed(key: String, size: u64) -> Listed {
         Listed { key, size, etag: None, version_id: None }
+    }
+
+    #[test]
+    fn what_comes_in_any_order_is_put_in_order_and_the_later_of_equals_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        for count in [100, 3 * HELD + 100] {
+            // Seven ranges, a page of each in turn, as they are listed at once; then some of them again.
+            let pages: Vec<_> = (0..count).collect::<Vec<_>>().chunks(10).map(<[usize]>::to_vec).collect();
+            let mut turns: Vec<_> = (0..7).flat_map(|turn| pages.iter().skip(turn).step_by(7)).collect();
+            turns.reverse();
+            let mut collector = Collector::new(&dir.path().join("listing"));
+            turns.iter().flat_map(|page| page.iter()).for_each(|n| {
+                collector.push(listed(format!("{n:08}"), 1)).unwrap();
+            });
+            (0..count).step_by(1000).for_each(|n| collector.push(listed(format!("{n:08}"), 2)).unwrap());
+            let listing = collector.finish().unwrap();
+            let objects: Vec<_> = listing.objects().unwrap().map(Result::unwrap).collect();
+            let wanted: Vec<_> = (0..count).map(|n| listed(format!("{n:08}"), 1 + u64::from(n % 1000 == 0))).collect();
+            assert!(objects == wanted, "{count}");
+            assert!(matches!(listing.place, Place::File(_)) == (count > HELD), "{count}");
+        }
     }
 
     #[test]

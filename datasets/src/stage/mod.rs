@@ -26,8 +26,10 @@ mod ledger;
 mod listing;
 mod pace;
 mod plan;
+pub mod preview;
 mod rows;
 mod site;
+mod spool;
 mod technique;
 mod work;
 
@@ -39,15 +41,8 @@ use std::{
     time::Instant,
 };
 
-pub(crate) use self::crew::is_abandoned;
-use self::{
-    commit::Commit,
-    follow::Announcer,
-    lane::Counts,
-    rows::RowFile,
-    site::{Site, Spool},
-    work::Work,
-};
+use self::{commit::Commit, follow::Announcer, lane::Counts, rows::RowFile, site::Site, work::Work};
+pub(crate) use self::{crew::is_abandoned, spool::Spool};
 pub use self::{
     error::StageError,
     follow::{Expected, Follow, Staging},
@@ -140,7 +135,7 @@ pub async fn stage_followed(
     let mut tries = 0;
     let record = loop {
         tries += 1;
-        match stage_once(volume, request, progress, follower.clone(), &counts).await {
+        match stage_once(volume, request, progress, follower.clone(), (started, &counts)).await {
             // Another stager has published what both were at; the next listing finds it.
             Err(Missed::Overtaken(_)) if tries < OVERTAKEN => {}
             Err(Missed::Overtaken(error) | Missed::Failed(error)) => return Err(error),
@@ -183,7 +178,7 @@ async fn stage_once(
     request: &StageRequest,
     progress: &(dyn Fn(StageProgress) + Send + Sync),
     follower: Option<Arc<dyn Follow>>,
-    counts: &Arc<Counts>,
+    (started, counts): (Instant, &Arc<Counts>),
 ) -> Result<SnapshotRecord, Missed> {
     let wanted = request.columns.as_ref();
     let dataset = snapshot::dataset_dir(volume, &request.name)?;
@@ -194,15 +189,14 @@ async fn stage_once(
     let records = snapshot::records(volume, &request.name)?;
     let dir = dataset.join("staging").join(survey.site_name(&url, wanted));
     let site = Site { volume, dir, dataset, columns: wanted };
-    let same = |record: &&SnapshotRecord| record.source == url && record.serves(&survey.digest, wanted);
-    if let Some(same) = records.iter().rfind(same).filter(|_| survey.tells_changes) {
+    if let Some(same) = survey.unchanged(&records, &url, wanted) {
         snapshot::check_manifest(volume, same)?;
         snapshot::set_latest(&site.dataset, &same.id)?;
         site.clear_published()?;
         return Ok(same.clone());
     }
     site.clear_leftovers(&spool);
-    let facts = site.plan(listing, &survey.mapping, &site.bases(&records, &url)?, &spool)?;
+    let facts = site.plan(listing, &survey.mapping, &site::bases(&site.dataset, &records, &url)?, &spool)?;
     progress(StageProgress::Planned {
         objects: facts.objects,
         bytes: facts.bytes,
@@ -238,6 +232,8 @@ async fn stage_once(
         source: url,
         columns: request.columns.clone(),
         durable: request.durable,
+        begun: started,
+        counts: Arc::clone(&counts),
     };
     work::beside(work, commit, counts, progress).await
 }

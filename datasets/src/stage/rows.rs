@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::StageError;
 use crate::{
     checksum::Crc64,
+    columns::{self, Columns},
     snapshot::{HeldRange, held},
     source::Listed,
     volume::{NewFile, VolumeError},
@@ -63,6 +64,21 @@ pub(super) struct Facts {
     pub directories: u64,
 }
 
+impl Facts {
+    /// What of an object `wanted` columns take, its footer tells when it is fetched.
+    pub(super) fn add(&mut self, row: &Row, wanted: Option<&Columns>) {
+        self.objects += 1;
+        self.bytes += row.object.size;
+        if row.shared.is_none() {
+            self.fetch_objects += 1;
+            self.fetch_bytes += match columns::taken_of(wanted, &row.object) {
+                Some(_) => 0,
+                None => row.object.size,
+            };
+        }
+    }
+}
+
 /// An error of the file under Arrow is the volume's.
 fn failed(path: &Path) -> impl Fn(ArrowError) -> StageError + use<'_> {
     |source| match source {
@@ -77,13 +93,14 @@ pub(super) struct RowWriter {
     writer: FileWriter<NewFile>,
     rows: Vec<Row>,
     bytes: u64,
+    chunks: usize,
 }
 
 impl RowWriter {
     pub(super) fn create(path: &Path) -> Result<Self, StageError> {
         let writer = FileWriter::try_new(NewFile::create(path)?, &schema());
         let writer = writer.map_err(failed(path))?;
-        Ok(Self { path: path.to_owned(), writer, rows: Vec::new(), bytes: 0 })
+        Ok(Self { path: path.to_owned(), writer, rows: Vec::new(), bytes: 0, chunks: 0 })
     }
 
     pub(super) fn push(&mut self, row: Row) -> Result<(), StageError> {
@@ -92,10 +109,17 @@ impl RowWriter {
         if self.rows.len() == MOST_ROWS || self.bytes >= MOST_BYTES { self.flush() } else { Ok(()) }
     }
 
+    /// Ends a chunk here. Returns how many there are.
+    pub(super) fn cut(&mut self) -> Result<usize, StageError> {
+        self.flush()?;
+        Ok(self.chunks)
+    }
+
     fn flush(&mut self) -> Result<(), StageError> {
         if self.rows.is_empty() {
             return Ok(());
         }
+        self.chunks += 1;
         let written = batch(&self.rows).and_then(|batch| self.writer.write(&batch));
         written.map_err(failed(&self.path))?;
         self.rows.clear();

@@ -12,20 +12,18 @@ use super::{
     crew::is_abandoned,
     listing::{Collector, Listing},
     plan::{self, ListingDigest},
-    rows::{Facts, RowFile, RowWriter},
+    rows::{Facts, Row, RowFile, RowWriter},
+    spool::Spool,
 };
 use crate::{
     columns::{self, Columns},
     keymap::{Census, Mapping},
     room,
     snapshot::{self, Object, SnapshotRecord},
-    source::{Listed, Source},
-    volume::{self, Holder, Volume, VolumeError},
+    source::{Asked, Listed, Source},
+    volume::{self, Volume, VolumeError},
 };
 
-/// How a spool's name begins; who its process is stands in it.
-const NEW: &str = ".new-";
-const HOLDER: &str = "holder.json";
 /// What a stager leaves behind when it is killed is cleared away after this long, where nobody sees that it is dead.
 const LEFTOVER_AGE: Duration = Duration::from_secs(24 * 3600);
 
@@ -35,9 +33,21 @@ pub(super) struct Survey {
     pub mapping: Mapping,
     /// Whether another listing of the same digest is a listing of the same objects.
     pub tells_changes: bool,
+    pub asked: Asked,
 }
 
 impl Survey {
+    /// The newest snapshot that holds what is wanted of exactly this listing.
+    pub(super) fn unchanged<'a>(
+        &self,
+        records: &'a [SnapshotRecord],
+        url: &str,
+        wanted: Option<&Columns>,
+    ) -> Option<&'a SnapshotRecord> {
+        let serves = |record: &&SnapshotRecord| record.source == url && record.serves(&self.digest, wanted);
+        records.iter().rfind(serves).filter(|_| self.tells_changes)
+    }
+
     /// Where stagers of the same columns of one listing of one source meet; of listings that do not tell changes, each has
     /// its own.
     pub(super) fn site_name(&self, url: &str, columns: Option<&Columns>) -> String {
@@ -53,10 +63,10 @@ impl Survey {
 
 pub(super) async fn list(
     source: &mut Source,
-    spool: &Spool<'_>,
+    spool: &Spool,
     progress: &(dyn Fn(StageProgress) + Send + Sync),
 ) -> Result<(Listing, Survey), StageError> {
-    let mut collector = Collector::new(&spool.dir.join("listing"));
+    let mut collector = Collector::new(&spool.dir().join("listing"));
     let mut failed = None;
     let mut page = |objects: Vec<Listed>| {
         let collected = objects.into_iter().try_for_each(|object| collector.push(object));
@@ -73,7 +83,7 @@ pub(super) async fn list(
     if let Some(error) = failed {
         return Err(error);
     }
-    listed?;
+    let asked = listed?;
     let listing = collector.finish()?;
     let (mut digest, mut census, mut tells_changes) = (ListingDigest::default(), Census::default(), true);
     for object in listing.objects()? {
@@ -88,47 +98,7 @@ pub(super) async fn list(
             mapping.see_again(&object?.key);
         }
     }
-    Ok((listing, Survey { digest: digest.finish(), mapping, tells_changes }))
-}
-
-/// A directory of one stager's own, gone with it.
-pub(super) struct Spool<'a> {
-    volume: &'a Volume,
-    dir: PathBuf,
-}
-
-impl<'a> Spool<'a> {
-    pub(super) fn new(volume: &'a Volume, dataset: &Path) -> Result<Self, StageError> {
-        let all = dataset.join("staging");
-        let dir = all.join(format!("{NEW}{}", volume::nonce()));
-        volume::create_dirs(&dir)?;
-        let spool = Self { volume, dir };
-        let (holder, path) = (serde_json::to_vec(&Holder::this_process()), spool.dir.join(HOLDER));
-        let holder = holder.expect("plain fields serialise");
-        fs::write(&path, holder).map_err(|error| VolumeError::io("write", &path, error))?;
-        spool.clear_orphans(&all);
-        Ok(spool)
-    }
-
-    /// Clears away the spools of processes that are seen to be gone.
-    fn clear_orphans(&self, all: &Path) {
-        for entry in fs::read_dir(all).into_iter().flatten().flatten() {
-            let is_new = entry.file_name().to_str().is_some_and(|name| name.starts_with(NEW));
-            let holder = is_new.then(|| fs::read(entry.path().join(HOLDER)).ok()).flatten();
-            let holder = holder.and_then(|text| serde_json::from_slice::<Holder>(&text).ok());
-            if holder.is_some_and(|holder| holder.is_gone()) {
-                let _ = self.volume.trash(&entry.path());
-            }
-        }
-    }
-}
-
-impl Drop for Spool<'_> {
-    fn drop(&mut self) {
-        if let Err(error) = self.volume.trash(&self.dir) {
-            tracing::warn!(path = %self.dir.display(), %error, "could not be removed");
-        }
-    }
+    Ok((listing, Survey { digest: digest.finish(), mapping, tells_changes, asked }))
 }
 
 /// `staging/<digest>/`
@@ -147,15 +117,18 @@ impl Site<'_> {
         listing: Listing,
         mapping: &Mapping,
         bases: &[SnapshotRecord],
-        spool: &Spool<'_>,
+        spool: &Spool,
     ) -> Result<Facts, StageError> {
         let path = self.dir.join(PLAN);
         self.clear_published()?;
         if path.exists() {
             return Ok(RowFile::open(&path)?.facts);
         }
-        let draft = spool.dir.join(PLAN);
-        let facts = self.write_plan(&draft, &listing, mapping, bases)?;
+        let draft = spool.dir().join(PLAN);
+        let facts = self.write_plan(
+            &draft,
+            planned(&listing, mapping, bases, &self.dataset, |from, object| self.holds_enough(from, object))?,
+        )?;
         room::check(self.volume, facts.fetch_bytes, facts.fetch_objects)?;
         volume::create_dirs(&self.dir.join(TREE).join(DATA))?;
         match volume::link_or_copy(&draft, &path) {
@@ -165,45 +138,15 @@ impl Site<'_> {
         }
     }
 
-    /// The snapshots that unchanged objects are shared with: the latest if it is of this source, else the newest that is;
-    /// and if of that one only some columns are held, the newest that is whole.
-    pub(super) fn bases(&self, records: &[SnapshotRecord], url: &str) -> Result<Vec<SnapshotRecord>, StageError> {
-        let latest = snapshot::latest(&self.dataset)?;
-        let of_source = || records.iter().filter(|record| record.source == url);
-        let first = of_source().find(|record| Some(&record.id) == latest.as_ref()).or_else(|| of_source().next_back());
-        let whole = first.filter(|first| first.columns.is_some());
-        let whole = whole.and_then(|_| of_source().rfind(|record| record.columns.is_none()));
-        Ok(first.into_iter().chain(whole).cloned().collect())
-    }
-
     fn write_plan(
         &self,
         path: &Path,
-        listing: &Listing,
-        mapping: &Mapping,
-        bases: &[SnapshotRecord],
+        rows: impl Iterator<Item = Result<Row, StageError>>,
     ) -> Result<Facts, StageError> {
-        let manifest = |base: &SnapshotRecord| self.dataset.join("snapshots").join(&base.id.0).join(snapshot::MANIFEST);
-        let mut present = Vec::new();
-        for base in bases {
-            present.push(snapshot::objects(&manifest(base))?.map(|object| object.map_err(StageError::from)));
-        }
-        let place = |base: usize, object: &Object| {
-            let from = bases[base].volume_path(object);
-            (object.held.is_none() || self.holds_enough(&from, object)).then_some(from)
-        };
         let (mut writer, mut facts) = (RowWriter::create(path)?, Facts::default());
-        for row in plan::rows(listing.objects()?, present, mapping, place) {
+        for row in rows {
             let row = row?;
-            facts.objects += 1;
-            facts.bytes += row.object.size;
-            if row.shared.is_none() {
-                facts.fetch_objects += 1;
-                facts.fetch_bytes += match columns::taken_of(self.columns, &row.object) {
-                    Some(_) => 0,
-                    None => row.object.size,
-                };
-            }
+            facts.add(&row, self.columns);
             writer.push(row)?;
         }
         writer.finish(&facts)?;
@@ -226,15 +169,47 @@ impl Site<'_> {
     }
 
     /// Clears away what stagers that were killed left long ago.
-    pub(super) fn clear_leftovers(&self, spool: &Spool<'_>) {
-        let (Some(all), Ok(Some(now))) = (spool.dir.parent(), volume::server_time(&spool.dir)) else { return };
+    pub(super) fn clear_leftovers(&self, spool: &Spool) {
+        let (Some(all), Ok(Some(now))) = (spool.dir().parent(), volume::server_time(spool.dir())) else { return };
         for entry in fs::read_dir(all).into_iter().flatten().flatten() {
             let dir = entry.path();
-            if dir != self.dir && dir != spool.dir && is_abandoned(&dir, now, LEFTOVER_AGE) {
+            if dir != self.dir && dir != spool.dir() && is_abandoned(&dir, now, LEFTOVER_AGE) {
                 let _ = self.volume.trash(&dir);
             }
         }
     }
+}
+
+/// The snapshots that unchanged objects are shared with: the latest if it is of this source, else the newest that is; and
+/// if of that one only some columns are held, the newest that is whole.
+pub(super) fn bases(dataset: &Path, records: &[SnapshotRecord], url: &str) -> Result<Vec<SnapshotRecord>, StageError> {
+    let latest = snapshot::latest(dataset)?;
+    let of_source = || records.iter().filter(|record| record.source == url);
+    let first = of_source().find(|record| Some(&record.id) == latest.as_ref()).or_else(|| of_source().next_back());
+    let whole = first.filter(|first| first.columns.is_some());
+    let whole = whole.and_then(|_| of_source().rfind(|record| record.columns.is_none()));
+    Ok(first.into_iter().chain(whole).cloned().collect())
+}
+
+/// The plan, row by row. `holds_enough` says of an object that is held in part, and of its path on the volume, whether it
+/// has all columns that are wanted.
+pub(super) fn planned<'a>(
+    listing: &'a Listing,
+    mapping: &'a Mapping,
+    bases: &'a [SnapshotRecord],
+    dataset: &Path,
+    holds_enough: impl Fn(&str, &Object) -> bool + 'a,
+) -> Result<impl Iterator<Item = Result<Row, StageError>> + 'a, StageError> {
+    let mut present = Vec::new();
+    for base in bases {
+        let manifest = dataset.join("snapshots").join(&base.id.0).join(snapshot::MANIFEST);
+        present.push(snapshot::objects(&manifest)?.map(|object| object.map_err(StageError::from)));
+    }
+    let place = move |base: usize, object: &Object| {
+        let from = bases[base].volume_path(object);
+        (object.held.is_none() || holds_enough(&from, object)).then_some(from)
+    };
+    Ok(plan::rows(listing.objects()?, present, mapping, place))
 }
 
 #[cfg(test)]
@@ -243,7 +218,12 @@ mod tests {
 
     #[test]
     fn stagers_meet_who_stage_the_same_columns_of_the_same_listing() {
-        let survey = |tells_changes| Survey { digest: "d".to_owned(), mapping: Mapping::default(), tells_changes };
+        let survey = |tells_changes| Survey {
+            digest: "d".to_owned(),
+            mapping: Mapping::default(),
+            tells_changes,
+            asked: Asked::default(),
+        };
         let [few, more] = [&["a"][..], &["a", "b"]].map(|names| names.iter().copied().collect::<Columns>());
         let name = |url, columns| survey(true).site_name(url, columns);
         let names = [name("u", None), name("v", None), name("u", Some(&few)), name("u", Some(&more))];

@@ -59,6 +59,17 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), VolumeError> {
     file.finish().map(drop)
 }
 
+/// Puts a file that is whole and synced in place of what stands at `to`, and makes that durable. Both are on one volume.
+pub(crate) fn rename_over(from: &Path, to: &Path) -> Result<(), VolumeError> {
+    let moved = fs::metadata(from).map_err(|error| VolumeError::io("inspect", from, error))?;
+    if let Err(error) = fs::rename(from, to)
+        && (from.exists() || !is_same(&moved, to))
+    {
+        return Err(VolumeError::io("replace", to, error));
+    }
+    to.parent().map_or(Ok(()), sync_dir)
+}
+
 /// Makes the names in a directory durable.
 pub fn sync_dir(path: &Path) -> Result<(), VolumeError> {
     File::open(path).and_then(|dir| dir.sync_all()).map_err(|error| VolumeError::io("sync", path, error))
@@ -132,6 +143,11 @@ impl NewFile {
     /// The name that it is to get.
     pub fn target(&self) -> &Path {
         &self.target
+    }
+
+    /// Size and checksum of what was written so far.
+    pub(crate) fn written(&self) -> (u64, Crc64) {
+        (self.size, self.hasher.finish())
     }
 
     /// Syncs the file and gives it its name, in place of what stands there. Returns its size and checksum.

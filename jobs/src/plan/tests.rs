@@ -43,6 +43,7 @@ impl Bench {
             created: String::new(),
             columns: None,
             held_bytes: None,
+            fetched: None,
         };
         let dir = self.dir.path().join("datasets/d/snapshots").join(manifest.id().to_string());
         Snapshot { record, manifest, dir }

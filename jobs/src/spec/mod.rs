@@ -6,11 +6,11 @@
 pub mod parse;
 pub mod size;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use forebay_datasets::{
     columns::Columns,
-    source::{S3Options, SourceError, SourceOptions},
+    source::{Keys, S3Options, SourceError, SourceOptions},
     stage::StageRequest,
 };
 use serde::{Deserialize, Serialize};
@@ -39,8 +39,14 @@ pub struct JobSpec {
 /// `[dataset]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DatasetSpec {
-    /// `s3://bucket/prefix` or `file:///dir` (absolute).
+    /// `s3://bucket/prefix` or `file:///dir` (absolute); of several what they have in common.
     pub source: String,
+    /// Of several sources, what each has below the common one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prefixes: Vec<String>,
+    /// Only the keys of a file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys: Option<KeysSpec>,
     /// Name on the volume.
     pub name: String,
     /// Globs over the keys below the prefix; empty takes all.
@@ -59,14 +65,42 @@ pub struct DatasetSpec {
     pub s3: S3Spec,
 }
 
+/// A file of keys, as it was when the job was read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeysSpec {
+    /// Absolute, on the submitting host.
+    pub file: String,
+    /// Of the keys, without regard to their order.
+    pub digest: String,
+}
+
+impl KeysSpec {
+    fn read(&self) -> Result<Keys, SourceError> {
+        let path = Path::new(&self.file);
+        let keys = Keys::read(path)?;
+        match keys.digest() == self.digest {
+            true => Ok(keys),
+            false => {
+                let why = "it names other keys than when the job was submitted".to_owned();
+                Err(SourceError::BadKeys { path: path.to_owned(), why })
+            }
+        }
+    }
+}
+
 impl DatasetSpec {
     /// What is to be staged; the columns that a query needs are not known here, and left open.
     ///
     /// # Errors
-    /// None for a spec that was parsed: its source has been understood once.
+    /// None for a spec that was parsed, whose source has been understood once; but a file of keys may have changed.
     pub fn stage_request(&self) -> Result<StageRequest, SourceError> {
-        let options =
-            SourceOptions { include: self.include.clone(), exclude: self.exclude.clone(), s3: self.s3.options() };
+        let options = SourceOptions {
+            prefixes: self.prefixes.clone(),
+            keys: self.keys.as_ref().map(KeysSpec::read).transpose()?,
+            include: self.include.clone(),
+            exclude: self.exclude.clone(),
+            s3: self.s3.options(),
+        };
         let columns = match &self.columns {
             ColumnsSpec::Only(columns) => Some(columns.clone()),
             ColumnsSpec::All | ColumnsSpec::Needed => None,

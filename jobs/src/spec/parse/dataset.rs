@@ -2,17 +2,22 @@
 
 use std::{collections::BTreeSet, ops::Range, path::Path};
 
-use forebay_datasets::source::{self, SourceError, SourceUrl};
+use forebay_datasets::source::{self, Keys, SourceError, SourceUrl};
 use toml::Spanned;
 
 use super::{
     SpecError, name,
-    raw::{RawColumns, RawDataset, RawOutput},
+    raw::{RawColumns, RawDataset, RawOutput, RawSource},
 };
-use crate::spec::{ColumnsSpec, DatasetSpec, Mapper, OutputFormat, OutputSpec, S3Spec, Work};
+use crate::spec::{ColumnsSpec, DatasetSpec, KeysSpec, Mapper, OutputFormat, OutputSpec, S3Spec, Work};
 
 pub(super) fn dataset(raw: RawDataset, base: &Path) -> Result<DatasetSpec, SpecError> {
-    let source = url(&raw.source, base)?;
+    let (source, prefixes) = sources(&raw.source, base)?;
+    let keys = raw.keys.as_ref().map(|file| keys(file, base)).transpose()?;
+    if let (Some(file), false) = (&raw.keys, prefixes.is_empty()) {
+        let error = SpecError::at(file, "keys are those below one source, and there are several");
+        return Err(error.help("name the common source, and the keys below it"));
+    }
     let name = raw.name.as_ref().map(|text| name(text, 100)).transpose()?;
     let version = raw.version.as_ref().map(version).transpose()?.flatten();
     if let (Some(_), Some(columns)) = (&version, &raw.columns) {
@@ -22,6 +27,8 @@ pub(super) fn dataset(raw: RawDataset, base: &Path) -> Result<DatasetSpec, SpecE
     Ok(DatasetSpec {
         name: name.unwrap_or_else(|| source.default_name()),
         source: source.to_string(),
+        prefixes,
+        keys,
         include: globs(&raw.include)?,
         exclude: globs(&raw.exclude)?,
         version,
@@ -117,16 +124,45 @@ pub(super) fn output(raw: RawOutput, base: &Path, dataset: &DatasetSpec, work: &
     })
 }
 
+/// One source; or what several have in common, and what each has below it.
+fn sources(raw: &Spanned<RawSource>, base: &Path) -> Result<(SourceUrl, Vec<String>), SpecError> {
+    let several = match raw.get_ref() {
+        RawSource::One(one) => vec![Spanned::new(raw.span(), one.clone())],
+        RawSource::Several(several) if several.is_empty() => {
+            return Err(SpecError::at(raw, "a dataset has at least one source"));
+        }
+        RawSource::Several(several) => several.clone(),
+    };
+    let urls = several.iter().map(|one| url(one, base)).collect::<Result<Vec<_>, _>>()?;
+    source::several(&urls).map_err(|error| SpecError::at(raw, error.to_string()))
+}
+
+/// The file beside the job, and what it says now.
+fn keys(file: &Spanned<String>, base: &Path) -> Result<KeysSpec, SpecError> {
+    let path = base.join(file.get_ref());
+    let path = std::path::absolute(&path).unwrap_or(path);
+    let bad = |why: String| SpecError::at(file, why).help("a file of keys below the source, one a line");
+    let keys = Keys::read(&path).map_err(|error| bad(error.to_string()))?;
+    let name = path.to_str().ok_or_else(|| bad("the file's path is not UTF-8".to_owned()))?;
+    Ok(KeysSpec { file: name.to_owned(), digest: keys.digest() })
+}
+
 /// Whether files that are copied there would be part of the dataset.
 fn is_taken(dataset: &DatasetSpec, to: &str) -> bool {
     let folder = |url: &str| format!("{}/", url.trim_end_matches('/'));
     let Some(below) = folder(to).strip_prefix(&folder(&dataset.source)).map(str::to_owned) else { return false };
+    if dataset.keys.is_some() {
+        return false;
+    }
+    let is_below =
+        |key: &String| dataset.prefixes.is_empty() || dataset.prefixes.iter().any(|prefix| key.starts_with(prefix));
     let matches = |list: &[String], key: &str| source::globs(list).is_ok_and(|globs| globs.is_match(key));
     let names =
         ["_SUCCESS", "_manifest.parquet", "part-00000.parquet", "part-00000.csv", "part-00000.ndjson", "task-00000/x"];
     names
         .iter()
         .map(|name| format!("{below}{name}"))
+        .filter(is_below)
         .any(|key| (dataset.include.is_empty() || matches(&dataset.include, &key)) && !matches(&dataset.exclude, &key))
 }
 

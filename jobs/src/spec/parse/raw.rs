@@ -30,7 +30,8 @@ pub(super) struct RawJob {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawDataset {
-    pub(super) source: Spanned<String>,
+    pub(super) source: Spanned<RawSource>,
+    pub(super) keys: Option<Spanned<String>>,
     pub(super) name: Option<Spanned<String>>,
     #[serde(default)]
     pub(super) include: Vec<Spanned<String>>,
@@ -69,6 +70,39 @@ pub(super) struct RawMapReduce {
     pub(super) files: Vec<Spanned<String>>,
     #[serde(default)]
     pub(super) env: BTreeMap<String, Spanned<String>>,
+}
+
+/// One source, or several.
+pub(super) enum RawSource {
+    One(String),
+    Several(Vec<Spanned<String>>),
+}
+
+/// By hand, as the other one is.
+impl<'de> Deserialize<'de> for RawSource {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Source;
+        impl<'de> Visitor<'de> for Source {
+            type Value = RawSource;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a source, or an array of sources")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<RawSource, E> {
+                Ok(RawSource::One(text.to_owned()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut array: A) -> Result<RawSource, A::Error> {
+                let mut sources = Vec::new();
+                while let Some(source) = array.next_element()? {
+                    sources.push(source);
+                }
+                Ok(RawSource::Several(sources))
+            }
+        }
+        deserializer.deserialize_any(Source)
+    }
 }
 
 pub(super) enum RawMapper {

@@ -216,6 +216,42 @@ fn shipped_files_and_sources_are_relative_to_the_job_file() {
 }
 
 #[test]
+fn several_sources_are_what_they_have_in_common_and_a_file_of_keys_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = dir.path().canonicalize().unwrap();
+    std::fs::write(base.join("keys.txt"), "b\na\n").unwrap();
+    let job =
+        |dataset: &str| job_file(&format!("name = \"j\"\n[dataset]\n{dataset}\n[command]\nargv = [\"x\"]"), &base, &[]);
+    let several = job("source = [\"s3://b/p/2014\", \"s3://b/p/2013/\"]").unwrap().dataset;
+    assert_eq!((&*several.source, &*several.name), ("s3://b/p/", "p"));
+    assert_eq!(several.stage_request().unwrap().options.prefixes, ["2013/", "2014/"]);
+
+    let keys = job("source = \"s3://b/p\"\nkeys = \"keys.txt\"").unwrap();
+    let text = serde_json::to_string(&keys).unwrap();
+    assert_eq!(serde_json::from_str::<JobSpec>(&text).unwrap(), keys);
+    assert!(keys.dataset.stage_request().unwrap().options.keys.is_some());
+    std::fs::write(base.join("keys.txt"), "a\nb\nc\n").unwrap();
+    let changed = keys.dataset.stage_request().unwrap_err().to_string();
+    assert!(changed.contains("other keys than when the job was submitted"), "{changed}");
+
+    for (dataset, message) in [
+        ("source = []", "at least one source"),
+        ("source = [\"s3://b/p\", \"s3://c/p\"]", "prefixes of one bucket"),
+        ("source = \"s3://b/p\"\nkeys = \"absent.txt\"", "absent.txt"),
+        ("source = [\"s3://b/p\", \"s3://b/q\"]\nkeys = \"keys.txt\"", "there are several"),
+    ] {
+        let error = job(dataset).unwrap_err();
+        assert!(error.message.contains(message) && error.span.is_some(), "{dataset}: {error:?}");
+    }
+    let into = |to: &str| {
+        let source = "name = \"j\"\n[dataset]\nsource = [\"s3://b/p/1\", \"s3://b/p/2\"]";
+        job_file(&format!("{source}\n[sql]\nquery = \"select 1\"\n[output]\nto = \"{to}\""), &base, &[])
+    };
+    assert!(into("s3://b/p/1/out").unwrap_err().message.contains("own source"));
+    assert!(into("s3://b/p/out").is_ok(), "beside the sources");
+}
+
+#[test]
 fn a_resolved_job_survives_its_own_json() {
     for rest in [
         "[mapreduce]\nmap = \"grep a+\"\n[retry]\ntimeout = \"90s\"",

@@ -233,7 +233,7 @@ async fn stage_once(
         columns: request.columns.clone(),
         durable: request.durable,
         begun: started,
-        counts: Arc::clone(&counts),
+        counts: Arc::clone(counts),
     };
     work::beside(work, commit, counts, progress).await
 }

@@ -67,7 +67,7 @@ mod tests {
     fn a_plan_ahead_of_its_objects_cuts_them_as_one_after_them() {
         let expected = |key: &str, size| Expected { key: key.to_owned(), path: key.to_owned(), size };
         let objects = vec![expected("a.txt", 25), expected("b/", 0), expected("c.txt", 3)];
-        let staging = Staging { listing: "l".to_owned(), objects, chunks: vec![0..3] };
+        let staging = Staging { listing: "l".to_owned(), objects, chunks: vec![0..2, 2..3] };
         let job = job("", "[mapreduce]\nmap = 'word-count'\npartitions = 2\n[split]\nsize = '10B'");
         let plan = plan_ahead(&job, &staging, "runs/r/inputs").unwrap();
         assert_eq!((plan.snapshot.clone(), plan.listing.as_deref(), plan.phases()), (None, Some("l"), vec![3, 2]));

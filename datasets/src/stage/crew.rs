@@ -178,7 +178,11 @@ impl Crew {
             let owner = fs::read_to_string(&path).map_err(|error| VolumeError::io("read", &path, error))?;
             match self.fate(&owner) {
                 None => return Ok(Claim::Held),
-                Some(fate) => before = fate,
+                Some(fate) => {
+                    before = fate;
+                    // What it has done since anybody read its log is not to be done again.
+                    self.refresh()?;
+                }
             }
         }
         unreachable!("generations do not run out")
@@ -298,10 +302,13 @@ mod tests {
         assert_eq!(second.claim(1).unwrap(), Claim::Mine { before: Before::Nobody });
         let object = Record::Object { at: At(0, 3), crc64: Crc64(5), news: Default::default() };
         first.record(object).unwrap();
+        assert_eq!(first.claim(2).unwrap(), Claim::Mine { before: Before::Nobody });
+        first.record(chunk(2)).unwrap();
         drop(first);
-        second.refresh().unwrap();
-        assert_eq!(second.ledger().object(At(0, 3)).unwrap().0, Crc64(5));
+        // Its last words are heard before its work is done again.
         assert_eq!(second.claim(0).unwrap(), Claim::Mine { before: Before::Gone });
+        assert_eq!(second.ledger().object(At(0, 3)).unwrap().0, Crc64(5));
+        assert_eq!(second.claim(2).unwrap(), Claim::Done);
         assert!(!second.has_live_peers());
     }
 

@@ -138,9 +138,10 @@ one=$!
     sleep 30
     inside ip link set tap-one master bridge
 ) &
+healing=$!
 on two "$(stage cut)" >"$work/two.out"
+wait "$healing"
 wait "$one" || true
-wait
 [[ $(id "$work/two.out") == "$known" ]] || fail "another snapshot"
 whole cut
 echo "passed"

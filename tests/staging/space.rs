@@ -171,7 +171,8 @@ async fn is_an_error(refused: Refused) {
     let (outcome, count) = stage_refused(&cluster, &refused);
     let what = format!("{} {:?} from {}: {count} calls", refused.call, refused.errno, refused.from);
     assert!(count > 0, "{what}: none was refused: {outcome:#?}");
-    let error = outcome.json(4)["error"].to_string();
+    eprintln!("{}", outcome.stderr);
+            let error = outcome.json(4)["error"].to_string();
     assert!(error.contains(refused.cause), "{what}: {error}");
     let volume = cluster.volume().display().to_string();
     assert!(error.contains(&volume), "{what}: the file, or what was synced, is named: {error}");
@@ -219,7 +220,8 @@ async fn a_close_that_fails_spoils_nothing() {
     match outcome.code {
         Some(0) => assert!(data_is_right(&cluster)),
         _ => {
-            assert!(outcome.json(4)["error"].to_string().contains("/staging/"));
+            let error = outcome.json(4)["error"].to_string();
+            assert!(error.contains("/staging/"), "{error}");
             cluster.forebay(["dataset", "show", "data"]).code(3);
         }
     }

@@ -1,7 +1,7 @@
 //! The threads of a staging: lanes, and one that makes durable what they have completed.
 
 use std::{
-    fs,
+    fs::File,
     path::PathBuf,
     sync::{
         Arc, Mutex,
@@ -101,7 +101,7 @@ impl Work {
         let crew = Crew::join(&self.dir)?;
         let staged = self.run(&crew, ended).and_then(|()| commit.publish(&self.dir, &crew));
         // Opened, since on NFS what was once seen to be there is believed to be there for a while.
-        let overtaken = fs::read_dir(self.dir.join(TREE)).is_err();
+        let overtaken = File::open(self.dir.join(TREE)).is_err();
         let is_needed = match &staged {
             Ok(_) => false,
             // Others may have had more luck, and room.

@@ -15,7 +15,7 @@ pub fn looking_again<T>(path: &Path, open: impl Fn(&Path) -> io::Result<T>) -> i
             let above: Vec<_> =
                 path.ancestors().skip(1).take(ABOVE).filter(|dir| !dir.as_os_str().is_empty()).collect();
             // The highest first. One that is not there has nothing to tell.
-            above.into_iter().rev().for_each(|dir| drop(fs::read_dir(dir)));
+            above.into_iter().rev().for_each(|dir| drop(fs::File::open(dir)));
             open(path)
         }
         opened => opened,

@@ -171,8 +171,7 @@ async fn is_an_error(refused: Refused) {
     let (outcome, count) = stage_refused(&cluster, &refused);
     let what = format!("{} {:?} from {}: {count} calls", refused.call, refused.errno, refused.from);
     assert!(count > 0, "{what}: none was refused: {outcome:#?}");
-    eprintln!("{}", outcome.stderr);
-            let error = outcome.json(4)["error"].to_string();
+    let error = outcome.json(4)["error"].to_string();
     assert!(error.contains(refused.cause), "{what}: {error}");
     let volume = cluster.volume().display().to_string();
     assert!(error.contains(&volume), "{what}: the file, or what was synced, is named: {error}");

@@ -34,6 +34,8 @@ pub struct Faults {
     pub list_without_etags: bool,
     /// Listings are in the order of the lower-case keys.
     pub list_by_lower_case: bool,
+    /// Listings by directory are refused.
+    pub refuse_delimiters: bool,
     /// Each page of a listing names itself as the next one.
     pub list_in_circles: bool,
     /// The next multipart upload is put together, and answered with an error.

@@ -183,6 +183,9 @@ impl S3 for Store {
         let fault = self.trouble(format!("list {place:?}"), true).await?;
         let mut state = self.lock();
         let faults = state.faults.clone();
+        if faults.refuse_delimiters && input.delimiter.is_some() {
+            return Err(s3_error!(InvalidArgument));
+        }
         let bucket = state.bucket(&input.bucket, request.region.as_ref())?;
         Ok(S3Response::new(listing::page(&bucket.objects, input, &faults, fault)))
     }

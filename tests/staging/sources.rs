@@ -58,6 +58,18 @@ async fn ranges_of_a_long_listing_are_listed_at_once_and_every_key_is_there_once
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_does_not_list_by_directory_is_listed_page_by_page() {
+    let cluster = Cluster::start().await;
+    let keys = tree();
+    put(&cluster, &keys);
+    cluster.s3.set_faults(Faults { refuse_delimiters: true, ..Faults::default() });
+    let staged = cluster.forebay(["dataset", "stage", "s3://data/p", "--json"]).json(0);
+    assert_eq!(staged["objects"], keys.len());
+    assert_eq!(staged_keys(&cluster, "p"), below(&keys, "p/"));
+    assert_eq!(cluster.s3.counts().most_lists(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_short_listing_takes_as_many_requests_as_it_has_pages() {
     let cluster = Cluster::start().await;
     put(&cluster, &(0..2000).map(|n| format!("{:02}/{n:04}", n / 100)).collect::<Vec<_>>());

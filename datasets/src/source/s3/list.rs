@@ -46,6 +46,8 @@ enum Step {
     Page(Box<ListObjectsV2Output>),
     /// Keys at which it can be cut, in order; and how many requests that took.
     Cuts(Vec<String>, u64),
+    /// The server does not tell.
+    Uncut,
 }
 
 /// How a listing ended.
@@ -113,6 +115,12 @@ impl Bucket {
             let spare = MOST.saturating_sub(under_way.len() + waiting.len());
             let answer = match step {
                 Step::Page(answer) => answer,
+                Step::Uncut => {
+                    asked.lists += 1;
+                    (may_cut, range.is_to_be_cut) = (false, false);
+                    waiting.push_front(range);
+                    continue;
+                }
                 Step::Cuts(cuts, requests) => {
                     asked.lists += requests;
                     range.is_to_be_cut = false;
@@ -167,7 +175,14 @@ impl Bucket {
 
     async fn step(&self, range: Range) -> Result<(Range, Step), SourceError> {
         let step = match range.is_to_be_cut {
-            true => self.cuts(&range).await?,
+            true => match self.cuts(&range).await {
+                Ok(cuts) => cuts,
+                // It only saves time. What else is wrong, the next page tells.
+                Err(error) => {
+                    tracing::debug!(%error, "listing page by page");
+                    Step::Uncut
+                }
+            },
             false => {
                 let after = range.after.as_deref().filter(|_| range.token.is_none());
                 Step::Page(Box::new(self.ask_page(&range.prefix, after, range.token.as_deref(), false).await?))

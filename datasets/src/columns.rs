@@ -11,7 +11,7 @@
 //! tells the one from the other, and whoever opens such a file asks it before each read: a hole reads as zeros.
 //!
 //! A wanted column that an object does not have is no error of that object, as the files of a table need not have the
-//! same columns; [`absent`] finds those that no object has.
+//! same columns; `absent` finds those that no object has.
 
 mod footer;
 mod local;

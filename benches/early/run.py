@@ -17,6 +17,8 @@ import server
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 1 << 20
+# Few, so that starting them is little of their time.
+TASKS = 32
 JOB = """\
 name = "early"
 [dataset]
@@ -24,6 +26,9 @@ source = "s3://bucket/"
 early_start = {early}
 [command]
 argv = ["{python}", "{work}", "{rounds}"]
+[split]
+by = "file"
+count = {tasks}
 [workers]
 count = 1
 slots = {slots}
@@ -44,7 +49,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--forebay", type=Path, default=ROOT / "target/release/forebay", help="the program to measure")
     parser.add_argument("--runs", type=int, default=5, help="how often each way is measured")
-    parser.add_argument("--objects", type=int, default=256, help="of 8 MiB each; a task for each")
+    parser.add_argument("--objects", type=int, default=256, help="of 8 MiB each, in 32 tasks")
     parser.add_argument("--seconds", type=float, default=20, help="that staging is to take, and so the work")
     parser.add_argument("--out", type=Path, help="the file system to work on; a new directory in it is used")
     return parser.parse_args()
@@ -79,7 +84,7 @@ def compare(args: argparse.Namespace, scratch: Path) -> int:
 
         def run(volume: Path, early: bool) -> tuple[float, dict]:
             job = scratch / f"{early}.toml"
-            fields = {"python": sys.executable, "work": scratch / "work.py", "rounds": rounds, "slots": slots}
+            fields = {"python": sys.executable, "work": scratch / "work.py", "rounds": rounds, "slots": slots, "tasks": TASKS}
             job.write_text(JOB.format(early=str(early).lower(), **fields))
             command = [args.forebay, "--volume", volume, "--quiet", "run", job, "--json"]
             begun = time.perf_counter()
@@ -99,7 +104,7 @@ def compare(args: argparse.Namespace, scratch: Path) -> int:
                 shutil.rmtree(volume)
             print(f"{turn + 1}/{args.runs}: " + ", ".join(f"{k} {v[-1]:.2f} s" for k, v in ways.items()), file=sys.stderr)
     medians = {way: statistics.median(seconds) for way, seconds in ways.items()}
-    print(f"{args.objects} objects of 8 MiB, a task each, {slots} at a time; medians of {args.runs}\n")
+    print(f"{args.objects} objects of 8 MiB, {TASKS} tasks, {slots} at a time; medians of {args.runs}\n")
     print("| | seconds |\n|---|---|")
     for way, seconds in medians.items():
         print(f"| {way} | {seconds:.2f} |")

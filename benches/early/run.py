@@ -10,12 +10,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
-import server
-
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "support"))
+from objects_server import Server
+
 MIB = 1 << 20
 # Few, so that starting them is little of their time.
 TASKS = 32
@@ -73,10 +75,11 @@ def compare(args: argparse.Namespace, scratch: Path) -> int:
     once = (time.perf_counter() - begun) / 4
     rounds = max(1, round(args.seconds * slots / args.objects / once))
     (scratch / "work.py").write_text(WORK)
-    with server.paced(objects, args.objects * size / args.seconds) as endpoint:
+    with Server(("127.0.0.1", 0), objects, args.objects * size / args.seconds) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
         environment = {
             **os.environ,
-            "AWS_ENDPOINT_URL_S3": endpoint,
+            "AWS_ENDPOINT_URL_S3": server.endpoint,
             "AWS_ACCESS_KEY_ID": "any",
             "AWS_SECRET_ACCESS_KEY": "any",
             "AWS_REGION": "us-east-1",
@@ -103,6 +106,7 @@ def compare(args: argparse.Namespace, scratch: Path) -> int:
                     ways["work"].append(run(volume, early)[0])
                 shutil.rmtree(volume)
             print(f"{turn + 1}/{args.runs}: " + ", ".join(f"{k} {v[-1]:.2f} s" for k, v in ways.items()), file=sys.stderr)
+        server.shutdown()
     medians = {way: statistics.median(seconds) for way, seconds in ways.items()}
     print(f"{args.objects} objects of 8 MiB, {TASKS} tasks, {slots} at a time; medians of {args.runs}\n")
     print("| | seconds |\n|---|---|")

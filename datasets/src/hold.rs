@@ -116,6 +116,7 @@ fn await_removers(snapshots: &Path, id: &SnapshotId, patience: Duration) -> Resu
         if removers.is_empty() || begun.elapsed() > patience {
             return Ok(removers.is_empty());
         }
+        // Removers on other hosts give no event.
         thread::sleep(LOOK);
         volume::server_time(snapshots)?;
     }

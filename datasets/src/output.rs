@@ -97,6 +97,7 @@ pub fn check(path: &Path, size: u64, checksum: Crc64) -> Result<(), OutputError>
                 }
                 // Listing the directory is what makes NFS look anew; no server tells its clients of a new name.
                 let _ = path.parent().map(fs::read_dir).map(|listing| listing.into_iter().flatten().count());
+                // Nor is there an event to wait for.
                 std::thread::sleep(pause);
                 pause = (pause * 2).min(Duration::from_secs(2));
             }

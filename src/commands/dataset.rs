@@ -124,7 +124,7 @@ fn list(global: &Global) -> Result<Exit, CliError> {
             record.objects.to_string(),
             size(record),
             render::time(&record.created),
-            record.id.0[..12].to_owned(),
+            record.id.0.chars().take(12).collect(),
             record.source.clone(),
         ]);
     }

@@ -1,10 +1,10 @@
 //! `forebay dataset diff`: what differs between two snapshots.
 
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, StdoutLock, Write};
 
 use forebay_datasets::{
     diff::{self, Change, Tally, Totals},
-    snapshot::{Object, SnapshotRecord},
+    snapshot::{Object, SnapshotError, SnapshotRecord},
     volume::Volume,
 };
 use serde_json::{Value, json};
@@ -25,26 +25,40 @@ pub fn diff(
     let volume = Volume::open(&global.volume)?;
     let (from, to) = diff::pair(&volume, name, from, to)?;
     let mut out = BufWriter::new(io::stdout().lock());
-    let written = match global.json {
-        true => write_json(&mut out, &volume, [&from, &to], summary)?,
-        false => write_text(&mut out, &volume, [&from, &to], summary)?,
-    };
-    match written.and_then(|()| out.flush()) {
+    let write = if global.json { write_json } else { write_text };
+    match write(&mut out, &volume, [&from, &to], summary).and_then(|()| Ok(out.flush()?)) {
         // Who reads has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Exit::Done),
-        Err(error) => Err(CliError::new(Exit::OutOfReach, format!("cannot write the result: {error}"))),
+        Err(Unfinished::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Exit::Done),
+        Err(Unfinished::Output(error)) => {
+            Err(CliError::new(Exit::OutOfReach, format!("cannot write the result: {error}")))
+        }
+        Err(Unfinished::Snapshot(error)) => Err(error.into()),
         Ok(()) => Ok(Exit::Done),
     }
 }
 
+/// Why not all was told.
+enum Unfinished {
+    Output(io::Error),
+    Snapshot(SnapshotError),
+}
+
+impl From<io::Error> for Unfinished {
+    fn from(error: io::Error) -> Self {
+        Self::Output(error)
+    }
+}
+
+impl From<SnapshotError> for Unfinished {
+    fn from(error: SnapshotError) -> Self {
+        Self::Snapshot(error)
+    }
+}
+
+type Out<'a> = BufWriter<StdoutLock<'a>>;
 type Sides<'a> = [&'a SnapshotRecord; 2];
 
-fn write_text(
-    out: &mut impl Write,
-    volume: &Volume,
-    [from, to]: Sides<'_>,
-    summary: bool,
-) -> Result<io::Result<()>, CliError> {
+fn write_text(out: &mut Out<'_>, volume: &Volume, [from, to]: Sides<'_>, summary: bool) -> Result<(), Unfinished> {
     let mut changes = diff::changes(volume, from, to)?;
     for change in changes.by_ref() {
         let change = change?;
@@ -55,9 +69,7 @@ fn write_text(
             Change::Removed(object) => format!("- {}  {}", object.key, size(object)),
             Change::Changed { before, after } => format!("~ {}  {} -> {}", after.key, size(before), size(after)),
         };
-        if let Err(error) = writeln!(out, "{line}") {
-            return Ok(Err(error));
-        }
+        writeln!(out, "{line}")?;
     }
     let totals = changes.totals();
     let told = |tally: Tally| format!("{} ({})", tally.objects, render::bytes(tally.bytes));
@@ -68,25 +80,20 @@ fn write_text(
         render::bytes(totals.changed_bytes_before),
         render::bytes(totals.changed.bytes)
     );
-    Ok(writeln!(
+    let short = |record: &SnapshotRecord| record.id.0.chars().take(12).collect::<String>();
+    writeln!(
         out,
         "{} -> {}: added {added}, removed {removed}, changed {changed}, unchanged {unchanged}",
-        &from.id.0[..12],
-        &to.id.0[..12]
-    ))
+        short(from),
+        short(to)
+    )?;
+    Ok(())
 }
 
 /// One object, which may be longer than memory: its totals come first, from a pass of their own.
-fn write_json(
-    out: &mut impl Write,
-    volume: &Volume,
-    [from, to]: Sides<'_>,
-    summary: bool,
-) -> Result<io::Result<()>, CliError> {
+fn write_json(out: &mut Out<'_>, volume: &Volume, [from, to]: Sides<'_>, summary: bool) -> Result<(), Unfinished> {
     let mut changes = diff::changes(volume, from, to)?;
-    for change in changes.by_ref() {
-        change?;
-    }
+    changes.by_ref().try_for_each(|change| change.map(drop))?;
     let mut head = json!({ "version": 1, "name": to.name, "from": from.id, "to": to.id });
     let Totals { added, removed, changed, changed_bytes_before, unchanged } = changes.totals();
     let tally = |tally: Tally| json!({ "objects": tally.objects, "bytes": tally.bytes });
@@ -96,21 +103,17 @@ fn write_json(
     head["changed"]["bytes_before"] = json!(changed_bytes_before);
     head["unchanged"] = tally(unchanged);
     if summary {
-        return Ok(writeln!(out, "{head}"));
+        return Ok(writeln!(out, "{head}")?);
     }
     let head = head.to_string();
     let open = head.strip_suffix('}').expect("an object ends with a brace");
-    if let Err(error) = write!(out, "{open},\"objects\":[") {
-        return Ok(Err(error));
-    }
+    write!(out, "{open},\"objects\":[")?;
     let mut comma = "";
     for change in diff::changes(volume, from, to)? {
-        if let Err(error) = write!(out, "{comma}{}", object(&change?)) {
-            return Ok(Err(error));
-        }
+        write!(out, "{comma}{}", object(&change?))?;
         comma = ",";
     }
-    Ok(writeln!(out, "]}}"))
+    Ok(writeln!(out, "]}}")?)
 }
 
 fn object(change: &Change) -> Value {

@@ -215,6 +215,7 @@ async fn logs(global: &Global, id: &RunId, task: Option<TaskId>, follow: bool) -
         if ended {
             return Ok(Exit::Done);
         }
+        // Logs are written by other hosts, which give no event.
         tokio::time::sleep(LOOK).await;
     }
 }

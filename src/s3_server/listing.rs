@@ -29,35 +29,25 @@ impl<'a> Line<'a> {
     }
 }
 
-/// At most `most` lines after a name, and whether there are more.
-fn lines<'a>(
-    objects: &'a BTreeMap<String, Entry>,
-    prefix: &str,
-    delimiter: Option<&str>,
-    after: &str,
-    most: usize,
-) -> (Vec<Line<'a>>, bool) {
+/// What comes after a key.
+type Entries<'a> = Box<dyn Iterator<Item = (&'a String, &'a Entry)> + 'a>;
+
+fn by_key<'a>(objects: &'a BTreeMap<String, Entry>, prefix: &'a str, after: &'a str) -> Entries<'a> {
     let begin = if after < prefix { Included(prefix) } else { Excluded(after) };
-    let entries = objects.range::<str, _>((begin, Unbounded)).take_while(|(key, _)| key.starts_with(prefix));
-    gather(entries, prefix, delimiter, after, most)
+    Box::new(objects.range::<str, _>((begin, Unbounded)).take_while(move |(key, _)| key.starts_with(prefix)))
 }
 
 /// The same, on a server that has an order of its own.
-fn lines_by_lower_case<'a>(
-    objects: &'a BTreeMap<String, Entry>,
-    prefix: &str,
-    delimiter: Option<&str>,
-    after: &str,
-    most: usize,
-) -> (Vec<Line<'a>>, bool) {
+fn by_lower_case<'a>(objects: &'a BTreeMap<String, Entry>, prefix: &'a str, after: &'a str) -> Entries<'a> {
     let order = |key: &str| (key.to_lowercase(), key.to_owned());
     let is_meant = |key: &str| key.starts_with(prefix) && order(key) > order(after);
     let mut entries: Vec<_> = objects.iter().filter(|(key, _)| is_meant(key)).collect();
     entries.sort_by_key(|(key, _)| order(key));
-    gather(entries.into_iter(), prefix, delimiter, after, most)
+    Box::new(entries.into_iter())
 }
 
-fn gather<'a>(
+/// At most `most` lines of entries, and whether there are more.
+fn lines<'a>(
     entries: impl Iterator<Item = (&'a String, &'a Entry)>,
     prefix: &str,
     delimiter: Option<&str>,
@@ -96,8 +86,8 @@ pub(super) fn page(
     let prefix = input.prefix.clone().unwrap_or_default();
     let after = input.continuation_token.clone().or(input.start_after.clone()).unwrap_or_default();
     let most = usize::try_from(input.max_keys.unwrap_or(1000)).unwrap_or(0).min(1000);
-    let lines = if faults.list_by_lower_case { lines_by_lower_case } else { lines };
-    let (mut page, more) = lines(objects, &prefix, input.delimiter.as_deref(), &after, most);
+    let entries = if faults.list_by_lower_case { by_lower_case } else { by_key };
+    let (mut page, more) = lines(entries(objects, &prefix, &after), &prefix, input.delimiter.as_deref(), &after, most);
     let last = page.last().map(|line| line.name().to_owned());
     let mut count = page.len();
     match fault {

@@ -224,7 +224,7 @@ async fn may_stall(is_killed: bool) {
     } else {
         let begun = Instant::now();
         ordeal.check(&other.outcome().json(0), &undisturbed);
-        // The same.
+        // Longer than a lease, which is a time and no event.
         tokio::time::sleep(Duration::from_secs(20).saturating_sub(begun.elapsed())).await;
     }
     stalled.signal(Signal::CONT);

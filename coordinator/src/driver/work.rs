@@ -187,9 +187,9 @@ impl<'a> Work<'a> {
                 let wait = Duration::from_millis(at.0.saturating_sub(self.session.now().0));
                 (Instant::now() + wait).max(ticked + TICK)
             });
-            // What becomes due by time alone: a retry, a time-out, the end of patience.
             let alarm = async {
                 match wake.into_iter().chain(self.give_up_at).min() {
+                    // What becomes due by time alone: a retry, a time-out, the end of patience.
                     Some(at) => tokio::time::sleep_until(at).await,
                     None => std::future::pending().await,
                 }

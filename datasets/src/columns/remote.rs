@@ -37,18 +37,12 @@ impl End {
 
 /// The footer of a Parquet object of a source. Repeats what may succeed a little later.
 pub fn footer(reader: &mut Reader, object: &Listed) -> Result<Footer, ColumnsError<SourceError>> {
-    let mut outcome = Ok(());
     let read = retry::blocking(|| match End::read(reader, object) {
         Err(ColumnsError::Read(error)) => Err(error),
-        Err(ColumnsError::Footer(error)) => {
-            outcome = Err(error);
-            Ok(None)
-        }
-        Ok(end) => Ok(Some(end.footer)),
+        // What cannot be a footer does not become one.
+        read => Ok(read),
     });
-    let read = read.map_err(ColumnsError::Read)?;
-    outcome?;
-    Ok(read.expect("without an error there is a footer"))
+    Ok(read.map_err(ColumnsError::Read)??.footer)
 }
 
 /// The first lines of a text object, of at most so many bytes. Repeats what may succeed a little later.

@@ -148,6 +148,7 @@ fn pour(reader: &mut Reader, listed: &Listed, file: &mut NewFile, progress: &dyn
                     schedule = Schedule::default();
                 }
                 match schedule.next(&error) {
+                    // The wait that the schedule, or the server, asks for.
                     Some(wait) => std::thread::sleep(wait),
                     None => return Err(error.into()),
                 }

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Asked, Listed, Page, Readers, SourceError, retry::Schedule};
+use super::{Asked, Listed, Page, Readers, SourceError, retry};
 use crate::{snapshot::hex, threads::on_threads};
 
 /// HEADs at once: they wait for the server, and hardly work.
@@ -109,16 +109,7 @@ fn head(reader: &mut super::Reader, key: &str) -> Result<Listed, SourceError> {
     if matches!(reader, super::Reader::File(_)) && !is_below {
         return Err(SourceError::Gone { key: key.to_owned() });
     }
-    let mut schedule = Schedule::default();
-    loop {
-        match reader.head(key) {
-            Ok((object, _)) => return Ok(object),
-            Err(error) => match schedule.next(&error) {
-                Some(wait) => std::thread::sleep(wait),
-                None => return Err(error),
-            },
-        }
-    }
+    retry::blocking(|| Ok(reader.head(key)?.0))
 }
 
 #[cfg(test)]

@@ -47,6 +47,7 @@ pub(crate) async fn transient<T>(request: impl AsyncFn() -> Result<T, SourceErro
     loop {
         match request().await {
             Err(error) => match schedule.next(&error) {
+                // The wait that the schedule, or the server, asks for.
                 Some(wait) => tokio::time::sleep(wait).await,
                 None => return Err(error),
             },
@@ -61,6 +62,7 @@ pub(crate) fn blocking<T>(mut request: impl FnMut() -> Result<T, SourceError>) -
     loop {
         match request() {
             Err(error) => match schedule.next(&error) {
+                // The wait that the schedule, or the server, asks for.
                 Some(wait) => std::thread::sleep(wait),
                 None => return Err(error),
             },

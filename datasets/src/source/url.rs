@@ -60,9 +60,11 @@ impl fmt::Display for SourceUrl {
 /// two objects can have the same one.
 ///
 /// # Errors
-/// [`SourceError::BadUrl`] if they are not in one bucket, or not all directories.
+/// [`SourceError::BadUrl`] if there are none, or they are not in one bucket, or not all directories.
 pub fn several(urls: &[SourceUrl]) -> Result<(SourceUrl, Vec<String>), SourceError> {
-    let (first, rest) = urls.split_first().expect("a dataset has a source");
+    let Some((first, rest)) = urls.split_first() else {
+        return Err(SourceError::BadUrl { url: String::new(), why: "a dataset has at least one source" });
+    };
     if rest.is_empty() {
         return Ok((first.clone(), Vec::new()));
     }

@@ -103,9 +103,9 @@ impl Lane<'_> {
             Job::Small(chunk, rows) => {
                 for row in rows.take_while(|_| !self.floor.board.is_stopped()) {
                     let item = Item { chunk: Arc::clone(&chunk), row, tries: 0, now: None };
-                    match self.small(&item) {
-                        Ok(true) => self.floor.board.finished(&item),
-                        Ok(false) => self.floor.board.is_large(item),
+                    match self.small(item.clone()) {
+                        Ok(None) => self.floor.board.finished(&item),
+                        Ok(Some(large)) => self.floor.board.is_large(large),
                         Err(error) => self.failed(&item, error),
                     }
                 }

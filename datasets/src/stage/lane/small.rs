@@ -18,19 +18,19 @@ use crate::{
 };
 
 impl Lane<'_> {
-    /// Stages a small or an unchanged object; false if it is neither, after all.
-    pub(super) fn small(&mut self, item: &Item) -> Result<bool, StageError> {
+    /// Stages a small or an unchanged object; gives it back if it is neither, after all.
+    pub(super) fn small(&mut self, item: Item) -> Result<Option<Item>, StageError> {
         let row = item.row();
         if let Some(shared) = &row.shared
-            && self.share(item, shared)?
+            && self.share(&item, shared)?
         {
-            return Ok(true);
+            return Ok(None);
         }
         if row.object.size > SMALL {
-            return Ok(false);
+            return Ok(Some(item));
         }
-        if self.is_there(item)? {
-            return Ok(true);
+        if self.is_there(&item)? {
+            return Ok(None);
         }
         let mut object = row.object.clone();
         let mut tries = 0;
@@ -39,16 +39,20 @@ impl Lane<'_> {
                 Err(StageError::Source(SourceError::Changed { .. })) if tries < TRIES => {
                     tries += 1;
                     object = self.look_again(&object.key)?;
+                    if object.size > SMALL {
+                        // It has grown beyond what a lane holds in memory.
+                        return Ok(Some(Item { now: Some(object), ..item }));
+                    }
                 }
                 read => break read?,
             }
         };
-        let placing = self.place(item, object.size, false)?;
+        let placing = self.place(&item, object.size, false)?;
         placing.write_at(&self.memory[..usize::try_from(object.size).expect("it is small")], 0)?;
         placing.finish(object.size, self.floor.technique.syncs_files())?;
-        self.record(item, &object, &about, crc64)?;
+        self.record(&item, &object, &about, crc64)?;
         self.arrived(object.size);
-        Ok(true)
+        Ok(None)
     }
 
     /// Gives an unchanged object its place in this snapshot; false if it has to be fetched after all.

@@ -21,6 +21,6 @@ pub mod snapshot;
 pub mod source;
 pub mod split;
 pub mod stage;
-mod threads;
+pub mod threads;
 pub mod verify;
 pub mod volume;

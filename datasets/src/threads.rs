@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Mutex};
 
 /// Does something with each item, on at most so many threads, each with a tool of its own; the results are in the order
 /// of the items.
-pub(crate) fn on_threads<Item: Sync, Tool, Done: Send>(
+pub fn on_threads<Item: Sync, Tool, Done: Send>(
     most: usize,
     items: &[Item],
     tool: impl Fn() -> Tool + Sync,

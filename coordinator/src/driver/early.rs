@@ -14,6 +14,7 @@ use std::{
 use forebay_datasets::{
     snapshot::SnapshotRecord,
     stage::{Follow, Staging},
+    threads::on_threads,
     volume::{self, Volume, VolumeError},
 };
 use forebay_jobs::plan::{self, Plan};
@@ -99,7 +100,7 @@ impl Early {
             let path = piece.path.strip_prefix(&plan.data).and_then(|path| path.strip_prefix('/'));
             paths.extend(path.filter(|path| paths.last() != Some(path)));
         }
-        side_by_side(&paths, |path| match inputs.join(path).try_exists() {
+        with_each(&paths, |path| match inputs.join(path).try_exists() {
             Ok(true) => Ok(()),
             _ => self.name(&data, path),
         })?;
@@ -140,7 +141,7 @@ impl Follow for Early {
     fn durable(&self, data: &Path, objects: &[usize]) -> Result<(), VolumeError> {
         let mut state = self.state();
         let paths: Vec<_> = objects.iter().filter_map(|object| state.paths.get(*object)).map(String::as_str).collect();
-        side_by_side(&paths, |path| self.name(data, path))?;
+        with_each(&paths, |path| self.name(data, path))?;
         let ready = state.tasks.staged(objects);
         if !ready.is_empty() {
             let _ = self.news.send(News::InputsStaged(ready));
@@ -193,14 +194,9 @@ impl Tasks {
     }
 }
 
-fn side_by_side(paths: &[&str], each: impl Fn(&str) -> Result<(), VolumeError> + Sync) -> Result<(), VolumeError> {
-    let share = paths.len().div_ceil(AT_ONCE).max(1);
-    std::thread::scope(|scope| {
-        let each = &each;
-        let work = |paths: &[&str]| paths.iter().try_for_each(|path| each(path));
-        let threads: Vec<_> = paths.chunks(share).map(|paths| scope.spawn(move || work(paths))).collect();
-        threads.into_iter().try_for_each(|thread| thread.join().expect("naming does not panic"))
-    })
+/// Does the same with each path; the first error counts.
+fn with_each(paths: &[&str], each: impl Fn(&str) -> Result<(), VolumeError> + Sync) -> Result<(), VolumeError> {
+    on_threads(AT_ONCE, paths, || (), |(), path| each(path)).into_iter().collect()
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use forebay_datasets::{
 use forebay_jobs::{id::RunId, spec::parse::SpecError};
 use forebay_worker::{WorkerError, logs::LogError};
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, SourceSpan};
+use rustix::io::Errno;
 
 /// How a command ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,6 +201,9 @@ impl From<StageError> for CliError {
                 Some("name columns that there are, or stage the dataset whole: choose no columns")
             }
             StageError::Volume(VolumeError::ReadOnly { .. }) => Some("name another volume with --volume"),
+            StageError::Volume(VolumeError::Io { source, .. }) if Errno::from_io_error(source) == Some(Errno::IO) => {
+                Some("the volume's device or server failed: its system's log says more; nothing was published")
+            }
             _ => None,
         };
         Self { help: help.map(str::to_owned), ..Self::caused(exit, &error) }

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Staging by two hosts over real NFSv4.1: two user-mode kernels mount what a third one exports, in a network namespace of
 # their own. As root, with the packages below; takes three minutes. FOREBAY names the program, by default the debug build.
+# With a command, the first host runs that instead, over the volume at /mnt/v. DELAY_MS delays what the hosts send.
 #   apt-get install user-mode-linux kmod socat iproute2 nfs-common nfs-kernel-server python3
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -79,13 +80,19 @@ truncate -s 2G "$work/disk"
 mkfs.ext4 -q "$work/disk"
 boot server "$work/disk"
 boot one
-boot two
+(($#)) || boot two
 inside python3 "$here/objects.py" "$NET.254" >"$work/objects.log" 2>&1 &
-for guest in one two; do
+guests=(one two)
+(($#)) && guests=(one)
+for guest in "${guests[@]}"; do
     for _ in $(seq 240); do grep -q "ready: $guest" "$work/$guest.log" && break; sleep 0.25; done
     grep "ready: $guest" "$work/$guest.log"
 done
 until grep -q ready "$work/objects.log"; do sleep 0.2; done
+if (($#)); then
+    on one "${*@Q}"
+    exit
+fi
 
 environment="AWS_ACCESS_KEY_ID=a AWS_SECRET_ACCESS_KEY=b AWS_REGION=us-east-1 HOME=/run"
 environment+=" AWS_ENDPOINT_URL_S3=http://$NET.254:9000"
@@ -106,8 +113,8 @@ whole() { # VOLUME: every byte is right, seen from either host, and nothing is l
 
 echo "== both at once: no object is fetched twice"
 on one "$(stage both)" >"$work/one.out" &
-on two "$(stage both)" >"$work/two.out"
-wait $!
+on two "$(stage both)" >"$work/two.out" || fail "two's staging"
+wait $! || fail "one's staging"
 total=$(($(number fetched_objects "$work/one.out") + $(number fetched_objects "$work/two.out")))
 [[ $total == $(number objects "$work/two.out") ]] || fail "$total objects were fetched"
 [[ $(id "$work/one.out") == $(id "$work/two.out") ]] || fail "two snapshots"
@@ -118,14 +125,14 @@ echo "== one is killed: the other goes on with what it has left, and does not wa
 on one "$(stage killed) & sleep 6; kill -9 \$!" >"$work/one.out" || true
 # Longer than who is alive is silent.
 sleep 16
-on two "$(stage killed)" >"$work/two.out"
+on two "$(stage killed)" >"$work/two.out" || fail "two's staging"
 [[ $(id "$work/two.out") == "$known" ]] || fail "another snapshot"
 whole killed
 
 echo "== one is stopped, taken over from, and wakes up"
 on one "$(stage stopped) & sleep 5; kill -STOP \$!; sleep 40; kill -CONT \$!; wait \$!" >"$work/one.out" &
-on two "$(stage stopped)" >"$work/two.out"
-wait $!
+on two "$(stage stopped)" >"$work/two.out" || fail "two's staging"
+wait $! || fail "one's staging"
 [[ $(id "$work/one.out") == "$known" && $(id "$work/two.out") == "$known" ]] || fail "another snapshot"
 whole stopped
 
@@ -139,7 +146,7 @@ one=$!
     inside ip link set tap-one master bridge
 ) &
 healing=$!
-on two "$(stage cut)" >"$work/two.out"
+on two "$(stage cut)" >"$work/two.out" || fail "two's staging"
 wait "$healing"
 wait "$one" || true
 [[ $(id "$work/two.out") == "$known" ]] || fail "another snapshot"

@@ -1,6 +1,6 @@
 //! Why staging failed.
 
-use std::path::PathBuf;
+use std::{io, path::PathBuf};
 
 use arrow::error::ArrowError;
 
@@ -51,7 +51,7 @@ pub enum StageError {
     },
     /// Not even one buffer could be had.
     #[error("no memory for a buffer of a few MiB")]
-    NoMemory(#[source] std::io::Error),
+    NoMemory(#[source] io::Error),
     /// Columns are chosen that do not exist.
     #[error("no Parquet object has the columns {columns}")]
     NoColumns {
@@ -81,6 +81,11 @@ impl StageError {
             Self::Snapshot(SnapshotError::BadName { .. }) | Self::NoColumns { .. } => ErrorKind::Usage,
             _ => ErrorKind::Storage,
         }
+    }
+
+    /// Whether a file or directory of the place of work is not there, as when another stager has published and cleared up.
+    pub(super) fn misses_a_file(&self) -> bool {
+        matches!(self, Self::Volume(VolumeError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound)
     }
 
     /// Whether what was staged so far is of use to the next try. Of a full or broken volume the space is given back.

@@ -100,10 +100,13 @@ impl Work {
     fn stage(&self, commit: &Commit, ended: &AtomicBool) -> Result<SnapshotRecord, Missed> {
         let crew = Crew::join(&self.dir)?;
         let staged = self.run(&crew, ended).and_then(|()| commit.publish(&self.dir, &crew));
-        // Opened, since on NFS what was once seen to be there is believed to be there for a while.
-        let overtaken = File::open(self.dir.join(TREE)).is_err();
+        // On NFS what was once seen to be there is believed to be there for a while, a directory even when it is opened.
+        let gone = || File::open(self.dir.join(TREE)).is_err();
+        let overtaken = staged.as_ref().is_err_and(|error| error.misses_a_file() || gone());
         let is_needed = match &staged {
             Ok(_) => false,
+            // What is there now may be the work of others who have begun since.
+            Err(_) if overtaken => true,
             // Others may have had more luck, and room.
             Err(error) => error.leaves_work() || crew.has_live_peers(),
         };

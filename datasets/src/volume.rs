@@ -25,7 +25,7 @@ use std::{
 use self::{description::Description, probe::Depth};
 pub(crate) use self::{
     durable::rename_over,
-    place::{ALIGNED, Placing},
+    place::{ALIGNED, Placing, place_by_link},
 };
 pub use self::{
     durable::{

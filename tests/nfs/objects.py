@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Serves 943 objects, some of them large enough to come in parts, on port 9000: objects.py ADDRESS"""
+"""Serves on port 9000 943 objects, some of them large enough to come in parts, or with "tiny" 4,800 objects of 100 bytes below
+one prefix, and as many below 48: objects.py ADDRESS [tiny]"""
 
 import random
 import sys
@@ -18,7 +19,12 @@ def objects() -> dict[str, bytes]:
     return {key: made.randbytes(size) for key, size in sizes.items()}
 
 
+def tiny() -> dict[str, bytes]:
+    keys = [key for n in range(4800) for key in (f"flat/{n:04}", f"deep/{n // 100:02}/{n:04}")]
+    return {key: key.ljust(100).encode() for key in keys}
+
+
 if __name__ == "__main__":
-    server = Server((sys.argv[1], 9000), objects())
+    server = Server((sys.argv[1], 9000), tiny() if sys.argv[2:] else objects())
     print("ready", flush=True)
     server.serve_forever()

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Staging by two hosts over real NFSv4.1: two user-mode kernels mount what a third one exports, in a network namespace of
 # their own. As root, with the packages below; takes three minutes. FOREBAY names the program, by default the debug build.
-# With a command, the first host runs that instead, over the volume at /mnt/v. DELAY_MS delays what the hosts send.
+# With a command, the first host runs that instead, over the volume at /mnt/v; tiny objects are served then, from ENDPOINT.
+# DELAY_MS delays what the hosts send.
 #   apt-get install user-mode-linux kmod socat iproute2 nfs-common nfs-kernel-server python3
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -43,7 +44,8 @@ if [[ $$ == 1 ]]; then # In a guest, this file is init. $1: who it is, $2: where
     exec socat -t 3600 TCP-LISTEN:7000,fork,reuseaddr EXEC:/bin/bash
 fi
 
-work=$(mktemp -d) ns=forebay-$$
+work=$(mktemp -d) ns=forebay-$$ memory=256M
+(($#)) && memory=1G
 inside() { ip netns exec "$ns" "$@"; }
 clear_up() {
     # Guests and servers are all that runs in the namespace, which this made.
@@ -56,7 +58,7 @@ trap clear_up EXIT
 boot() {
     inside ip tuntap add "tap-$1" mode tap
     inside ip link set "tap-$1" master bridge up
-    TMPDIR=/dev/shm inside setsid linux.uml mem=256M rootfstype=hostfs ro con=null con0=null,fd:1 quiet uml_dir="$work" \
+    TMPDIR=/dev/shm inside setsid linux.uml mem="$memory" rootfstype=hostfs ro con=null con0=null,fd:1 quiet uml_dir="$work" \
         umid="$1" ${2:+ubd0=$2} vec0:transport=tap,ifname="tap-$1",depth=64,gro=1 \
         init="$here/two_hosts.sh" -- "$1" "$work/modules" "$DELAY_MS" </dev/null >"$work/$1.log" 2>&1 &
 }
@@ -64,7 +66,7 @@ on() { # HOST COMMAND: its output; its exit status is the last line's.
     local host=$1 said
     shift
     said=$(printf 'exec 2>&1\n%s\nprintf "\\n%%s" $?\nexit\n' "$*" |
-        inside socat -t 300 - "TCP:$NET.${NUMBER[$host]}:7000,retry=50,interval=0.2")
+        inside socat -t 900 - "TCP:$NET.${NUMBER[$host]}:7000,retry=50,interval=0.2")
     printf '%s\n' "${said%$'\n'*}"
     return "${said##*$'\n'}"
 }
@@ -81,7 +83,7 @@ mkfs.ext4 -q "$work/disk"
 boot server "$work/disk"
 boot one
 (($#)) || boot two
-inside python3 "$here/objects.py" "$NET.254" >"$work/objects.log" 2>&1 &
+inside python3 "$here/objects.py" "$NET.254" ${1:+tiny} >"$work/objects.log" 2>&1 &
 guests=(one two)
 (($#)) && guests=(one)
 for guest in "${guests[@]}"; do
@@ -90,7 +92,7 @@ for guest in "${guests[@]}"; do
 done
 until grep -q ready "$work/objects.log"; do sleep 0.2; done
 if (($#)); then
-    on one "${*@Q}"
+    on one "$(printf '%q ' env "HOME=/run" "ENDPOINT=http://$NET.254:9000" "$@")"
     exit
 fi
 

@@ -4,7 +4,7 @@ import hashlib
 import http.server
 import threading
 import time
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 PIECE = 128 << 10
 
@@ -39,13 +39,14 @@ class Server(http.server.ThreadingHTTPServer):
     def endpoint(self) -> str:
         return f"http://{self.server_address[0]}:{self.server_port}"
 
-    def listing(self) -> bytes:
+    def listing(self, prefix: str) -> bytes:
+        keys = sorted(key for key in self.objects if key.startswith(prefix))
         of_each = "".join(
             f"<Contents><Key>{key}</Key><Size>{len(self.objects[key])}</Size><ETag>{self.etags[key]}</ETag>"
             "<LastModified>2020-01-01T00:00:00.000Z</LastModified></Contents>"
-            for key in sorted(self.objects)
+            for key in keys
         )
-        count = f"<KeyCount>{len(self.objects)}</KeyCount><MaxKeys>1000</MaxKeys>"
+        count = f"<KeyCount>{len(keys)}</KeyCount><MaxKeys>1000</MaxKeys>"
         head = f"<Name>b</Name>{count}<IsTruncated>false</IsTruncated>"
         return f'<?xml version="1.0"?><ListBucketResult>{head}{of_each}</ListBucketResult>'.encode()
 
@@ -57,16 +58,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self):
-        key = unquote(urlsplit(self.path).path).lstrip("/").partition("/")[2]
+        asked = urlsplit(self.path)
+        key = unquote(asked.path).lstrip("/").partition("/")[2]
         if not key:
-            return self.answer(200, self.server.listing(), {"Content-Type": "application/xml"}, None)
+            [prefix] = parse_qs(asked.query).get("prefix", [""])
+            return self.answer(200, self.server.listing(prefix), {"Content-Type": "application/xml"}, None)
         if key not in self.server.objects:
             return self.answer(404, b"", {}, None)
         body, headers = self.server.objects[key], {"ETag": self.server.etags[key]}
-        asked = self.headers.get("Range", "").removeprefix("bytes=")
-        if not asked or self.command == "HEAD":
+        range_asked = self.headers.get("Range", "").removeprefix("bytes=")
+        if not range_asked or self.command == "HEAD":
             return self.answer(200, body, headers, self.server.link)
-        first, last = map(int, asked.split("-"))
+        first, last = map(int, range_asked.split("-"))
         headers["Content-Range"] = f"bytes {first}-{last}/{len(body)}"
         self.answer(206, body[first : last + 1], headers, self.server.link)
 

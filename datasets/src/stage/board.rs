@@ -223,7 +223,7 @@ impl Board {
                 return None;
             }
             if lane < state.pace.limit()
-                && let Some(job) = state.take()
+                && let Some(job) = state.take(lane)
             {
                 state.busy += 1;
                 // Another lane may find something too, or be made for it.
@@ -379,7 +379,7 @@ impl State {
         !self.claiming && !self.exhausted && waiting < 2 * self.pace.limit()
     }
 
-    fn take(&mut self) -> Option<Job> {
+    fn take(&mut self, lane: usize) -> Option<Job> {
         if self.may_claim() {
             self.claiming = true;
             return Some(Job::Claim);
@@ -410,7 +410,9 @@ impl State {
             }
             self.buffers.push(buffer);
         }
-        self.small.pop_front().map(|(chunk, rows)| Job::Small(chunk, rows))
+        // Lanes that are not all in one directory wait less for its lock, which an NFS client holds over a round trip.
+        let at = lane % self.small.len().max(1);
+        self.small.remove(at).map(|(chunk, rows)| Job::Small(chunk, rows))
     }
 
     /// The first open object of which a part can be taken now.

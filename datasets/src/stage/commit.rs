@@ -97,7 +97,7 @@ impl Commit {
         }
         *known = Some(written.id.clone());
         let technique = Technique::of(&self.volume, self.durable)?;
-        if technique.syncs_files() {
+        if technique.syncs_names() {
             volume::sync_tree(&tree)?;
         }
         technique.sync(&self.volume)?;

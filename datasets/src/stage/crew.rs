@@ -115,6 +115,11 @@ impl Crew {
         Ok(crew)
     }
 
+    /// A directory that only this stager uses, and that goes with the staging.
+    pub(super) fn own_dir(&self) -> PathBuf {
+        self.dir.join("stagers").join(&self.me)
+    }
+
     pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().expect("no holder panics")
     }
@@ -124,7 +129,7 @@ impl Crew {
         let mut line = serde_json::to_vec(&record).expect("plain fields serialise");
         line.push(b'\n');
         let written = self.log.lock().expect("no holder panics").write_all(&line);
-        written.map_err(|error| VolumeError::io("write", &self.dir.join("stagers").join(&self.me), error))?;
+        written.map_err(|error| VolumeError::io("write", &self.own_dir(), error))?;
         self.ledger().add(record);
         Ok(())
     }
@@ -132,7 +137,7 @@ impl Crew {
     /// Makes what is written down outlive a crash of the host.
     pub(super) fn sync_log(&self) -> Result<(), StageError> {
         let log = self.log.lock().expect("no holder panics");
-        Ok(log.sync_data().map_err(|error| VolumeError::io("sync", &self.dir.join("stagers").join(&self.me), error))?)
+        Ok(log.sync_data().map_err(|error| VolumeError::io("sync", &self.own_dir(), error))?)
     }
 
     /// Reads what others have written down since.
@@ -226,7 +231,7 @@ impl Drop for Crew {
             let _ = beating.join();
         }
         // Who is not there any more is seen to have ended.
-        let _ = fs::remove_file(self.dir.join("stagers").join(&self.me).join(ALIVE));
+        let _ = fs::remove_file(self.own_dir().join(ALIVE));
     }
 }
 

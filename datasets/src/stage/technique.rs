@@ -22,6 +22,8 @@ enum Durable {
 pub(super) struct Technique {
     durable: Durable,
     direct: bool,
+    links: bool,
+    names: bool,
 }
 
 impl Technique {
@@ -38,7 +40,9 @@ impl Technique {
         };
         let aligned = mount.direct_io.is_some_and(|alignment| ALIGNED.is_multiple_of(alignment as usize));
         // Measured on disks and on NFS, where it saves the client's copy and costs no time; others were not tried.
-        Ok(Self { durable, direct: aligned && (mount.is_nfs() || !mount.is_network()) })
+        let direct = aligned && (mount.is_nfs() || !mount.is_network());
+        let names = matches!(durable, Durable::EachFile) && !mount.is_nfs();
+        Ok(Self { durable, direct, links: mount.is_network() && mount.link, names })
     }
 
     /// Whether each file is synced before it counts.
@@ -46,9 +50,20 @@ impl Technique {
         matches!(self.durable, Durable::EachFile)
     }
 
+    /// Whether names, too, have to be synced. An NFS server answers only once a name is durable (RFC 8881, 18.4 and 18.9;
+    /// Linux's `nfs_fsync_dir` does nothing), and looking at every directory is a round trip or two for each.
+    pub(super) fn syncs_names(&self) -> bool {
+        self.names
+    }
+
     /// Whether larger writes go past the page cache.
     pub(super) fn writes_directly(&self) -> bool {
         self.direct
+    }
+
+    /// Whether small files are made in a directory of each lane's own, and linked to their places.
+    pub(super) fn links_small_files(&self) -> bool {
+        self.links
     }
 
     /// Makes durable what was written so far, if files were not synced one by one.

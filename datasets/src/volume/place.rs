@@ -6,7 +6,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io,
+    io::{self, Write},
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
@@ -20,7 +20,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{VolumeError, create_dirs_below, nonce};
+use super::{VolumeError, create_dirs_below, durable::is_same, nonce};
 
 /// Files of at least this size have their room set aside at once.
 const SET_ASIDE: u64 = 1 << 20;
@@ -137,6 +137,56 @@ impl Placing {
     }
 }
 
+/// Makes a small file in a directory that only the caller uses, and links it to its place below `root`.
+///
+/// An NFS client holds the lock of a directory for as long as the server takes to create a file in it: one round trip, a
+/// second to create one that must not be there, a third where the server has delegated the file. All that create files
+/// in one directory wait for each other so. A link takes one round trip, and has one winner.
+pub(crate) fn place_by_link(
+    own: &Path,
+    root: &Path,
+    name: &str,
+    bytes: &[u8],
+    synced: bool,
+) -> Result<(), VolumeError> {
+    let (path, made) = (root.join(name), own.join(nonce()));
+    let mut file = File::create(&made).map_err(|error| VolumeError::io("create", &path, error))?;
+    let written = file.write_all(bytes).map_err(|error| VolumeError::io("write", &path, error));
+    let synced = written.and_then(|()| match synced {
+        true => file.sync_all().map_err(|error| VolumeError::io("sync", &path, error)),
+        false => Ok(()),
+    });
+    drop(file);
+    let linked = synced.and_then(|()| link_below(&made, root, name));
+    match linked {
+        Ok(()) => drop(fs::remove_file(&made)),
+        // What one that died or stalled has left gives way.
+        Err(VolumeError::AlreadyExists { .. }) => {
+            fs::rename(&made, &path).map_err(|error| VolumeError::io("name", &path, error))?;
+        }
+        Err(error) => {
+            drop(fs::remove_file(&made));
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+fn link_below(made: &Path, root: &Path, name: &str) -> Result<(), VolumeError> {
+    let path = root.join(name);
+    let linked = match fs::hard_link(made, &path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            create_dirs_below(root, Path::new(name))?;
+            fs::hard_link(made, &path)
+        }
+        linked => linked,
+    };
+    linked.or_else(|error| match fs::metadata(made) {
+        Ok(made) if is_same(&made, &path) => Ok(()),
+        _ => Err(VolumeError::io("name", &path, error)),
+    })
+}
+
 impl Drop for Placing {
     fn drop(&mut self) {
         if let Some(temporary) = self.temporary.lock().expect("no holder panics").take() {
@@ -147,6 +197,8 @@ impl Drop for Placing {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     #[test]
@@ -167,9 +219,26 @@ mod tests {
     #[test]
     fn what_others_have_taken_away_is_not_made_anew() {
         let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().join("gone");
+        let (own, root) = (dir.path().join("own"), dir.path().join("gone"));
+        fs::create_dir(&own).unwrap();
         assert!(Placing::create(&root, "a/b", 0, false).is_err());
-        assert!(!root.exists());
+        assert!(place_by_link(&own, &root, "a/b", b"x", true).is_err());
+        assert!(!root.exists() && fs::read_dir(own).unwrap().next().is_none());
+    }
+
+    #[test]
+    fn a_file_that_is_linked_to_its_place_replaces_and_does_not_write_to_what_has_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let (own, root) = (dir.path().join("own"), dir.path().join("root"));
+        fs::create_dir(&own).unwrap();
+        fs::create_dir(&root).unwrap();
+        place_by_link(&own, &root, "a/b", b"first", true).unwrap();
+        let first = File::open(root.join("a/b")).unwrap();
+        place_by_link(&own, &root, "a/b", b"second", false).unwrap();
+        assert_eq!(fs::read(root.join("a/b")).unwrap(), b"second");
+        assert_eq!(io::read_to_string(&first).unwrap(), "first");
+        assert_eq!(fs::metadata(root.join("a/b")).unwrap().nlink(), 1);
+        assert!(fs::read_dir(own).unwrap().next().is_none());
     }
 
     #[test]

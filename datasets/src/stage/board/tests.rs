@@ -58,7 +58,7 @@ fn short_parts_wait_for_no_buffer_and_long_ones_do() {
         let mut state = board.state();
         // All are taken.
         state.made = BUFFERS;
-        let jobs: Vec<_> = std::iter::from_fn(|| state.take()).collect();
+        let jobs: Vec<_> = std::iter::from_fn(|| state.take(0)).collect();
         assert_eq!(jobs.iter().filter(|job| matches!(job, Job::Part(..))).count(), at_once);
     }
 }

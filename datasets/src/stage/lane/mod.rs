@@ -10,6 +10,7 @@ mod small;
 mod whole;
 
 use std::{
+    fs,
     path::PathBuf,
     sync::{
         Arc, Mutex,
@@ -73,6 +74,8 @@ struct Lane<'a> {
     floor: &'a Floor<'a>,
     reader: Reader,
     memory: Vec<u8>,
+    /// Where it makes small files, where these are linked to their places.
+    bench: PathBuf,
 }
 
 /// A lane that panics would leave the others waiting.
@@ -89,11 +92,15 @@ impl Drop for StopOnPanic<'_> {
 /// Works until there is nothing left to do.
 pub(super) fn work(floor: &Floor<'_>, number: usize) {
     let _guard = StopOnPanic(&floor.board);
-    let mut lane = Lane { floor, reader: floor.readers.reader(), memory: Vec::new() };
+    let bench = floor.crew.own_dir().join(format!("lane-{number}"));
+    let mut lane = Lane { floor, reader: floor.readers.reader(), memory: Vec::new(), bench };
     while let Some(job) = floor.board.next(number) {
         let buffer = lane.perform(job);
         floor.board.done(buffer);
     }
+    // It is empty, and there only if it was needed. All lanes remove theirs at once; whoever clears up would go from one
+    // to the next.
+    let _ = fs::remove_dir(&lane.bench);
 }
 
 impl Lane<'_> {

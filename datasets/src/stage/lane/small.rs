@@ -1,6 +1,6 @@
 //! Objects that are held whole in memory, and objects that are there already.
 
-use std::{fs, path::Path};
+use std::{fs, io, path::Path};
 
 use super::{Lane, TRIES, compare};
 use crate::{
@@ -47,12 +47,27 @@ impl Lane<'_> {
                 read => break read?,
             }
         };
-        let placing = self.place(&item, object.size, false)?;
-        placing.write_at(&self.memory[..usize::try_from(object.size).expect("it is small")], 0)?;
-        placing.finish(object.size, self.floor.technique.syncs_files())?;
+        self.place_small(&item, &self.memory[..usize::try_from(object.size).expect("it is small")])?;
         self.record(&item, &object, &about, crc64)?;
         self.arrived(object.size);
         Ok(None)
+    }
+
+    fn place_small(&self, item: &Item, bytes: &[u8]) -> Result<(), StageError> {
+        let (data, technique) = (&self.floor.data, self.floor.technique);
+        if technique.links_small_files() {
+            let place = || volume::place_by_link(&self.bench, data, &item.row().path, bytes, technique.syncs_files());
+            return match place() {
+                Err(VolumeError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                    volume::create_dir(&self.bench)?;
+                    Ok(place()?)
+                }
+                placed => Ok(placed?),
+            };
+        }
+        let placing = self.place(item, bytes.len() as u64, false)?;
+        placing.write_at(bytes, 0)?;
+        Ok(placing.finish(bytes.len() as u64, technique.syncs_files())?)
     }
 
     /// Gives an unchanged object its place in this snapshot; false if it has to be fetched after all.

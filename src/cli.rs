@@ -98,6 +98,9 @@ pub struct RunArgs {
     /// Name of the run: submitted again, it attaches to the run that is there
     #[arg(long)]
     pub id: Option<RunId>,
+    /// Do none of the tasks, and take them for done: only to measure what coordinating costs
+    #[arg(long, hide = true)]
+    pub pretend: bool,
 }
 
 #[derive(Debug, Args)]
@@ -111,6 +114,9 @@ pub struct WorkerArgs {
     /// Attempts at once; without it as many as there are cores
     #[arg(long)]
     pub slots: Option<NonZero<u32>>,
+    /// Do none of the tasks, and report them as done: only to measure what coordinating costs
+    #[arg(long, hide = true)]
+    pub pretend: bool,
 }
 
 #[derive(Debug, Subcommand)]

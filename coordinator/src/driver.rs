@@ -206,6 +206,8 @@ pub struct CoordinateOptions {
     pub tell: Tell,
     /// Once cancelled, the coordinator stops its workers, gives the lease back, and ends.
     pub interrupt: CancellationToken,
+    /// Whether the workers only say that they have done their tasks: to measure what coordinating costs.
+    pub pretend: bool,
 }
 
 impl std::fmt::Debug for CoordinateOptions {
@@ -319,6 +321,7 @@ async fn conduct(
         epoch,
         slots: run.job().workers.slots.unwrap_or_else(|| share_of_cores(run.job().workers.count)),
         logs: run.logs_dir(),
+        pretend: options.pretend,
     });
     let tell = Arc::clone(&options.tell);
     let mut work = Work::new((volume, run), (epoch, epoch_dir.clone()), (session, plan), inbox, tell, reading.clone());

@@ -1,18 +1,18 @@
 //! Ids of the domain, each a type of its own.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Visitor};
 
 /// Names one run on its volume. 1 to 64 characters of `a-z A-Z 0-9 . _ -`, the first a letter or a digit.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct RunId(String);
+pub struct RunId(Arc<str>);
 
 /// Names one worker within its run, such as `local-3`. The same characters as a [`RunId`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct WorkerId(String);
+pub struct WorkerId(Arc<str>);
 
 /// Why a text is no id.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -47,7 +47,7 @@ macro_rules! text_id {
         impl FromStr for $name {
             type Err = IdError;
             fn from_str(text: &str) -> Result<Self, IdError> {
-                checked($what, text).map(Self)
+                checked($what, text).map(|text| Self(text.into()))
             }
         }
         impl TryFrom<String> for $name {
@@ -58,7 +58,7 @@ macro_rules! text_id {
         }
         impl From<$name> for String {
             fn from(id: $name) -> Self {
-                id.0
+                (*id.0).to_owned()
             }
         }
     };
@@ -106,8 +106,8 @@ impl FromStr for TaskId {
 }
 
 /// One try at a task. The epoch is part of the id, so that no two coordinators ever name the same attempt.
-/// Shown, and named on the volume, as `0-17.2.1`: task, number, epoch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+/// Shown, named on the volume, and serialised, as `0-17.2.1`: task, number, epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AttemptId {
     /// The task that is tried.
     pub task: TaskId,
@@ -120,6 +120,48 @@ pub struct AttemptId {
 impl fmt::Display for AttemptId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}.{}", self.task, self.number, self.epoch)
+    }
+}
+
+impl FromStr for AttemptId {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let read = || {
+            let (rest, epoch) = text.rsplit_once('.')?;
+            let (task, number) = rest.rsplit_once('.')?;
+            let (phase, index) = task.split_once('-')?;
+            let task = TaskId { phase: phase.parse().ok()?, index: index.parse().ok()? };
+            Some(Self { task, number: number.parse().ok()?, epoch: Epoch(epoch.parse().ok()?) })
+        };
+        read().ok_or_else(|| IdError { what: "attempt", text: text.to_owned() })
+    }
+}
+
+impl Serialize for AttemptId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for AttemptId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(AttemptText)
+    }
+}
+
+/// Reads an attempt's id from its text, which need not be kept.
+struct AttemptText;
+
+impl Visitor<'_> for AttemptText {
+    type Value = AttemptId;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an attempt, such as 0-17.2.1")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<AttemptId, E> {
+        text.parse().map_err(E::custom)
     }
 }
 
@@ -169,7 +211,10 @@ mod tests {
         let attempt = AttemptId { task: TaskId { phase: 1, index: 2 }, number: 3, epoch: Epoch(4) };
         let ids = ("r".parse::<RunId>().unwrap(), attempt);
         let text = serde_json::to_string(&ids).unwrap();
-        assert_eq!(text, r#"["r",{"task":{"phase":1,"index":2},"number":3,"epoch":4}]"#);
+        assert_eq!(text, r#"["r","1-2.3.4"]"#);
         assert_eq!(serde_json::from_str::<(RunId, AttemptId)>(&text).unwrap(), ids);
+        for bad in ["", "1-2", "1-2.3", "1-2.3.", "-2.3.4", "1-2.3.4.5", "2.3.4"] {
+            assert!(serde_json::from_value::<AttemptId>(bad.into()).is_err(), "{bad:?}");
+        }
     }
 }

@@ -28,19 +28,24 @@ pub async fn run(global: &Global, args: &RunArgs) -> Result<Exit, CliError> {
     let id = args.id.clone().unwrap_or_else(|| rundir::fresh_id(&job));
     let run = rundir::create(&volume, &id, &text, &job)?.into_run();
     render::note(global.quiet, &format!("run {id}"));
-    let result = coordinate(global, &volume, &run).await;
+    let result = coordinate(global, &volume, &run, args.pretend).await;
     let result = result.map_err(|error| error.in_query(&args.job.job.display().to_string(), &text))?;
     end(global, &result)
 }
 
 pub async fn resume(global: &Global, run: &RunId) -> Result<Exit, CliError> {
     let (volume, run) = open_run(global, run)?;
-    let result = coordinate(global, &volume, &run).await?;
+    let result = coordinate(global, &volume, &run, false).await?;
     end(global, &result)
 }
 
 /// Brings a run to its end, and shows how it gets there.
-pub async fn coordinate(global: &Global, volume: &Volume, run: &RunDir) -> Result<RunResult, CliError> {
+pub async fn coordinate(
+    global: &Global,
+    volume: &Volume,
+    run: &RunDir,
+    pretend: bool,
+) -> Result<RunResult, CliError> {
     let view = Arc::new(RunView::new(global.quiet, run.id(), run.job()));
     let told = Arc::clone(&view);
     let options = CoordinateOptions {
@@ -48,6 +53,7 @@ pub async fn coordinate(global: &Global, volume: &Volume, run: &RunDir) -> Resul
         listen: IpAddr::V4(Ipv4Addr::LOCALHOST),
         tell: Arc::new(move |progress| told.advance(progress)),
         interrupt: interrupted()?,
+        pretend,
     };
     let result = driver::finish(volume, run, &options).await;
     // Here, or whatever command comes next.

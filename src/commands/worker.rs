@@ -13,6 +13,7 @@ pub async fn execute(global: &Global, args: &WorkerArgs) -> Result<Exit, CliErro
         run: args.run.clone(),
         worker: args.name.clone(),
         slots: args.slots.map(Into::into),
+        pretend: args.pretend,
     })
     .await?;
     Ok(Exit::Done)

@@ -42,6 +42,8 @@ const DYING: Duration = Duration::from_secs(3);
 /// How long the end waits for the coordinator to take the last reports.
 const FAREWELL: Duration = Duration::from_secs(5);
 
+/// Attempts of which a message tells at most, about.
+const NEWS: usize = 512;
 /// Files that the reports of one message name, so that it stays below the largest of the link; a single report with
 /// more travels alone.
 const FILES_A_MESSAGE: usize = 10_000;
@@ -57,6 +59,8 @@ pub struct WorkerConfig {
     pub worker: WorkerId,
     /// Attempts at once; none: as many as this process may use cores.
     pub slots: Option<u32>,
+    /// Whether attempts are reported to be done and nothing is done: only to measure what coordinating costs.
+    pub pretend: bool,
 }
 
 /// Why a worker ended otherwise than in peace.
@@ -137,6 +141,7 @@ async fn run_until(config: WorkerConfig, told: mpsc::Receiver<()>) -> Result<(),
         slots,
         guard: guard.ok(),
         data: Mutex::new(None),
+        pretend: config.pretend,
     };
     let agent = Agent {
         bench: Arc::new(bench),
@@ -146,6 +151,8 @@ async fn run_until(config: WorkerConfig, told: mpsc::Receiver<()>) -> Result<(),
         seen: BTreeSet::new(),
         tasks: JoinSet::new(),
         ids: BTreeMap::new(),
+        started: Vec::new(),
+        ended: Vec::new(),
         draining: false,
     };
     agent.work(link.incoming, told).await
@@ -162,6 +169,9 @@ struct Agent {
     tasks: JoinSet<AttemptReport>,
     /// Whose task is whose, for one that panics.
     ids: BTreeMap<Id, AttemptId>,
+    /// Not yet told: attempts that entered slots, and those that ended.
+    started: Vec<AttemptId>,
+    ended: Vec<AttemptReport>,
     draining: bool,
 }
 
@@ -178,25 +188,41 @@ impl Agent {
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !(self.draining && self.running.is_empty()) {
             let done = tokio::select! {
+                // What is told waits for what is ready, so that it is told together.
+                biased;
+                Some(()) = told.recv() => {
+                    self.drain();
+                    Ok(())
+                }
                 message = incoming.message() => match message {
                     Ok(Some(ToWorker::Shutdown)) => {
                         self.abort().await;
                         return Ok(());
                     }
-                    Ok(Some(message)) => self.take(message).await,
+                    Ok(Some(message)) => {
+                        self.take(message);
+                        Ok(())
+                    }
                     Ok(None) => return self.lost(None).await,
                     Err(status) => return self.lost(Some(Box::new(status))).await,
                 },
-                Some(ended) = self.tasks.join_next_with_id() => self.report_ended(ended).await,
+                Some(ended) = self.tasks.join_next_with_id() => {
+                    self.note_ended(ended);
+                    Ok(())
+                }
                 _ = heartbeat.tick() => self.send(FromWorker::Heartbeat).await,
-                Some(()) = told.recv() => self.drain().await,
+                () = std::future::ready(()), if self.has_news() => self.tell().await,
             };
-            if done.is_err() || self.start().await.is_err() {
+            self.start();
+            let full = self.started.len() + self.ended.len() >= NEWS;
+            if done.is_err() || full && self.tell().await.is_err() {
                 let why = tokio::time::timeout(DYING, incoming.message()).await;
                 return self.lost(why.ok().and_then(Result::err).map(Box::new)).await;
             }
         }
-        self.say_goodbye(incoming).await;
+        if self.tell().await.is_ok() {
+            self.say_goodbye(incoming).await;
+        }
         Ok(())
     }
 
@@ -204,17 +230,13 @@ impl Agent {
         self.outgoing.send(message).await.map_err(|_| Closed)
     }
 
-    async fn take(&mut self, message: ToWorker) -> Result<(), Closed> {
+    fn take(&mut self, message: ToWorker) {
         match message {
             ToWorker::Assign(assignments) => {
                 let new = assignments.into_iter().filter(|assignment| self.seen.insert(assignment.attempt));
-                let new: Vec<_> = new.collect();
-                match self.draining {
-                    true => self.give_back(new).await,
-                    false => {
-                        self.queue.extend(new);
-                        Ok(())
-                    }
+                self.queue.extend(new);
+                if self.draining {
+                    self.give_back();
                 }
             }
             ToWorker::Kill(attempts) => {
@@ -226,72 +248,80 @@ impl Agent {
                 let (killed, kept): (Vec<_>, Vec<_>) =
                     queue.into_iter().partition(|held| attempts.contains(&held.attempt));
                 self.queue = kept.into();
-                self.report(
-                    killed.iter().map(|killed| unstarted(killed, Outcome::Failed(Failure::Cancelled))).collect(),
-                )
-                .await
+                let cancelled = || Outcome::Failed(Failure::Cancelled);
+                self.ended.extend(killed.iter().map(|killed| unstarted(killed, cancelled())));
             }
             // A second welcome says nothing new; `work` sees to the shutdown.
-            ToWorker::Welcome { .. } | ToWorker::Shutdown => Ok(()),
+            ToWorker::Welcome { .. } | ToWorker::Shutdown => {}
         }
     }
 
     /// Starts what is queued, as far as there are slots.
-    async fn start(&mut self) -> Result<(), Closed> {
-        let mut started = Vec::new();
+    fn start(&mut self) {
+        if self.bench.pretend {
+            let done = || Outcome::Done { outputs: Vec::new(), metrics: BTreeMap::new() };
+            self.ended.extend(self.queue.drain(..).map(|assignment| unstarted(&assignment, done())));
+        }
         while self.running.len() < self.bench.slots as usize {
             let Some(assignment) = self.queue.pop_front() else { break };
             let (attempt, stop) = (assignment.attempt, Stop::default());
             let task = self.tasks.spawn(execute(Arc::clone(&self.bench), assignment, stop.clone()));
             self.ids.insert(task.id(), attempt);
             self.running.insert(attempt, stop);
-            started.push(attempt);
+            self.started.push(attempt);
         }
-        if started.is_empty() { Ok(()) } else { self.send(FromWorker::Started(started)).await }
     }
 
-    /// Reports an attempt that has ended, and with it all others that have.
-    async fn report_ended(&mut self, first: Result<(Id, AttemptReport), JoinError>) -> Result<(), Closed> {
-        let mut reports = Vec::new();
-        let mut next = Some(first);
-        while let Some(ended) = next {
-            let id = ended.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
-            if let Some(attempt) = self.ids.remove(&id) {
-                self.running.remove(&attempt);
-                let panicked = |_| {
-                    let message = "the worker's own code panicked".to_owned();
-                    let outcome = Outcome::Failed(Failure::Error { message, retryable: true });
-                    AttemptReport { attempt, outcome, seconds: 0.0 }
-                };
-                reports.push(ended.map_or_else(panicked, |(_, report)| report));
-            }
-            next = self.tasks.try_join_next_with_id();
+    /// Notes that an attempt has ended.
+    fn note_ended(&mut self, ended: Result<(Id, AttemptReport), JoinError>) {
+        let id = ended.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
+        if let Some(attempt) = self.ids.remove(&id) {
+            self.running.remove(&attempt);
+            let panicked = |_| {
+                let message = "the worker's own code panicked".to_owned();
+                let outcome = Outcome::Failed(Failure::Error { message, retryable: true });
+                AttemptReport { attempt, outcome, seconds: 0.0 }
+            };
+            self.ended.push(ended.map_or_else(panicked, |(_, report)| report));
         }
-        self.report(reports).await
     }
 
-    async fn report(&self, reports: Vec<AttemptReport>) -> Result<(), Closed> {
+    fn has_news(&self) -> bool {
+        !self.started.is_empty() || !self.ended.is_empty()
+    }
+
+    /// Tells the coordinator what has ended and what has been started.
+    async fn tell(&mut self) -> Result<(), Closed> {
         let mut batch: Vec<AttemptReport> = Vec::new();
-        for report in reports {
-            if batch.iter().chain([&report]).map(files).sum::<usize>() > FILES_A_MESSAGE && !batch.is_empty() {
+        let mut named = 0;
+        for report in std::mem::take(&mut self.ended) {
+            named += files(&report);
+            if named > FILES_A_MESSAGE && !batch.is_empty() {
+                named = files(&report);
                 self.send(FromWorker::Reports(std::mem::take(&mut batch))).await?;
             }
             batch.push(report);
         }
-        if batch.is_empty() { Ok(()) } else { self.send(FromWorker::Reports(batch)).await }
+        if !batch.is_empty() {
+            self.send(FromWorker::Reports(batch)).await?;
+        }
+        // What has ended by now has started, too.
+        let mut started = std::mem::take(&mut self.started);
+        started.retain(|attempt| self.running.contains_key(attempt));
+        if started.is_empty() { Ok(()) } else { self.send(FromWorker::Started(started)).await }
     }
 
-    async fn give_back(&self, assignments: Vec<Assignment>) -> Result<(), Closed> {
-        self.report(assignments.iter().map(|assignment| unstarted(assignment, Outcome::GivenBack)).collect()).await
+    fn give_back(&mut self) {
+        let queued = std::mem::take(&mut self.queue);
+        self.ended.extend(queued.iter().map(|assignment| unstarted(assignment, Outcome::GivenBack)));
     }
 
     /// Begins to end; told again, ends at once.
-    async fn drain(&mut self) -> Result<(), Closed> {
+    fn drain(&mut self) {
         let why = if self.draining { Why::Abort } else { Why::Drain };
         self.draining = true;
         self.running.values().for_each(|stop| stop.order(why));
-        let queued = std::mem::take(&mut self.queue).into();
-        self.give_back(queued).await
+        self.give_back();
     }
 
     /// Kills what runs, and waits for it as long as it takes a program to die.

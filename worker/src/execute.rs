@@ -37,9 +37,9 @@ use crate::{
     stop::{Stop, Why},
 };
 
-/// A program that asks to be run again (`EX_TEMPFAIL`).
 /// A report of so many files is well below the largest message of the link, with names of 200 bytes.
 const MOST_FILES: usize = 100_000;
+/// A program that asks to be run again (`EX_TEMPFAIL`).
 const AGAIN: i32 = 75;
 
 /// What all attempts of a worker share.
@@ -59,6 +59,8 @@ pub(crate) struct Bench {
     pub(crate) guard: Option<Guard>,
     /// Where the run's plan says that its dataset lies, once a program needed to know it.
     pub(crate) data: Mutex<Option<String>>,
+    /// Whether nothing is done, and said to be.
+    pub(crate) pretend: bool,
 }
 
 /// Why an attempt did not do its work.

@@ -158,24 +158,29 @@ impl Figures {
                 self.most_workers = self.most_workers.max(self.workers);
             }
             Event::WorkerLeft { .. } => self.workers = self.workers.saturating_sub(1),
-            Event::Started { attempt, .. } => {
-                if self.running.insert(*attempt) {
-                    self.attempts += 1;
-                    phase(&mut self.phases, attempt.task, &|phase| phase.running += 1);
+            Event::Started { attempts, .. } => {
+                for attempt in attempts {
+                    if self.running.insert(*attempt) {
+                        self.attempts += 1;
+                        phase(&mut self.phases, attempt.task, &|phase| phase.running += 1);
+                    }
                 }
             }
             Event::Committed { attempt, .. } => {
-                self.stopped(*attempt);
+                // A short one is not reported to have started before it has ended.
+                self.attempts += u64::from(!self.stopped(*attempt));
                 phase(&mut self.phases, attempt.task, &|phase| phase.succeeded += 1);
             }
             Event::AttemptFailed { attempt, failure, retry_at, .. } => {
-                self.stopped(*attempt);
+                self.attempts += u64::from(!self.stopped(*attempt) && *failure != Failure::WorkerLost);
                 if retry_at.is_none() {
                     self.first_failure.get_or_insert_with(|| (attempt.task, failure.clone()));
                     phase(&mut self.phases, attempt.task, &|phase| phase.failed += 1);
                 }
             }
-            Event::AttemptReturned { attempt, .. } => self.stopped(*attempt),
+            Event::AttemptReturned { attempt, .. } => {
+                self.stopped(*attempt);
+            }
             Event::Aborted { error, .. } => self.aborted = Some(error.clone()),
             Event::Published { bytes, rows, .. } => self.published = Some((*bytes, *rows)),
             Event::InputsStaged { .. }
@@ -187,12 +192,15 @@ impl Figures {
         self.latest = self.latest.max(time(event).unwrap_or_default());
     }
 
-    fn stopped(&mut self, attempt: AttemptId) {
-        if self.running.remove(&attempt)
+    /// Whether it was in a slot.
+    fn stopped(&mut self, attempt: AttemptId) -> bool {
+        let ran = self.running.remove(&attempt);
+        if ran
             && let Some(phase) = self.phases.get_mut(attempt.task.phase as usize)
         {
             phase.running -= 1;
         }
+        ran
     }
 
     /// Of all phases.
@@ -269,10 +277,14 @@ mod tests {
             Event::Opened { epoch: Epoch(1), at: Millis(1000) },
             Event::Planned { snapshot: Some("s".into()), phases: vec![3], at: Millis(1100) },
             Event::WorkerJoined { worker: "w".parse().unwrap(), slots: 3 },
-            Event::Started { attempt: attempt(0), at: Millis(1200) },
-            Event::Started { attempt: attempt(1), at: Millis(1200) },
-            Event::Started { attempt: attempt(2), at: Millis(1200) },
-            Event::Committed { attempt: attempt(0), outputs: vec![], metrics: Default::default(), at: Millis(1300) },
+            Event::Started { attempts: (0..3).map(attempt).collect(), at: Millis(1200) },
+            Event::Committed {
+                attempt: attempt(0),
+                outputs: vec![],
+                metrics: Default::default(),
+                micros: 0,
+                at: Millis(1300),
+            },
             Event::AttemptFailed { attempt: attempt(1), failure, retry_at: None, at: Millis(3500) },
         ];
         let mut figures = Figures::default();

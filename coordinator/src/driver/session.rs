@@ -138,8 +138,13 @@ impl Session {
 
     /// Lets the machine decide what an input means. Nothing of it may be acted upon before [`commit`](Self::commit).
     pub(super) fn take(&mut self, input: &Input) {
+        self.take_all(std::slice::from_ref(input));
+    }
+
+    /// The same of inputs that came together.
+    pub(super) fn take_all(&mut self, inputs: &[Input]) {
         self.taken = self.clock.now();
-        let events = self.machine.handle(input, self.taken);
+        let events = self.machine.handle_all(inputs, self.taken);
         events.iter().for_each(|event| self.figures.note(event));
         self.pending.extend(events);
     }

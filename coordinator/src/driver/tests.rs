@@ -68,6 +68,7 @@ impl Fixture {
             listen: Ipv4Addr::LOCALHOST.into(),
             tell,
             interrupt,
+            pretend: false,
         };
         let started = Mutex::new(Vec::new());
         let worker = async {

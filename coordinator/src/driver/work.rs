@@ -63,6 +63,21 @@ enum Finished {
     Stopped,
 }
 
+/// An attempt that says it is done.
+struct Done {
+    worker: WorkerId,
+    attempt: AttemptId,
+    outputs: Vec<OutputFile>,
+    metrics: BTreeMap<String, f64>,
+    micros: u64,
+}
+
+impl From<Done> for Input {
+    fn from(Done { worker, attempt, outputs, metrics, micros }: Done) -> Self {
+        Self::Done { worker, attempt, outputs, metrics, micros }
+    }
+}
+
 /// What the loop has in its hands.
 pub(super) struct Work<'a> {
     pub(super) volume: &'a Volume,
@@ -159,28 +174,32 @@ impl<'a> Work<'a> {
             }
             if let Some(error) = &self.fleet_failure
                 && wanted.workers > 0
-                && wanted.held.is_empty()
+                && self.session.machine.workers().next().is_none()
             {
                 return Err(CoordinateError::Fleet(error.clone()));
             }
             if self.session.machine.is_stopping() {
                 self.give_up_at.get_or_insert_with(|| Instant::now() + UNANSWERED);
-                let held = wanted.held.keys().flat_map(|worker| self.session.machine.held(worker));
-                let unsent: Vec<_> =
-                    held.filter(|(worker, attempt)| !self.workers.was_sent(worker, *attempt)).collect();
-                if !unsent.is_empty() {
-                    // No worker will ever report what no worker was given.
-                    for (worker, attempt) in unsent {
-                        self.session.take(&Input::Failed { worker, attempt, failure: Failure::Cancelled });
-                    }
+                let machine = &self.session.machine;
+                let held = machine.workers().flat_map(|worker| machine.held(worker).map(move |attempt| (worker, attempt)));
+                let unsent = held.filter(|(worker, attempt)| !self.workers.was_sent(worker, *attempt));
+                // No worker will ever report what no worker was given.
+                let failed = unsent.map(|(worker, attempt)| Input::Failed {
+                    worker: worker.clone(),
+                    attempt,
+                    failure: Failure::Cancelled,
+                });
+                let failed: Vec<_> = failed.collect();
+                if !failed.is_empty() {
+                    self.session.take_all(&failed);
                     continue;
                 }
             }
-            for worker in self.workers.forget_all_but(&wanted.held) {
+            for worker in self.workers.forget_all_but(|worker| self.session.machine.share(worker).is_some()) {
                 (self.tell)(RunProgress::Left { worker: worker.clone() });
                 fleet.lost(&worker);
             }
-            self.sync_workers(&wanted.held);
+            self.sync_workers();
             fleet.want(wanted.workers);
             self.start_what_is_wanted(wanted.publish, wanted.export);
             let wake = wanted.wake_at.map(|at| {
@@ -199,9 +218,11 @@ impl<'a> Work<'a> {
                     if count == 0 {
                         return Err(server.failed().await.into());
                     }
+                    let mut inputs = Vec::new();
                     for heard in heard.drain(..) {
-                        self.hear(heard, fleet);
+                        self.hear(heard, fleet, &mut inputs);
                     }
+                    self.session.take_all(&inputs);
                 }
                 Some(news) = self.prepared.recv() => self.hear_of_data(news)?,
                 Some(finished) = self.tasks.join_next() => self.finished(finished?)?,
@@ -212,41 +233,39 @@ impl<'a> Work<'a> {
                     self.session.take(&Input::Tick { reported: self.workers.reported_attempts() });
                     if self.give_up_at.is_some_and(|at| at <= ticked) {
                         // The run is to end, and these do not say that what they held has ended.
-                        wanted.held.into_keys().for_each(|worker| self.session.take(&Input::Left { worker }));
+                        let workers: Vec<_> = self.session.machine.workers().cloned().collect();
+                        workers.into_iter().for_each(|worker| self.session.take(&Input::Left { worker }));
                     }
                 }
             }
         }
     }
 
-    fn hear(&mut self, heard: Heard, fleet: &mut dyn Fleet) {
+    fn hear(&mut self, heard: Heard, fleet: &mut dyn Fleet, inputs: &mut Vec<Input>) {
         match heard {
             Heard::Joined { worker, stream, slots, sender } => {
                 fleet.joined(&worker);
                 (self.tell)(RunProgress::Joined { worker: worker.clone() });
-                self.session.take(&Input::Joined { worker: worker.clone(), slots });
+                inputs.push(Input::Joined { worker: worker.clone(), slots });
                 self.workers.joined(worker, stream, sender);
             }
             Heard::Started { worker, stream, attempts } if self.workers.is_current(&worker, stream) => {
-                for attempt in attempts {
-                    self.session.take(&Input::Started { worker: worker.clone(), attempt });
-                }
+                inputs.push(Input::Started { worker, attempts });
             }
             Heard::Reports { worker, stream, reports } if self.workers.is_current(&worker, stream) => {
-                for report in reports {
-                    self.report(&worker, stream, report);
-                }
+                inputs.extend(reports.into_iter().filter_map(|report| self.report(&worker, stream, report)));
             }
             Heard::Left { worker, stream } => {
                 if self.workers.is_current(&worker, stream) {
                     fleet.lost(&worker);
                 }
                 if self.workers.left(&worker, stream) {
-                    self.left(worker);
+                    (self.tell)(RunProgress::Left { worker: worker.clone() });
+                    inputs.push(Input::Left { worker });
                 }
             }
             Heard::Cancel { noted } => {
-                self.session.take(&Input::Cancel);
+                inputs.push(Input::Cancel);
                 self.cancelling.push(noted);
             }
             // A stream that was replaced.
@@ -254,50 +273,49 @@ impl<'a> Work<'a> {
         }
     }
 
-    fn left(&mut self, worker: WorkerId) {
-        (self.tell)(RunProgress::Left { worker: worker.clone() });
-        self.session.take(&Input::Left { worker });
-    }
-
-    fn report(&mut self, worker: &WorkerId, stream: u64, report: AttemptReport) {
-        let (worker, attempt) = (worker.clone(), report.attempt);
-        let checking = matches!(report.outcome, Outcome::Done { .. });
-        self.workers.reported(&worker, attempt, checking);
-        match report.outcome {
-            Outcome::Done { outputs, metrics } => self.check(worker, stream, attempt, outputs, metrics),
+    /// What a report means, unless it has to be looked into first.
+    fn report(&mut self, worker: &WorkerId, stream: u64, report: AttemptReport) -> Option<Input> {
+        let AttemptReport { attempt, outcome, seconds } = report;
+        let checking = matches!(&outcome, Outcome::Done { outputs, .. } if !outputs.is_empty());
+        self.workers.reported(worker, attempt, checking);
+        let worker = worker.clone();
+        match outcome {
+            Outcome::Done { outputs, metrics } => {
+                let micros = Duration::try_from_secs_f64(seconds).unwrap_or_default().as_micros();
+                let micros = u64::try_from(micros).unwrap_or(u64::MAX);
+                let done = Done { worker, attempt, outputs, metrics, micros };
+                if !checking {
+                    return Some(done.into());
+                }
+                self.check(stream, done);
+                None
+            }
             Outcome::Failed(failure) => {
                 (self.tell)(RunProgress::AttemptFailed { attempt, failure: failure.clone() });
-                self.session.take(&Input::Failed { worker, attempt, failure });
+                Some(Input::Failed { worker, attempt, failure })
             }
-            Outcome::GivenBack => self.session.take(&Input::GivenBack { worker, attempt }),
+            Outcome::GivenBack => Some(Input::GivenBack { worker, attempt }),
         }
     }
 
     /// Looks at what a worker says that it made, beside the loop.
-    fn check(
-        &mut self,
-        worker: WorkerId,
-        stream: u64,
-        attempt: AttemptId,
-        outputs: Vec<OutputFile>,
-        metrics: BTreeMap<String, f64>,
-    ) {
+    fn check(&mut self, stream: u64, done: Done) {
         let (volume, run, checks) = (self.volume.clone(), self.run.clone(), Arc::clone(&self.checks));
         self.tasks.spawn(async move {
+            let (worker, attempt) = (done.worker.clone(), done.attempt);
             let permit = checks.acquire_owned().await;
             let check = move || {
-                let checked = commit::check(&volume, &run, attempt, &outputs);
+                let checked = commit::check(&volume, &run, attempt, &done.outputs);
                 drop(permit);
-                (checked, outputs)
+                checked.map(|()| done)
             };
             let bad = |message| Failure::BadOutput { message };
             let result = match tokio::task::spawn_blocking(check).await {
-                Ok((Ok(()), outputs)) => Ok(outputs),
-                Ok((Err(error), _)) => Err(bad(chain(&error))),
+                Ok(checked) => checked.map_err(|error| bad(chain(&error))),
                 Err(error) => Err(bad(error.to_string())),
             };
             let input = match result {
-                Ok(outputs) => Input::Done { worker: worker.clone(), attempt, outputs, metrics },
+                Ok(done) => done.into(),
                 Err(failure) => Input::Failed { worker: worker.clone(), attempt, failure },
             };
             Finished::Checked { worker, stream, input }
@@ -331,7 +349,8 @@ impl<'a> Work<'a> {
                 }
                 self.session.take(&input);
                 if self.workers.checked(&worker, stream) {
-                    self.left(worker);
+                    (self.tell)(RunProgress::Left { worker: worker.clone() });
+                    self.session.take(&Input::Left { worker });
                 }
             }
             Finished::Published(Ok(Published { files, bytes, rows })) => {
@@ -359,10 +378,10 @@ impl<'a> Work<'a> {
         }
     }
 
-    fn sync_workers(&mut self, held: &BTreeMap<WorkerId, Vec<AttemptId>>) {
+    fn sync_workers(&mut self) {
         let Some(plan) = &self.plan else { return };
         let (machine, shuffle) = (&self.session.machine, &mut self.shuffle);
-        self.workers.sync(held, |task| {
+        self.workers.sync(|worker| machine.share(worker), |task| {
             let spec = plan.task(task)?;
             let TaskInput::Shuffle(_) = spec.input else { return Some(spec) };
             // The phase before is complete once a task of this one is assigned, and stays as it is.

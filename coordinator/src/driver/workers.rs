@@ -10,6 +10,8 @@ use forebay_jobs::{
 use tokio::sync::mpsc;
 use tonic::Status;
 
+use crate::run::Share;
+
 /// Pieces and files in one message at most, so that no message comes near the limit of the link; a single task with
 /// more is sent alone.
 const PARTS_A_MESSAGE: usize = 10_000;
@@ -33,6 +35,8 @@ struct Joined {
     killed: BTreeSet<AttemptId>,
     /// Reports of its that are being checked.
     checking: usize,
+    /// The version of its share that it was last sent.
+    synced: Option<u64>,
 }
 
 impl Workers {
@@ -45,6 +49,7 @@ impl Workers {
             ended: BTreeSet::new(),
             killed: BTreeSet::new(),
             checking: 0,
+            synced: None,
         };
         self.0.insert(worker, joined);
     }
@@ -59,6 +64,7 @@ impl Workers {
         if let Some(joined) = self.0.get_mut(worker) {
             joined.ended.insert(attempt);
             joined.checking += usize::from(checking);
+            joined.synced = None;
         }
     }
 
@@ -86,13 +92,16 @@ impl Workers {
     }
 
     /// Sends every worker what it lacks, and ends what it holds beyond that.
-    pub(super) fn sync(
+    pub(super) fn sync<'a>(
         &mut self,
-        held: &BTreeMap<WorkerId, Vec<AttemptId>>,
+        share: impl Fn(&WorkerId) -> Option<Share<'a>>,
         mut spec: impl FnMut(TaskId) -> Option<TaskSpec>,
     ) {
         for (worker, joined) in &mut self.0 {
-            let held = held.get(worker).map_or(&[][..], Vec::as_slice);
+            let Some(Share { version, held }) = share(worker) else { continue };
+            if joined.synced.replace(version) == Some(version) {
+                continue;
+            }
             joined.sent.retain(|attempt| held.contains(attempt) || !joined.ended.contains(attempt));
             joined.ended.retain(|attempt| joined.sent.contains(attempt));
             joined.killed.retain(|attempt| joined.sent.contains(attempt));
@@ -101,7 +110,7 @@ impl Workers {
                 held.contains(attempt) || joined.ended.contains(attempt) || joined.killed.contains(attempt)
             };
             let kill: Vec<_> = joined.sent.iter().filter(|attempt| !settled(attempt)).copied().collect();
-            let assign: Vec<_> = held.iter().filter(|attempt| !joined.sent.contains(attempt)).copied().collect();
+            let assign: Vec<_> = held.difference(&joined.sent).copied().collect();
             joined.killed.extend(&kill);
             joined.sent.extend(&assign);
             let mut messages = Vec::new();
@@ -124,8 +133,8 @@ impl Workers {
     }
 
     /// Ends the streams of workers that the machine does not know any more, and says which.
-    pub(super) fn forget_all_but(&mut self, known: &BTreeMap<WorkerId, Vec<AttemptId>>) -> Vec<WorkerId> {
-        let gone: Vec<_> = self.0.keys().filter(|worker| !known.contains_key(worker)).cloned().collect();
+    pub(super) fn forget_all_but(&mut self, known: impl Fn(&WorkerId) -> bool) -> Vec<WorkerId> {
+        let gone: Vec<_> = self.0.keys().filter(|worker| !known(worker)).cloned().collect();
         gone.iter().for_each(|worker| drop(self.0.remove(worker)));
         gone
     }
@@ -176,6 +185,8 @@ mod tests {
         workers: Workers,
         receiver: mpsc::UnboundedReceiver<Result<ToWorker, Status>>,
         worker: WorkerId,
+        held: BTreeSet<AttemptId>,
+        version: u64,
     }
 
     impl Fixture {
@@ -183,14 +194,17 @@ mod tests {
             let (sender, receiver) = mpsc::unbounded_channel();
             let (mut workers, worker) = (Workers::default(), "w".parse::<WorkerId>().unwrap());
             workers.joined(worker.clone(), 7, sender);
-            Self { workers, receiver, worker }
+            Self { workers, receiver, worker, held: BTreeSet::new(), version: 0 }
         }
 
         /// What is sent once these attempts are to be held.
         fn sync(&mut self, held: &[u32]) -> Vec<String> {
-            let held = [(self.worker.clone(), held.iter().map(|index| attempt(*index)).collect())].into();
+            let held: BTreeSet<_> = held.iter().map(|index| attempt(*index)).collect();
+            self.version += u64::from(held != self.held);
+            self.held = held;
             let input = TaskInput::Split(Split::default());
-            self.workers.sync(&held, |task| Some(TaskSpec { task, count: 9, input: input.clone() }));
+            let share = |_: &WorkerId| Some(Share { version: self.version, held: &self.held });
+            self.workers.sync(share, |task| Some(TaskSpec { task, count: 9, input: input.clone() }));
             let mut sent = Vec::new();
             while let Ok(message) = self.receiver.try_recv() {
                 sent.push(match message.unwrap() {

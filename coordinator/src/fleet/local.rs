@@ -63,6 +63,8 @@ pub struct LocalConfig {
     pub slots: u32,
     /// Where their standard error goes, one file a worker.
     pub logs: PathBuf,
+    /// Whether they do nothing, and say that it is done.
+    pub pretend: bool,
 }
 
 /// The workers on this host.
@@ -134,6 +136,7 @@ impl Local {
         command.arg("worker").arg("--volume").arg(&self.config.volume);
         command.args(["--run", self.config.run.as_str(), "--name", worker.as_str()]);
         command.args(["--slots", &self.config.slots.to_string()]);
+        command.args(self.config.pretend.then_some("--pretend"));
         SECRETS.iter().for_each(|name| {
             command.env_remove(name);
         });
@@ -321,6 +324,7 @@ mod tests {
             epoch: Epoch(2),
             slots: 3,
             logs: dir.path().to_owned(),
+            pretend: false,
         };
         (dir, Local::new(config))
     }

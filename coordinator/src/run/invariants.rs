@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Run, TaskState, capacity};
+use super::{DEEPEST, Run, TaskState};
 
 /// Checks all of them.
 ///
@@ -37,9 +37,8 @@ fn held_attempts_are_held_once(run: &Run) -> Result<(), String> {
             _ => None,
         })
         .collect();
-    let workers = run.workers.iter();
-    let by_workers =
-        workers.flat_map(|(id, worker)| worker.held.iter().map(|attempt| (id.clone(), *attempt))).collect();
+    let by_workers = run.workers.holdings().map(|(id, attempt)| (id.clone(), attempt)).collect();
+    run.workers.agree().map_err(|error| format!("held_attempts_are_held_once: {error}"))?;
     match by_tasks == by_workers {
         true => Ok(()),
         false => Err(format!("held_attempts_are_held_once: {by_tasks:?} and {by_workers:?}")),
@@ -47,8 +46,8 @@ fn held_attempts_are_held_once(run: &Run) -> Result<(), String> {
 }
 
 fn no_worker_holds_more_than_it_can(run: &Run) -> Result<(), String> {
-    match run.workers.iter().find(|(_, worker)| worker.held.len() > capacity(worker.slots, true)) {
-        Some((id, _)) => Err(format!("no_worker_holds_more_than_it_can: {id}")),
+    match run.workers.fuller_than(DEEPEST) {
+        Some(id) => Err(format!("no_worker_holds_more_than_it_can: {id}")),
         None => Ok(()),
     }
 }

@@ -11,6 +11,7 @@
 pub mod invariants;
 mod tasks;
 mod vocabulary;
+mod workers;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,9 +22,9 @@ use forebay_jobs::{
     task::Failure,
 };
 
-use self::tasks::Tasks;
 pub use self::tasks::{Task, TaskState};
-pub use self::vocabulary::{EndState, Event, Input, Millis, Wanted};
+pub use self::vocabulary::{EndState, Event, Input, Millis, Share, Wanted};
+use self::{tasks::Tasks, workers::Workers};
 
 /// A task whose workers are lost so often is what loses them.
 pub const MAX_WORKER_LOSSES: u32 = 8;
@@ -32,6 +33,12 @@ pub const MAX_WORKER_LOSSES: u32 = 8;
 const CHECKED: u32 = 1000;
 /// Beyond its time-out, an attempt whose worker does not end it is given up after this many milliseconds.
 const TIMEOUT_GRACE: u64 = 30_000;
+/// What waits behind a slot lasts for so many microseconds.
+const AHEAD: u64 = 200_000;
+/// Attempts that a slot is given at most: what is lost with a worker is to be little.
+const DEEPEST: usize = 2048;
+/// The usual time of a phase's attempts follows the last so many.
+const LATELY: u64 = 32;
 
 /// What of a job concerns scheduling.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,14 +74,6 @@ impl From<&JobSpec> for RunConfig {
     }
 }
 
-#[derive(Clone, Debug, PartialEq)]
-struct Worker {
-    slots: u32,
-    held: BTreeSet<AttemptId>,
-    /// It has started an attempt: what it was sent reached it.
-    proven: bool,
-}
-
 /// The state of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Run {
@@ -84,7 +83,9 @@ pub struct Run {
     /// None until all of the dataset is staged.
     snapshot: Option<String>,
     tasks: Tasks,
-    workers: BTreeMap<WorkerId, Worker>,
+    workers: Workers,
+    /// What an attempt took lately, in microseconds, by phase; none before the first was committed.
+    usual: Vec<Option<u64>>,
     cancelled: bool,
     error: Option<String>,
     published: bool,
@@ -101,7 +102,8 @@ impl Run {
             planned: false,
             snapshot: None,
             tasks: Tasks::default(),
-            workers: BTreeMap::new(),
+            workers: Workers::default(),
+            usual: Vec::new(),
             cancelled: false,
             error: None,
             published: false,
@@ -129,9 +131,25 @@ impl Run {
 
     /// Decides what an input means, and everything that follows from it at this time, and applies it.
     pub fn handle(&mut self, input: &Input, now: Millis) -> Vec<Event> {
-        let mut events = self.decide(input, now);
-        events.iter().for_each(|event| self.apply(event));
-        while let Some(event) = self.consequence(now) {
+        self.handle_all(std::slice::from_ref(input), now)
+    }
+
+    /// The same of inputs that came together: what follows from them follows once.
+    pub fn handle_all(&mut self, inputs: &[Input], now: Millis) -> Vec<Event> {
+        let mut events = Vec::new();
+        for input in inputs {
+            for event in self.decide(input, now) {
+                self.apply(&event);
+                events.push(event);
+            }
+        }
+        let mut assigned: BTreeMap<WorkerId, Vec<AttemptId>> = BTreeMap::new();
+        while let Some((worker, attempt)) = self.assignment(now) {
+            self.assign(&worker, attempt);
+            assigned.entry(worker).or_default().push(attempt);
+        }
+        events.extend(assigned.into_iter().map(|(worker, attempts)| Event::Assigned { worker, attempts }));
+        if let Some(event) = self.end(now) {
             self.apply(&event);
             events.push(event);
         }
@@ -175,12 +193,14 @@ impl Run {
                 events
             }
             Input::Left { worker } => self.left(worker, at),
-            Input::Started { worker, attempt } => match self.holds(worker, *attempt) {
-                Some(None) => one(Event::Started { attempt: *attempt, at }),
-                _ => Vec::new(),
-            },
-            Input::Done { worker, attempt, outputs, metrics } if self.holds(worker, *attempt).is_some() => {
-                one(Event::Committed { attempt: *attempt, outputs: outputs.clone(), metrics: metrics.clone(), at })
+            Input::Started { worker, attempts } => {
+                let waits = |attempt: &&AttemptId| self.holds(worker, **attempt) == Some(None);
+                let attempts: Vec<_> = attempts.iter().filter(waits).copied().collect();
+                if attempts.is_empty() { Vec::new() } else { one(Event::Started { attempts, at }) }
+            }
+            Input::Done { worker, attempt, outputs, metrics, micros } if self.holds(worker, *attempt).is_some() => {
+                let (outputs, metrics) = (outputs.clone(), metrics.clone());
+                one(Event::Committed { attempt: *attempt, outputs, metrics, micros: *micros, at })
             }
             Input::Failed { worker, attempt, failure } if self.holds(worker, *attempt).is_some() => {
                 one(match failure {
@@ -203,38 +223,48 @@ impl Run {
         }
     }
 
-    /// The next thing that follows from the state: one assignment, or the end.
-    fn consequence(&self, now: Millis) -> Option<Event> {
+    /// The next attempt that somebody should hold, and who.
+    fn assignment(&self, now: Millis) -> Option<(WorkerId, AttemptId)> {
+        if self.ended.is_some() || self.stopping().is_some() {
+            return None;
+        }
+        let phase = self.tasks.phase()?;
+        let task = self.tasks.next(phase, now)?;
+        let worker = self.workers.least_loaded(self.depth(phase))?;
+        let number = self.task(task)?.attempts + 1;
+        Some((worker.clone(), AttemptId { task, number, epoch: self.epoch }))
+    }
+
+    fn assign(&mut self, worker: &WorkerId, attempt: AttemptId) {
+        if self.workers.get(worker).is_some() {
+            self.tasks.count(attempt.task, |task| task.attempts = attempt.number);
+            self.put(attempt.task, TaskState::Held { attempt, worker: worker.clone(), started: None });
+        }
+    }
+
+    /// How many attempts a slot is given, those included that wait behind it. While there is enough to do, a worker
+    /// holds as many again as it has slots, so that no slot waits for the network; of short ones as many as last for
+    /// [`AHEAD`], but none that another worker would have time for.
+    fn depth(&self, phase: u32) -> usize {
+        let unheld = (self.tasks.open_in(phase) as usize).saturating_sub(self.workers.held());
+        if unheld <= self.workers.due_to_missing(self.config.workers) {
+            return 1;
+        }
+        let lasting = self.usual.get(phase as usize).copied().flatten().map_or(2, |usual| AHEAD / usual.max(1));
+        let fair = unheld / (2 * self.workers.slots().max(1));
+        usize::try_from(lasting).unwrap_or(usize::MAX).min(fair).clamp(2, DEEPEST)
+    }
+
+    /// The run's end, if this is it.
+    fn end(&self, at: Millis) -> Option<Event> {
         if self.ended.is_some() {
             return None;
         }
         if let Some(state) = self.stopping() {
-            let idle = self.workers.values().all(|worker| worker.held.is_empty());
-            return idle.then_some(Event::Ended { state, at: now });
+            return (self.workers.held() == 0).then_some(Event::Ended { state, at });
         }
-        if self.published && (self.exported || !self.config.export) {
-            return Some(Event::Ended { state: EndState::Succeeded, at: now });
-        }
-        let phase = self.tasks.phase()?;
-        let task = self.tasks.next(phase, now)?;
-        let prefetch = self.unheld(phase) > self.due_to_missing_workers();
-        let free = self.workers.iter().filter(|(_, worker)| worker.held.len() < capacity(worker.slots, prefetch));
-        let (worker, _) =
-            free.min_by_key(|(id, worker)| (worker.held.len() / worker.slots as usize, worker.held.len(), *id))?;
-        let number = self.task(task)?.attempts + 1;
-        Some(Event::Assigned { attempt: AttemptId { task, number, epoch: self.epoch }, worker: worker.clone() })
-    }
-
-    /// Open tasks of a phase that no worker holds.
-    fn unheld(&self, phase: u32) -> usize {
-        let held: usize = self.workers.values().map(|worker| worker.held.len()).sum();
-        (self.tasks.open_in(phase) as usize).saturating_sub(held)
-    }
-
-    /// Tasks that workers which have not joined yet could begin at once: who came first leaves them to them.
-    fn due_to_missing_workers(&self) -> usize {
-        let missing = (self.config.workers as usize).saturating_sub(self.workers.len());
-        missing * self.workers.values().map(|worker| worker.slots as usize).max().unwrap_or(1)
+        let succeeded = self.published && (self.exported || !self.config.export);
+        succeeded.then_some(Event::Ended { state: EndState::Succeeded, at })
     }
 
     /// How the run will end, once nothing is held any more.
@@ -287,23 +317,23 @@ impl Run {
     /// would keep waiting whatever is given to it next.
     fn overdue(&self, reported: &BTreeSet<AttemptId>, at: Millis) -> Vec<Event> {
         let Some(timeout) = self.config.timeout else { return Vec::new() };
-        let is_late = |worker: &WorkerId, attempt: AttemptId| {
-            let started = self.holds(worker, attempt).flatten();
-            let late = |started: Millis| at.0 > started.0.saturating_add(timeout).saturating_add(TIMEOUT_GRACE);
-            started.is_some_and(late) && !reported.contains(&attempt)
+        let late = |started: Millis| at.0 > started.0.saturating_add(timeout).saturating_add(TIMEOUT_GRACE);
+        let running = self.tasks.running().iter().take_while(|(started, _)| late(*started)).map(|(_, attempt)| *attempt);
+        let late: BTreeSet<_> = running.filter(|attempt| !reported.contains(attempt)).collect();
+        let holder = |attempt: &AttemptId| match &self.task(attempt.task)?.state {
+            TaskState::Held { worker, .. } => Some(worker.clone()),
+            _ => None,
         };
+        let workers: BTreeSet<_> = late.iter().filter_map(holder).collect();
         let mut events = Vec::new();
-        for (worker, state) in &self.workers {
-            let (late, other): (Vec<AttemptId>, Vec<AttemptId>) =
-                state.held.iter().partition(|attempt| is_late(worker, **attempt));
-            if late.is_empty() {
-                continue;
+        for worker in workers {
+            for attempt in self.workers.get(&worker).into_iter().flat_map(|worker| &worker.held).copied() {
+                events.push(match late.contains(&attempt) {
+                    true => self.failed(attempt, Failure::TimedOut { seconds: timeout / 1000 }, at),
+                    false => Event::AttemptReturned { attempt, retry_at: at, lost: false },
+                });
             }
-            let failure = || Failure::TimedOut { seconds: timeout / 1000 };
-            events.extend(late.into_iter().map(|attempt| self.failed(attempt, failure(), at)));
-            let returned = |attempt| Event::AttemptReturned { attempt, retry_at: at, lost: false };
-            events.extend(other.into_iter().map(returned));
-            events.push(Event::WorkerLeft { worker: worker.clone() });
+            events.push(Event::WorkerLeft { worker });
         }
         events
     }
@@ -314,7 +344,7 @@ impl Run {
         match event {
             Event::Opened { epoch, at } => {
                 self.epoch = *epoch;
-                let workers: Vec<_> = self.workers.keys().cloned().collect();
+                let workers: Vec<_> = self.workers.ids().cloned().collect();
                 workers.iter().for_each(|worker| self.remove_worker(worker, *at));
                 self.await_inputs();
             }
@@ -322,7 +352,8 @@ impl Run {
                 self.planned = true;
                 self.snapshot = snapshot.clone();
                 self.tasks = Tasks::new(phases);
-                self.workers.values_mut().for_each(|worker| worker.held.clear());
+                self.usual = vec![None; phases.len()];
+                self.workers.hold_nothing();
                 self.await_inputs();
             }
             Event::InputsStaged { tasks } => {
@@ -335,29 +366,13 @@ impl Run {
             }
             Event::WorkerJoined { worker, slots } => {
                 self.remove_worker(worker, Millis(0));
-                self.workers
-                    .insert(worker.clone(), Worker { slots: (*slots).max(1), held: BTreeSet::new(), proven: false });
+                self.workers.join(worker.clone(), *slots);
             }
             Event::WorkerLeft { worker } => self.remove_worker(worker, Millis(0)),
-            Event::Assigned { attempt, worker } if self.workers.contains_key(worker) => {
-                self.tasks.count(attempt.task, |task| task.attempts = attempt.number);
-                self.put(attempt.task, TaskState::Held { attempt: *attempt, worker: worker.clone(), started: None });
-            }
-            Event::Assigned { .. } => {}
-            Event::Started { attempt, at } => {
-                let state = self.task(attempt.task).map(|task| &task.state);
-                if let Some(TaskState::Held { attempt: held, worker, .. }) = state
-                    && held == attempt
-                {
-                    let worker = worker.clone();
-                    if let Some(worker) = self.workers.get_mut(&worker) {
-                        worker.proven = true;
-                    }
-                    let held = TaskState::Held { attempt: *attempt, worker, started: Some(*at) };
-                    self.put(attempt.task, held);
-                }
-            }
-            Event::Committed { attempt, outputs, .. } => {
+            Event::Assigned { worker, attempts } => attempts.iter().for_each(|attempt| self.assign(worker, *attempt)),
+            Event::Started { attempts, at } => attempts.iter().for_each(|attempt| self.started(*attempt, *at)),
+            Event::Committed { attempt, outputs, micros, .. } => {
+                self.took(attempt.task.phase, *micros);
                 self.put(attempt.task, TaskState::Committed { attempt: *attempt, outputs: outputs.clone() });
             }
             Event::AttemptFailed { attempt, failure, retry_at, .. } => {
@@ -393,41 +408,53 @@ impl Run {
         }
     }
 
+    fn started(&mut self, attempt: AttemptId, at: Millis) {
+        let Some(TaskState::Held { attempt: held, worker, .. }) = self.task(attempt.task).map(|task| &task.state) else {
+            return;
+        };
+        if *held == attempt {
+            let worker = worker.clone();
+            self.workers.prove(&worker);
+            self.put(attempt.task, TaskState::Held { attempt, worker, started: Some(at) });
+        }
+    }
+
+    fn took(&mut self, phase: u32, micros: u64) {
+        if let Some(usual) = self.usual.get_mut(phase as usize) {
+            let before = usual.unwrap_or(micros);
+            *usual = Some(before - before / LATELY + micros / LATELY);
+        }
+    }
+
     /// Moves a task, unless it is committed, which is for ever. Its workers' lists follow.
     fn put(&mut self, task: TaskId, state: TaskState) {
         if self.task(task).is_none_or(|task| matches!(task.state, TaskState::Committed { .. })) {
             return;
         }
-        if let TaskState::Held { attempt, worker, .. } = &state
-            && let Some(worker) = self.workers.get_mut(worker)
-        {
-            worker.held.insert(*attempt);
-        }
         let kept = match &state {
-            TaskState::Held { attempt, .. } => Some(*attempt),
+            TaskState::Held { attempt, worker, .. } => {
+                self.workers.hold(worker, *attempt);
+                Some(*attempt)
+            }
             _ => None,
         };
         if let Some(TaskState::Held { attempt, worker, .. }) = self.tasks.put(task, state)
             && Some(attempt) != kept
-            && let Some(worker) = self.workers.get_mut(&worker)
         {
-            worker.held.remove(&attempt);
+            self.workers.release(&worker, attempt);
         }
     }
 
     /// Forgets a worker; what it still held is ready again.
     fn remove_worker(&mut self, worker: &WorkerId, at: Millis) {
-        let held = self.workers.remove(worker).map(|worker| worker.held).unwrap_or_default();
+        let held = self.workers.leave(worker);
         held.into_iter().for_each(|attempt| self.put(attempt.task, TaskState::Ready(at)));
     }
 
     /// What the world should look like, where `now` is when an input was last handled.
     pub fn wanted(&self, now: Millis) -> Wanted {
-        let stopping = self.stopping().is_some();
-        let held = |worker: &Worker| if stopping { Vec::new() } else { worker.held.iter().copied().collect() };
-        let running = !stopping && self.ended.is_none();
+        let running = self.stopping().is_none() && self.ended.is_none();
         Wanted {
-            held: self.workers.iter().map(|(id, worker)| (id.clone(), held(worker))).collect(),
             workers: if running { self.config.workers.min(self.tasks.open()) } else { 0 },
             publish: running && self.is_complete() && !self.published,
             export: running && self.published && self.config.export && !self.exported,
@@ -436,11 +463,24 @@ impl Run {
         }
     }
 
+    /// What a worker should hold; none of one that the run does not know, or knows no more.
+    pub fn share(&self, worker: &WorkerId) -> Option<Share<'_>> {
+        static NOTHING: BTreeSet<AttemptId> = BTreeSet::new();
+        let worker = self.workers.get(worker)?;
+        Some(match self.stopping() {
+            Some(_) => Share { version: u64::MAX, held: &NOTHING },
+            None => Share { version: worker.version, held: &worker.held },
+        })
+    }
+
+    /// The workers that have joined.
+    pub fn workers(&self) -> impl Iterator<Item = &WorkerId> {
+        self.workers.ids()
+    }
+
     fn wake_at(&self, now: Millis) -> Option<Millis> {
         let overdue = self.config.timeout.and_then(|timeout| {
-            let attempts =
-                self.workers.iter().flat_map(|(id, worker)| worker.held.iter().map(move |attempt| (id, *attempt)));
-            let started = attempts.filter_map(|(worker, attempt)| self.holds(worker, attempt).flatten()).min()?;
+            let (started, _) = self.tasks.running().first()?;
             Some(Millis(started.0.saturating_add(timeout).saturating_add(TIMEOUT_GRACE + 1)))
         });
         self.tasks.ready_after(now).into_iter().chain(overdue).min()
@@ -466,10 +506,8 @@ impl Run {
     }
 
     /// What a worker holds, be it wanted there any more or not.
-    pub fn held(&self, worker: &WorkerId) -> impl Iterator<Item = (WorkerId, AttemptId)> {
-        let held = self.workers.get(worker).map(|worker| worker.held.clone()).unwrap_or_default();
-        let worker = worker.clone();
-        held.into_iter().map(move |attempt| (worker.clone(), attempt))
+    pub fn held(&self, worker: &WorkerId) -> impl Iterator<Item = AttemptId> {
+        self.workers.get(worker).into_iter().flat_map(|worker| worker.held.iter().copied())
     }
 
     /// Whether the run only waits for what its workers still hold.
@@ -481,12 +519,6 @@ impl Run {
     pub fn ended(&self) -> Option<EndState> {
         self.ended
     }
-}
-
-/// While there is enough to do, a worker holds as many attempts again as it has slots, so that no slot waits for the
-/// network.
-fn capacity(slots: u32, prefetch: bool) -> usize {
-    slots as usize * if prefetch { 2 } else { 1 }
 }
 
 #[cfg(test)]

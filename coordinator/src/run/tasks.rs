@@ -1,6 +1,6 @@
 //! The tasks of a run: where each is, and which can be assigned.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, ops::RangeInclusive};
 
 use forebay_jobs::{
     id::{AttemptId, TaskId, WorkerId},
@@ -64,23 +64,28 @@ pub(super) struct Tasks {
     failed: u32,
     /// Waiting for their inputs.
     awaiting: BTreeSet<TaskId>,
-    /// Ready since ever.
+    /// Of each phase the first task that was never anything but ready, as all behind it: a range, not a set of a million.
+    fresh: Vec<u32>,
+    /// Ready since ever, before those.
     due: BTreeSet<TaskId>,
     /// Ready from a time on.
     waiting: BTreeSet<(Millis, TaskId)>,
+    /// In slots, since when.
+    running: BTreeSet<(Millis, AttemptId)>,
 }
 
 impl Tasks {
     pub(super) fn new(phases: &[u32]) -> Self {
         let task = Task { state: TaskState::Ready(Millis(0)), attempts: 0, failures: 0, losses: 0 };
-        let ids = (0..).zip(phases).flat_map(|(phase, count)| (0..*count).map(move |index| TaskId { phase, index }));
         Self {
             phases: phases.iter().map(|count| vec![task.clone(); *count as usize]).collect(),
             open: phases.to_vec(),
             failed: 0,
             awaiting: BTreeSet::new(),
-            due: ids.collect(),
+            fresh: vec![0; phases.len()],
+            due: BTreeSet::new(),
             waiting: BTreeSet::new(),
+            running: BTreeSet::new(),
         }
     }
 
@@ -114,9 +119,21 @@ impl Tasks {
 
     /// The first task of a phase that can be assigned now.
     pub(super) fn next(&self, phase: u32, now: Millis) -> Option<TaskId> {
-        let first = TaskId { phase, index: 0 }..=TaskId { phase, index: u32::MAX };
+        let again = self.due.range(of_phase(phase)).next().copied();
         let mut waited = self.waiting.iter().take_while(|(at, _)| *at <= now).map(|(_, task)| *task);
-        self.due.range(first).next().copied().or_else(|| waited.find(|task| task.phase == phase))
+        again.or_else(|| self.fresh_in(phase).next()).or_else(|| waited.find(|task| task.phase == phase))
+    }
+
+    /// Those that were never anything but ready.
+    fn fresh_in(&self, phase: u32) -> impl Iterator<Item = TaskId> + use<> {
+        let from = self.fresh.get(phase as usize).copied().unwrap_or(u32::MAX);
+        let count = self.phases.get(phase as usize).map_or(0, Vec::len);
+        (from..u32::try_from(count).unwrap_or(u32::MAX)).map(move |index| TaskId { phase, index })
+    }
+
+    /// Attempts in slots, those first that are so for the longest time.
+    pub(super) fn running(&self) -> &BTreeSet<(Millis, AttemptId)> {
+        &self.running
     }
 
     /// Those that wait for their inputs.
@@ -126,9 +143,8 @@ impl Tasks {
 
     /// Those of a phase that no worker holds and that are not done.
     pub(super) fn idle_in(&self, phase: u32) -> Vec<TaskId> {
-        let first = TaskId { phase, index: 0 }..=TaskId { phase, index: u32::MAX };
-        let due = self.due.range(first).copied();
-        due.chain(self.waiting.iter().map(|(_, task)| *task).filter(|task| task.phase == phase)).collect()
+        let waiting = self.waiting.iter().map(|(_, task)| *task).filter(|task| task.phase == phase);
+        self.due.range(of_phase(phase)).copied().chain(waiting).chain(self.fresh_in(phase)).collect()
     }
 
     /// When the next task becomes ready that is not ready yet.
@@ -155,16 +171,25 @@ impl Tasks {
         }
         self.failed += u32::from(matches!(state, TaskState::Failed(_)));
         self.failed -= u32::from(matches!(task.state, TaskState::Failed(_)));
-        match task.state {
-            TaskState::Awaiting => self.awaiting.remove(&id),
-            TaskState::Ready(Millis(0)) => self.due.remove(&id),
-            TaskState::Ready(at) => self.waiting.remove(&(at, id)),
-            _ => false,
-        };
+        let fresh = &mut self.fresh[id.phase as usize];
+        if id.index >= *fresh {
+            // Those before it are ready, and no more behind all others.
+            self.due.extend((*fresh..id.index).map(|index| TaskId { index, ..id }));
+            *fresh = id.index + 1;
+        } else {
+            match task.state {
+                TaskState::Awaiting => self.awaiting.remove(&id),
+                TaskState::Ready(Millis(0)) => self.due.remove(&id),
+                TaskState::Ready(at) => self.waiting.remove(&(at, id)),
+                TaskState::Held { attempt, started: Some(at), .. } => self.running.remove(&(at, attempt)),
+                _ => false,
+            };
+        }
         match state {
             TaskState::Awaiting => self.awaiting.insert(id),
             TaskState::Ready(Millis(0)) => self.due.insert(id),
             TaskState::Ready(at) => self.waiting.insert((at, id)),
+            TaskState::Held { attempt, started: Some(at), .. } => self.running.insert((at, attempt)),
             _ => false,
         };
         Some(std::mem::replace(&mut task.state, state))
@@ -172,30 +197,36 @@ impl Tasks {
 
     /// Whether what is kept beside the tasks agrees with them.
     pub(super) fn agree(&self) -> Result<(), String> {
-        let (mut open, mut ready, mut failed) = (vec![0; self.phases.len()], 0, 0);
+        let (mut open, mut indexed, mut failed) = (vec![0; self.phases.len()], 0, 0);
         for (id, task) in self.iter() {
-            let indexed = match task.state {
+            let fresh = id.index >= self.fresh[id.phase as usize];
+            let agrees = match task.state {
+                TaskState::Ready(Millis(0)) if fresh => true,
+                _ if fresh => false,
                 TaskState::Awaiting => self.awaiting.contains(&id),
                 TaskState::Ready(Millis(0)) => self.due.contains(&id),
                 TaskState::Ready(at) => self.waiting.contains(&(at, id)),
+                TaskState::Held { attempt, started: Some(at), .. } => self.running.contains(&(at, attempt)),
                 _ => true,
             };
-            if !indexed {
-                return Err(format!("task {id} is ready and would never be assigned"));
+            if !agrees {
+                return Err(format!("task {id} is {:?} and would never be seen to be", task.state));
             }
-            ready += usize::from(matches!(task.state, TaskState::Awaiting | TaskState::Ready(_)));
+            let held = matches!(task.state, TaskState::Held { started: Some(_), .. });
+            indexed += usize::from(!fresh && (held || matches!(task.state, TaskState::Awaiting | TaskState::Ready(_))));
             failed += u32::from(matches!(task.state, TaskState::Failed(_)));
             open[id.phase as usize] += u32::from(task.state.is_open());
         }
-        match (
-            open == self.open,
-            ready == self.awaiting.len() + self.due.len() + self.waiting.len(),
-            failed == self.failed,
-        ) {
+        let kept = self.awaiting.len() + self.due.len() + self.waiting.len() + self.running.len();
+        match (open == self.open, indexed == kept, failed == self.failed) {
             (true, true, true) => Ok(()),
-            _ => Err(format!("{open:?} open, {ready} ready and {failed} failed are counted otherwise")),
+            _ => Err(format!("{open:?} open, {indexed} ready or running and {failed} failed are counted otherwise")),
         }
     }
+}
+
+fn of_phase(phase: u32) -> RangeInclusive<TaskId> {
+    TaskId { phase, index: 0 }..=TaskId { phase, index: u32::MAX }
 }
 
 fn task_mut(phases: &mut [Vec<Task>], id: TaskId) -> Option<&mut Task> {

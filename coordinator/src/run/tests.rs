@@ -30,11 +30,11 @@ fn planned(config: RunConfig, phases: &[u32]) -> Run {
 }
 
 fn held(run: &Run, by: &WorkerId) -> Vec<AttemptId> {
-    run.wanted(Millis(0)).held.get(by).cloned().unwrap_or_default()
+    run.share(by).map(|share| share.held.iter().copied().collect()).unwrap_or_default()
 }
 
 fn done(worker: &WorkerId, attempt: AttemptId) -> Input {
-    Input::Done { worker: worker.clone(), attempt, outputs: vec![], metrics: BTreeMap::new() }
+    Input::Done { worker: worker.clone(), attempt, outputs: vec![], metrics: BTreeMap::new(), micros: 1_000_000 }
 }
 
 fn failed(worker: &WorkerId, attempt: AttemptId) -> Input {
@@ -118,7 +118,7 @@ fn giving_back_uses_up_no_try() {
     run.handle(&Input::Joined { worker: a.clone(), slots: 1 }, Millis(0));
     for n in 0..20 {
         let attempt = held(&run, &a)[0];
-        run.handle(&Input::Started { worker: a.clone(), attempt }, Millis(n * 10_000));
+        run.handle(&Input::Started { worker: a.clone(), attempts: vec![attempt] }, Millis(n * 10_000));
         run.handle(&Input::GivenBack { worker: a.clone(), attempt }, Millis(n * 10_000));
         run.handle(&TICK, Millis((n + 1) * 10_000));
     }
@@ -135,7 +135,7 @@ fn a_task_that_loses_its_workers_is_given_up() {
         let by = worker(n);
         run.handle(&Input::Joined { worker: by.clone(), slots: 1 }, Millis(0));
         let attempt = held(&run, &by)[0];
-        run.handle(&Input::Started { worker: by.clone(), attempt }, Millis(0));
+        run.handle(&Input::Started { worker: by.clone(), attempts: vec![attempt] }, Millis(0));
         run.handle(&Input::Left { worker: by }, Millis(0));
     }
     assert_eq!(run.ended(), Some(EndState::Failed));
@@ -164,7 +164,7 @@ fn cancelling_kills_what_is_held_and_then_ends() {
     run.handle(&Input::Cancel, Millis(1));
     assert!(held(&run, &a).is_empty() && run.ended().is_none());
     // Whoever drives it learns what may never have reached the worker, and would never be reported.
-    assert!(run.is_stopping() && run.held(&a).eq([(a.clone(), attempt)]));
+    assert!(run.is_stopping() && run.held(&a).eq([attempt]));
     run.handle(&Input::Failed { worker: a, attempt, failure: Failure::Cancelled }, Millis(2));
     assert_eq!(run.ended(), Some(EndState::Cancelled));
 }
@@ -197,7 +197,7 @@ fn a_time_that_has_passed_wakes_nobody() {
     let a = worker(1);
     run.handle(&Input::Joined { worker: a.clone(), slots: 2 }, Millis(0));
     let attempts = held(&run, &a);
-    run.handle(&Input::Started { worker: a.clone(), attempt: attempts[1] }, Millis(0));
+    run.handle(&Input::Started { worker: a.clone(), attempts: vec![attempts[1]] }, Millis(0));
     run.handle(&failed(&a, attempts[0]), Millis(0));
     run.handle(&Input::Left { worker: a }, Millis(0));
     let at = run.wanted(Millis(0)).wake_at.unwrap();
@@ -209,14 +209,14 @@ fn a_journal_that_cannot_be_is_refused_and_panics_nowhere() {
     let attempt = |index| AttemptId { task: TaskId { phase: 0, index }, number: 1, epoch: Epoch(1) };
     let planned = |phases| Event::Planned { snapshot: Some("s".into()), phases, at: Millis(0) };
     let committed =
-        |index| Event::Committed { attempt: attempt(index), outputs: vec![], metrics: BTreeMap::new(), at: Millis(0) };
+        |index| Event::Committed { attempt: attempt(index), outputs: vec![], metrics: BTreeMap::new(), micros: 0, at: Millis(0) };
     assert!(Run::replay(config(), &[planned(vec![u32::MAX, u32::MAX])]).is_err());
     // Committed before it was planned, twice, and withdrawn.
     let returned = Event::AttemptReturned { attempt: attempt(0), retry_at: Millis(0), lost: true };
     let strange = [committed(0), planned(vec![1]), committed(0), committed(0), committed(7), returned];
     let run = Run::replay(config(), &strange).unwrap();
     assert!(matches!(run.task(TaskId { phase: 0, index: 0 }).unwrap().state, TaskState::Committed { .. }));
-    let assigned = Event::Assigned { attempt: attempt(0), worker: worker(1) };
+    let assigned = Event::Assigned { attempts: vec![attempt(0)], worker: worker(1) };
     Run::replay(config(), &[planned(vec![1]), assigned]).unwrap();
 }
 
@@ -226,14 +226,14 @@ fn an_attempt_that_its_worker_does_not_end_is_given_up() {
     let a = worker(1);
     run.handle(&Input::Joined { worker: a.clone(), slots: 1 }, Millis(0));
     let attempt = held(&run, &a)[0];
-    run.handle(&Input::Started { worker: a.clone(), attempt }, Millis(0));
+    run.handle(&Input::Started { worker: a.clone(), attempts: vec![attempt] }, Millis(0));
     assert!(run.handle(&TICK, Millis(60_000)).is_empty());
     let late = run.wanted(Millis(60_000)).wake_at.unwrap();
     assert!(run.handle(&Input::Tick { reported: [attempt].into() }, late).is_empty(), "it was reported in time");
     run.handle(&TICK, late);
     assert_eq!(run.task(attempt.task).unwrap().failures, 1);
     // The slot never came free: nothing more is given to it.
-    assert!(run.wanted(late).held.is_empty());
+    assert!(run.workers().next().is_none());
 }
 
 #[test]
@@ -300,14 +300,14 @@ proptest! {
         journal.extend(run.handle(&Input::Planned { snapshot: (!early).then(|| "s".into()), phases }, Millis(0)));
         let staged = Input::Staged { snapshot: "s".into() };
         let pick = |run: &Run, n: usize| {
-            let all: Vec<_> = run.wanted(Millis(0)).held.into_iter().flat_map(|(w, held)| held.into_iter().map(move |a| (w.clone(), a))).collect();
+            let all: Vec<_> = run.workers().flat_map(|w| held(run, w).into_iter().map(|a| (w.clone(), a))).collect();
             (!all.is_empty()).then(|| all[n % all.len()].clone())
         };
         for step in steps {
             let input = match step {
                 Step::Join(w, slots) => Some(Input::Joined { worker: worker(w), slots }),
                 Step::Leave(w) => Some(Input::Left { worker: worker(w) }),
-                Step::Start(n) => pick(&run, n).map(|(worker, attempt)| Input::Started { worker, attempt }),
+                Step::Start(n) => pick(&run, n).map(|(worker, attempt)| Input::Started { worker, attempts: vec![attempt] }),
                 Step::Done(n) => pick(&run, n).map(|(worker, attempt)| done(&worker, attempt)),
                 Step::Fail(n) => pick(&run, n).map(|(worker, attempt)| failed(&worker, attempt)),
                 Step::GiveBack(n) => pick(&run, n).map(|(worker, attempt)| Input::GivenBack { worker, attempt }),

@@ -34,10 +34,16 @@ pub enum Input {
     Joined { worker: WorkerId, slots: u32 },
     /// A worker's stream ended, or it was silent for too long.
     Left { worker: WorkerId },
-    /// An attempt entered a slot.
-    Started { worker: WorkerId, attempt: AttemptId },
-    /// An attempt ended with these outputs, which were checked on the volume.
-    Done { worker: WorkerId, attempt: AttemptId, outputs: Vec<OutputFile>, metrics: BTreeMap<String, f64> },
+    /// Attempts entered slots.
+    Started { worker: WorkerId, attempts: Vec<AttemptId> },
+    /// An attempt ended after so many microseconds with these outputs, which were checked on the volume.
+    Done {
+        worker: WorkerId,
+        attempt: AttemptId,
+        outputs: Vec<OutputFile>,
+        metrics: BTreeMap<String, f64>,
+        micros: u64,
+    },
     /// An attempt failed.
     Failed { worker: WorkerId, attempt: AttemptId, failure: Failure },
     /// An attempt asks to be run again.
@@ -84,17 +90,22 @@ pub enum Event {
         worker: WorkerId,
     },
     Assigned {
-        attempt: AttemptId,
         worker: WorkerId,
+        attempts: Vec<AttemptId>,
     },
     Started {
-        attempt: AttemptId,
+        attempts: Vec<AttemptId>,
         at: Millis,
     },
     Committed {
         attempt: AttemptId,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
         outputs: Vec<OutputFile>,
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         metrics: BTreeMap<String, f64>,
+        /// What it took, in microseconds.
+        #[serde(default)]
+        micros: u64,
         at: Millis,
     },
     /// `retry_at`: none if the task has no try left and failed for good.
@@ -133,6 +144,15 @@ pub enum Event {
     },
 }
 
+/// What one worker should hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Share<'a> {
+    /// Another number whenever the attempts are others.
+    pub version: u64,
+    /// The attempts, in order. What it holds beyond them is to be killed.
+    pub held: &'a BTreeSet<AttemptId>,
+}
+
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -145,8 +165,6 @@ pub enum EndState {
 /// What the world should look like, derived from the state alone. Doing it again changes nothing.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Wanted {
-    /// The attempts that each joined worker should hold, in order. What it holds beyond them is to be killed.
-    pub held: BTreeMap<WorkerId, Vec<AttemptId>>,
     /// Workers that should exist.
     pub workers: u32,
     /// The committed attempt of every task of the last phase is to be published.

@@ -124,6 +124,7 @@ impl Fixture {
             run: "r".parse().unwrap(),
             worker: "w".parse().unwrap(),
             slots: Some(2),
+            pretend: false,
         };
         let (tell, told) = mpsc::channel(2);
         let worker = tokio::spawn(run_until(config, told));

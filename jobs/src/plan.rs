@@ -2,7 +2,11 @@
 
 mod ahead;
 
-use std::path::Path;
+use std::{
+    fs::File,
+    io::{BufRead, BufReader},
+    path::Path,
+};
 
 use forebay_datasets::{
     columns::Columns,
@@ -231,16 +235,21 @@ impl Plan {
         volume::replace(path, &text)
     }
 
+    /// Reads of a plan only where the objects lie.
+    pub fn read_data(path: &Path) -> Result<String, PlanError> {
+        let mut line = String::new();
+        let read = File::open(path).and_then(|file| BufReader::new(file).read_line(&mut line));
+        read.map_err(|error| VolumeError::io("read", path, error))?;
+        Head::read(path, line.as_bytes()).map(|head| head.data)
+    }
+
     /// Reads a plan.
     pub fn read(path: &Path) -> Result<Self, PlanError> {
         let text = std::fs::read(path).map_err(|error| VolumeError::io("read", path, error))?;
         let bad = |source| PlanError::Malformed { path: path.to_owned(), source };
         let mut lines = text.split(|byte| *byte == b'\n');
-        let head: Head = serde_json::from_slice(lines.next().unwrap_or_default()).map_err(bad)?;
+        let head = Head::read(path, lines.next().unwrap_or_default())?;
         let splits = lines.map(|line| serde_json::from_slice(line).map_err(bad)).collect::<Result<Vec<_>, _>>()?;
-        if head.version != VERSION {
-            return Err(bad(Error::custom(format!("its version is {}, and {VERSION} is known", head.version))));
-        }
         // A run over a part of its plan would publish a part of its output as the whole.
         if splits.len() != head.splits || splits.len() > MOST_TASKS as usize {
             return Err(bad(Error::custom(format!("it has {} of {} splits", splits.len(), head.splits))));
@@ -262,6 +271,17 @@ struct Head {
     data: String,
     splits: usize,
     partitions: Option<u32>,
+}
+
+impl Head {
+    fn read(path: &Path, line: &[u8]) -> Result<Self, PlanError> {
+        let bad = |source| PlanError::Malformed { path: path.to_owned(), source };
+        let head: Self = serde_json::from_slice(line).map_err(bad)?;
+        match head.version {
+            VERSION => Ok(head),
+            version => Err(bad(Error::custom(format!("its version is {version}, and {VERSION} is known")))),
+        }
+    }
 }
 
 /// How a piece is shown to people: its key, and what of it.

@@ -40,12 +40,7 @@ pub async fn resume(global: &Global, run: &RunId) -> Result<Exit, CliError> {
 }
 
 /// Brings a run to its end, and shows how it gets there.
-pub async fn coordinate(
-    global: &Global,
-    volume: &Volume,
-    run: &RunDir,
-    pretend: bool,
-) -> Result<RunResult, CliError> {
+pub async fn coordinate(global: &Global, volume: &Volume, run: &RunDir, pretend: bool) -> Result<RunResult, CliError> {
     let view = Arc::new(RunView::new(global.quiet, run.id(), run.job()));
     let told = Arc::clone(&view);
     let options = CoordinateOptions {

@@ -1,8 +1,8 @@
 //! One attempt: its directory, its work, its report.
 //!
 //! An attempt writes into `attempts/<id>/` and nowhere else: what is to stay into `out/`, what goes with it into
-//! `scratch/`. When it has succeeded, `out/` is synced, and each of its files is reported with size and checksum; else
-//! the whole directory goes.
+//! `scratch/`. When it has succeeded, `out/` is synced, and each of its files is reported with size and checksum; else,
+//! and where there is none, the whole directory goes.
 
 mod program;
 
@@ -150,7 +150,8 @@ pub(crate) async fn execute(bench: Arc<Bench>, assignment: Assignment, stop: Sto
             None => outcome(error),
         },
     };
-    let goes = if matches!(outcome, Outcome::Done { .. }) { &this.scratch_dir } else { &this.dir };
+    let is_used = matches!(&outcome, Outcome::Done { outputs, .. } if !outputs.is_empty());
+    let goes = if is_used { &this.scratch_dir } else { &this.dir };
     let (volume, goes) = (this.bench.volume.clone(), goes.clone());
     if let Err(error) = blocking("discard", move || output::discard(&volume, &goes)).await {
         tracing::debug!(%error, attempt = %this.id, "its directory was not removed");
@@ -229,8 +230,10 @@ impl Attempt {
         if output.files.len() > MOST_FILES {
             return Err(ExecuteError::TooManyFiles(output.files.len()));
         }
-        let dirs = [Some(self.out_dir.as_path()), Some(&self.dir), self.dir.parent()];
-        dirs.into_iter().flatten().try_for_each(volume::sync_dir)?;
+        if !output.files.is_empty() {
+            let dirs = [Some(self.out_dir.as_path()), Some(&self.dir), self.dir.parent()];
+            dirs.into_iter().flatten().try_for_each(volume::sync_dir)?;
+        }
         let mut outputs = Vec::with_capacity(output.files.len());
         for file in output.files {
             let path = self.bench.volume.relative(&file.path);

@@ -195,9 +195,7 @@ impl Figures {
     /// Whether it was in a slot.
     fn stopped(&mut self, attempt: AttemptId) -> bool {
         let ran = self.running.remove(&attempt);
-        if ran
-            && let Some(phase) = self.phases.get_mut(attempt.task.phase as usize)
-        {
+        if ran && let Some(phase) = self.phases.get_mut(attempt.task.phase as usize) {
             phase.running -= 1;
         }
         ran

@@ -181,7 +181,8 @@ impl<'a> Work<'a> {
             if self.session.machine.is_stopping() {
                 self.give_up_at.get_or_insert_with(|| Instant::now() + UNANSWERED);
                 let machine = &self.session.machine;
-                let held = machine.workers().flat_map(|worker| machine.held(worker).map(move |attempt| (worker, attempt)));
+                let held =
+                    machine.workers().flat_map(|worker| machine.held(worker).map(move |attempt| (worker, attempt)));
                 let unsent = held.filter(|(worker, attempt)| !self.workers.was_sent(worker, *attempt));
                 // No worker will ever report what no worker was given.
                 let failed = unsent.map(|(worker, attempt)| Input::Failed {
@@ -381,22 +382,25 @@ impl<'a> Work<'a> {
     fn sync_workers(&mut self) {
         let Some(plan) = &self.plan else { return };
         let (machine, shuffle) = (&self.session.machine, &mut self.shuffle);
-        self.workers.sync(|worker| machine.share(worker), |task| {
-            let spec = plan.task(task)?;
-            let TaskInput::Shuffle(_) = spec.input else { return Some(spec) };
-            // The phase before is complete once a task of this one is assigned, and stays as it is.
-            if shuffle.as_ref().is_none_or(|(phase, _)| *phase != task.phase) {
-                let mut files: BTreeMap<u32, Vec<OutputFile>> = BTreeMap::new();
-                for file in committed(machine, task.phase.checked_sub(1)?) {
-                    if let Some(partition) = file.partition {
-                        files.entry(partition).or_default().push(file.clone());
+        self.workers.sync(
+            |worker| machine.share(worker),
+            |task| {
+                let spec = plan.task(task)?;
+                let TaskInput::Shuffle(_) = spec.input else { return Some(spec) };
+                // The phase before is complete once a task of this one is assigned, and stays as it is.
+                if shuffle.as_ref().is_none_or(|(phase, _)| *phase != task.phase) {
+                    let mut files: BTreeMap<u32, Vec<OutputFile>> = BTreeMap::new();
+                    for file in committed(machine, task.phase.checked_sub(1)?) {
+                        if let Some(partition) = file.partition {
+                            files.entry(partition).or_default().push(file.clone());
+                        }
                     }
+                    *shuffle = Some((task.phase, files));
                 }
-                *shuffle = Some((task.phase, files));
-            }
-            let files = shuffle.as_ref().and_then(|(_, files)| files.get(&task.index)).cloned().unwrap_or_default();
-            Some(TaskSpec { input: TaskInput::Shuffle(files), ..spec })
-        });
+                let files = shuffle.as_ref().and_then(|(_, files)| files.get(&task.index)).cloned().unwrap_or_default();
+                Some(TaskSpec { input: TaskInput::Shuffle(files), ..spec })
+            },
+        );
     }
 
     fn start_what_is_wanted(&mut self, publish: bool, export: bool) {

@@ -318,7 +318,8 @@ impl Run {
     fn overdue(&self, reported: &BTreeSet<AttemptId>, at: Millis) -> Vec<Event> {
         let Some(timeout) = self.config.timeout else { return Vec::new() };
         let late = |started: Millis| at.0 > started.0.saturating_add(timeout).saturating_add(TIMEOUT_GRACE);
-        let running = self.tasks.running().iter().take_while(|(started, _)| late(*started)).map(|(_, attempt)| *attempt);
+        let running =
+            self.tasks.running().iter().take_while(|(started, _)| late(*started)).map(|(_, attempt)| *attempt);
         let late: BTreeSet<_> = running.filter(|attempt| !reported.contains(attempt)).collect();
         let holder = |attempt: &AttemptId| match &self.task(attempt.task)?.state {
             TaskState::Held { worker, .. } => Some(worker.clone()),
@@ -409,7 +410,8 @@ impl Run {
     }
 
     fn started(&mut self, attempt: AttemptId, at: Millis) {
-        let Some(TaskState::Held { attempt: held, worker, .. }) = self.task(attempt.task).map(|task| &task.state) else {
+        let Some(TaskState::Held { attempt: held, worker, .. }) = self.task(attempt.task).map(|task| &task.state)
+        else {
             return;
         };
         if *held == attempt {

@@ -192,6 +192,52 @@ fn the_first_worker_leaves_to_the_next_what_it_could_only_keep_waiting() {
 }
 
 #[test]
+fn short_attempts_are_given_out_many_at_a_time_and_none_that_another_would_have_time_for() {
+    let mut run = planned(config(), &[10_000]);
+    let workers = [worker(1), worker(2)];
+    workers.iter().for_each(|id| drop(run.handle(&Input::Joined { worker: id.clone(), slots: 1 }, Millis(0))));
+    assert_eq!(workers.each_ref().map(|id| held(&run, id).len()), [2, 2], "nobody knows yet how short they are");
+    let short = |worker: &WorkerId, attempt| Input::Done {
+        worker: worker.clone(),
+        attempt,
+        outputs: vec![],
+        metrics: BTreeMap::new(),
+        micros: 200,
+    };
+    run.handle(&short(&workers[0], held(&run, &workers[0])[0]), Millis(1));
+    assert_eq!(workers.each_ref().map(|id| held(&run, id).len()), [1000, 1000], "as last for 0.2 s");
+    let mut turn = 0;
+    while run.tasks.open() > 0 {
+        let id = &workers[turn % 2];
+        let all: Vec<_> = held(&run, id).into_iter().map(|attempt| short(id, attempt)).collect();
+        let events = run.handle_all(&all, Millis(2));
+        let assigned = events.iter().filter(|event| matches!(event, Event::Assigned { .. })).count();
+        assert!(assigned <= 2, "one event a worker");
+        let left = run.tasks.open() as usize;
+        let most = workers.iter().map(|id| held(&run, id).len()).max().unwrap();
+        assert!(most <= (left / 2).max(2) || most <= 1000 && left >= 2000, "{most} of {left} are held by one");
+        turn += 1;
+    }
+    assert!(run.wanted(Millis(3)).publish);
+}
+
+#[test]
+fn a_share_has_another_version_when_it_is_another_one() {
+    let mut run = planned(config(), &[9]);
+    let a = worker(1);
+    run.handle(&Input::Joined { worker: a.clone(), slots: 1 }, Millis(0));
+    let version = |run: &Run| run.share(&worker(1)).unwrap().version;
+    let (before, attempt) = (version(&run), held(&run, &a)[0]);
+    run.handle(&Input::Started { worker: a.clone(), attempts: vec![attempt] }, Millis(0));
+    assert_eq!(version(&run), before);
+    run.handle(&done(&a, attempt), Millis(1));
+    let after = version(&run);
+    assert_ne!(after, before);
+    run.handle(&Input::Cancel, Millis(2));
+    assert!(version(&run) != after && held(&run, &a).is_empty());
+}
+
+#[test]
 fn a_time_that_has_passed_wakes_nobody() {
     let mut run = planned(RunConfig { timeout: None, ..config() }, &[2]);
     let a = worker(1);
@@ -208,8 +254,13 @@ fn a_time_that_has_passed_wakes_nobody() {
 fn a_journal_that_cannot_be_is_refused_and_panics_nowhere() {
     let attempt = |index| AttemptId { task: TaskId { phase: 0, index }, number: 1, epoch: Epoch(1) };
     let planned = |phases| Event::Planned { snapshot: Some("s".into()), phases, at: Millis(0) };
-    let committed =
-        |index| Event::Committed { attempt: attempt(index), outputs: vec![], metrics: BTreeMap::new(), micros: 0, at: Millis(0) };
+    let committed = |index| Event::Committed {
+        attempt: attempt(index),
+        outputs: vec![],
+        metrics: BTreeMap::new(),
+        micros: 0,
+        at: Millis(0),
+    };
     assert!(Run::replay(config(), &[planned(vec![u32::MAX, u32::MAX])]).is_err());
     // Committed before it was planned, twice, and withdrawn.
     let returned = Event::AttemptReturned { attempt: attempt(0), retry_at: Millis(0), lost: true };

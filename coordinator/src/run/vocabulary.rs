@@ -37,13 +37,7 @@ pub enum Input {
     /// Attempts entered slots.
     Started { worker: WorkerId, attempts: Vec<AttemptId> },
     /// An attempt ended after so many microseconds with these outputs, which were checked on the volume.
-    Done {
-        worker: WorkerId,
-        attempt: AttemptId,
-        outputs: Vec<OutputFile>,
-        metrics: BTreeMap<String, f64>,
-        micros: u64,
-    },
+    Done { worker: WorkerId, attempt: AttemptId, outputs: Vec<OutputFile>, metrics: BTreeMap<String, f64>, micros: u64 },
     /// An attempt failed.
     Failed { worker: WorkerId, attempt: AttemptId, failure: Failure },
     /// An attempt asks to be run again.

@@ -143,7 +143,7 @@ fn data(bench: &Bench, run_dir: &Path) -> Result<String, PlanError> {
     if let Some(data) = &*known {
         return Ok(data.clone());
     }
-    let data = Plan::read(&run_dir.join(PLAN))?.data;
+    let data = Plan::read_data(&run_dir.join(PLAN))?;
     Ok(known.insert(data).clone())
 }
 

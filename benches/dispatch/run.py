@@ -1,0 +1,170 @@
+#!/usr/bin/env python3
+"""Compares what a task costs that does nothing: one command, one table. See benches/README.md."""
+
+import argparse
+import ctypes
+import json
+import os
+import resource
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "forebay" / "bench" / "dispatch"
+SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER, prctl(2)
+JOB = """\
+name = "nothing"
+[dataset]
+source = "file://{source}"
+[command]
+argv = ["true"]
+[split]
+by = "bytes"
+count = {count}
+[workers]
+count = {workers}
+slots = {slots}
+"""
+
+
+@dataclass
+class Row:
+    name: str
+    title: str
+    work: str
+    count: int
+    tools: list[str]
+
+
+PEERS = ["hyperqueue", "dask", "ray"]
+ROWS = [
+    Row("cold", "one program, from nothing", "true", 1, ["forebay", *PEERS, "parallel", "xargs"]),
+    Row("true", "2,000 programs", "true", 2000, ["forebay", *PEERS, "parallel", "xargs"]),
+    Row("noop", "10,000 of nothing", "noop", 10_000, ["forebay", "dask", "ray"]),
+    Row("noop5", "100,000 of nothing", "noop", 100_000, ["forebay"]),
+    Row("noop6", "1,000,000 of nothing", "noop", 1_000_000, ["forebay"]),
+]
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--forebay", type=Path, default=ROOT / "target/release/forebay", help="the program to measure")
+    parser.add_argument("--runs", type=int, default=3, help="medians of so many")
+    parser.add_argument("--rows", default=",".join(row.name for row in ROWS), help="which rows")
+    parser.add_argument("--tools", default=",".join(ROWS[0].tools), help="which tools")
+    parser.add_argument("--timeout", type=float, default=600, help="seconds for one command")
+    return parser.parse_args()
+
+
+def python() -> str:
+    """Of the peers, installed once."""
+    wanted, installed = HERE / "requirements.txt", CACHE / "installed.txt"
+    if not installed.exists() or installed.read_text() != wanted.read_text():
+        subprocess.run([sys.executable, "-m", "venv", CACHE], check=True)
+        pip = [CACHE / "bin/pip", "install", "-q", "--disable-pip-version-check", "-r", wanted]
+        subprocess.run(pip, check=True)
+        installed.write_text(wanted.read_text())
+    return str(CACHE / "bin/python")
+
+
+def command(row: Row, tool: str, forebay: Path, scratch: Path) -> list[str]:
+    match tool:
+        case "forebay":
+            source = scratch / "source"
+            source.mkdir()
+            # A byte a task and the end of its line.
+            (source / "lines.txt").write_text("x\n" * row.count)
+            workers, slots = (2, 1) if row.work == "noop" else (1, 2)
+            job = scratch / "job.toml"
+            job.write_text(JOB.format(source=source, count=row.count, workers=workers, slots=slots))
+            pretend = ["--pretend"] if row.work == "noop" else []
+            return [str(forebay), "--volume", str(scratch / "volume"), "--quiet", "run", str(job), *pretend]
+        case "xargs":
+            return ["sh", "-c", f"seq {row.count} | xargs -P 2 -n 1 true"]
+        case "parallel":
+            return ["sh", "-c", f"seq {row.count} | parallel -j 2 true"]
+        case _:
+            return [python(), str(HERE / "peers.py"), tool, row.work, str(row.count)]
+
+
+def measured(report: Path, timeout: float, argv: list[str]) -> None:
+    """In a process of its own: the time of all that it starts, however it is started, is its children's."""
+    ctypes.CDLL(None, use_errno=True).prctl(SUBREAPER, 1, 0, 0, 0)
+    began = time.monotonic()
+    child = subprocess.Popen(argv, start_new_session=True)
+    own, ticks = 0, os.sysconf("SC_CLK_TCK")
+    while child.poll() is None and time.monotonic() - began < timeout:
+        try:
+            stat = Path(f"/proc/{child.pid}/stat").read_text().rsplit(")", 1)[1].split()
+            own = max(own, (int(stat[11]) + int(stat[12])) / ticks)
+        except (OSError, IndexError):
+            pass
+        # A sample of the child's own time; the last one before its end is the figure.
+        time.sleep(0.005)
+    wall = time.monotonic() - began
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    while True:
+        try:
+            if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                time.sleep(0.05)
+                if time.monotonic() - began > wall + 5:
+                    break
+        except ChildProcessError:
+            break
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    figures = {"code": child.returncode, "wall": wall, "own": own, "cpu": used.ru_utime + used.ru_stime}
+    report.write_text(json.dumps({**figures, "peak": used.ru_maxrss / 1024}))
+
+
+def once(row: Row, tool: str, args: argparse.Namespace) -> dict[str, float]:
+    scratch = Path(tempfile.mkdtemp(prefix="dispatch-", dir=CACHE))
+    try:
+        argv, report = command(row, tool, args.forebay.resolve(), scratch), scratch / "report.json"
+        os.sync()
+        launcher = [sys.executable, "-I", "-S", str(Path(__file__).resolve()), "--measure", str(report), str(args.timeout)]
+        said = subprocess.run([*launcher, *argv], stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=scratch)
+        figures = json.loads(report.read_text()) if report.exists() else {"code": said.returncode}
+        if figures["code"] != 0:
+            raise RuntimeError(f"{tool} ended with {figures['code']}: {said.stderr.strip()[-400:]}")
+        return figures
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def main() -> int:
+    args = arguments()
+    CACHE.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    head = "| row | tool | wall s | tasks a second | CPU µs a task | of these the tool's first process | peak MiB |"
+    print(f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, medians of {args.runs}\n\n{head}\n|---|---|---:|---:|---:|---:|---:|")
+    for row in (row for row in ROWS if row.name in args.rows.split(",")):
+        for tool in (tool for tool in row.tools if tool in args.tools.split(",")):
+            try:
+                runs = [once(row, tool, args) for _ in range(args.runs)]
+            except RuntimeError as error:
+                failed += 1
+                print(f"failed: {row.name}: {error}", file=sys.stderr)
+                continue
+            wall, cpu, own, peak = (statistics.median(run[what] for run in runs) for what in ("wall", "cpu", "own", "peak"))
+            micros = [f"{seconds / row.count * 1e6:,.0f}" if row.count > 1 else "" for seconds in (cpu, own)]
+            rate = f"{row.count / wall:,.0f}" if row.count > 1 else ""
+            print(f"| {row.title} | {tool} | {wall:.3f} | {rate} | {micros[0]} | {micros[1]} | {peak:.0f} |", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--measure"]:
+        measured(Path(sys.argv[2]), float(sys.argv[3]), sys.argv[4:])
+    else:
+        sys.exit(main())

@@ -269,7 +269,10 @@ pub fn collect(dir: &Path) -> Result<Vec<Finished>, OutputError> {
             }
         }
     }
-    volume::sync_tree(dir)?;
+    // Directories without files are nothing that anybody is told of.
+    if !found.is_empty() {
+        volume::sync_tree(dir)?;
+    }
     found.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(found)
 }

@@ -10,7 +10,7 @@ use std::{
     error::Error,
     io,
     os::unix::process::ExitStatusExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitStatus,
     sync::{Arc, Mutex},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -141,21 +141,14 @@ pub(crate) async fn execute(bench: Arc<Bench>, assignment: Assignment, stop: Sto
     let outcome = match done {
         // What is done counts, even if its end was ordered meanwhile.
         Ok(done) => done,
-        Err(error) => match this.stop.why() {
-            Some(Why::Drain | Why::Abort) => Outcome::GivenBack,
-            Some(Why::Cancelled) => Outcome::Failed(Failure::Cancelled),
-            Some(Why::TimedOut) => {
-                Outcome::Failed(Failure::TimedOut { seconds: timeout.unwrap_or_default().as_secs() })
+        Err(error) => {
+            let attempt = Arc::clone(&this);
+            if let Err(error) = blocking("discard", move || attempt.discard(&attempt.dir)).await {
+                tracing::debug!(%error, attempt = %this.id, "its directory was not removed");
             }
-            None => outcome(error),
-        },
+            this.stopped(error)
+        }
     };
-    let is_used = matches!(&outcome, Outcome::Done { outputs, .. } if !outputs.is_empty());
-    let goes = if is_used { &this.scratch_dir } else { &this.dir };
-    let (volume, goes) = (this.bench.volume.clone(), goes.clone());
-    if let Err(error) = blocking("discard", move || output::discard(&volume, &goes)).await {
-        tracing::debug!(%error, attempt = %this.id, "its directory was not removed");
-    }
     AttemptReport { attempt: this.id, outcome, seconds: started.elapsed().as_secs_f64() }
 }
 
@@ -225,7 +218,24 @@ impl Attempt {
         Ok(())
     }
 
-    /// Makes its files durable up to the run's own directory, and lists them as they are reported.
+    /// What an attempt without success is reported as.
+    fn stopped(&self, error: ExecuteError) -> Outcome {
+        match self.stop.why() {
+            Some(Why::Drain | Why::Abort) => Outcome::GivenBack,
+            Some(Why::Cancelled) => Outcome::Failed(Failure::Cancelled),
+            Some(Why::TimedOut) => {
+                let seconds = self.bench.job.retry.timeout.unwrap_or_default().as_secs();
+                Outcome::Failed(Failure::TimedOut { seconds })
+            }
+            None => outcome(error),
+        }
+    }
+
+    fn discard(&self, dir: &Path) {
+        output::discard(&self.bench.volume, dir);
+    }
+
+    /// Makes its files durable up to the run's own directory, lists them as they are reported, and removes the rest.
     fn finish(&self, output: TaskOutput) -> Result<Outcome, ExecuteError> {
         if output.files.len() > MOST_FILES {
             return Err(ExecuteError::TooManyFiles(output.files.len()));
@@ -247,31 +257,41 @@ impl Attempt {
                 rows: file.rows,
             });
         }
+        self.discard(if outputs.is_empty() { &self.dir } else { &self.scratch_dir });
         Ok(Outcome::Done { outputs, metrics: output.metrics })
     }
 }
 
 async fn work(this: &Arc<Attempt>) -> Result<Outcome, ExecuteError> {
     let attempt = Arc::clone(this);
-    blocking("prepare", move || attempt.prepare()).await??;
-    let attempt = Arc::clone(this);
-    let output = match &this.bench.job.work {
+    match &this.bench.job.work {
         Work::Command(spec) => {
             run_command(this, &spec.program, &spec.files, &spec.env).await?;
-            blocking("collect", move || command::collect(&attempt.context(1))).await??
+            blocking("finish", move || attempt.finish(command::collect(&attempt.context(1))?)).await?
         }
         Work::Mapreduce(MapReduceSpec { map: Mapper::Program(map), reduce, files, env, .. }) => {
             let program = match this.spec.input {
                 TaskInput::Split(_) => map,
                 TaskInput::Shuffle(_) => reduce.as_ref().ok_or(ExecuteError::NoProgram)?,
             };
-            run_filter(this, program, files, env).await?
+            let output = run_filter(this, program, files, env).await?;
+            blocking("finish", move || attempt.finish(output)).await?
         }
-        Work::Mapreduce(_) => blocking("map-reduce", move || mapreduce::execute(&attempt.context(1))).await??,
-        Work::Sql(_) => blocking("sql", move || run_sql(&attempt)).await??,
-    };
-    let attempt = Arc::clone(this);
-    blocking("finish", move || attempt.finish(output)).await?
+        Work::Mapreduce(_) => {
+            let execute = move || {
+                attempt.prepare()?;
+                attempt.finish(mapreduce::execute(&attempt.context(1))?)
+            };
+            blocking("map-reduce", execute).await?
+        }
+        Work::Sql(_) => {
+            let execute = move || {
+                attempt.prepare()?;
+                attempt.finish(run_sql(&attempt)?)
+            };
+            blocking("sql", execute).await?
+        }
+    }
 }
 
 /// Runs something that blocks on a thread of its own: the agent's runtime stays free to say that the worker lives.

@@ -1,7 +1,7 @@
 //! Runs one program and ends it whole.
 //!
-//! Each program leads a process group of its own. Its streams are pumped by threads, so that it never waits for
-//! anything but its consumer, and its end is seen by a thread that leaves it a zombie: as long as it is one, its process
+//! Each program leads a process group of its own. Its streams are pumped by a thread, so that it never waits for
+//! anything but its consumer, and its end is seen by the same thread, which leaves it a zombie: as long as it is one, its process
 //! group's number cannot be given to anybody else, and killing the group hits only what the program left. Those who
 //! left the group too (`setsid`, daemons) become children of the worker, which is a subreaper; they are known by the
 //! scratch directory in their environment, and killed as well.
@@ -10,17 +10,24 @@ mod children;
 
 use std::{
     io::{self, BufReader, Read, Write},
-    os::unix::process::{CommandExt, ExitStatusExt},
+    os::{
+        fd::AsFd,
+        unix::process::{CommandExt, ExitStatusExt},
+    },
     process::{Child, Command, ExitStatus, Stdio},
     time::Duration,
 };
 
-use rustix::process::{Pid, Signal};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::Errno,
+    process::{Pid, Signal},
+};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+use self::children::{End, end_group, end_marked, signal, wait_for_group};
 pub(crate) use self::children::{become_subreaper, held, reap, spawn, while_nothing_is_spawned};
-use self::children::{end_group, end_marked, signal, wait_for_end, wait_for_group};
 use crate::{
     guard::Guard,
     logs::{Sink, Tail},
@@ -193,18 +200,22 @@ where
     }
 
     let fed = in_write.map(|(feed, write)| on_thread("feed", move || feed(write))).transpose().map_err(no_streams)?;
-    let (taken, logged) = match take {
+    let mut logged = vec![(err_read, stderr)];
+    let taken = match take {
         Some(take) => {
             let (whole, read_whole) = oneshot::channel();
             let output = BufReader::with_capacity(CHUNK, Watched { pipe: out_read, unread: Some(whole) });
-            (Some((on_thread("take", move || take(output)).map_err(no_streams)?, read_whole)), None)
+            Some((on_thread("take", move || take(output)).map_err(no_streams)?, read_whole))
         }
-        None => (None, Some(on_thread("stdout", move || pump(out_read, stdout)).map_err(no_streams)?)),
+        None => {
+            logged.push((out_read, stdout));
+            None
+        }
     };
-    let tail = on_thread("stderr", move || pump(err_read, stderr)).map_err(no_streams)?;
-
     let no_wait = |source| ProcessError::Wait { program: name.clone(), source };
-    let mut end = on_thread("wait", move || wait_for_end(group)).map_err(no_streams)?;
+    let end_seen = End::of(group).map_err(no_wait)?;
+    let (ended, mut end) = oneshot::channel();
+    let tails = on_thread("streams", move || pump(end_seen, ended, logged)).map_err(no_streams)?;
     let seen = tokio::select! {
         seen = &mut end => Some(seen),
         () = stop.ordered(Why::Drain) => None,
@@ -232,12 +243,12 @@ where
                 None => {
                     signal(group, Signal::KILL);
                     // Its leader may have been seen to end before.
-                    if end.is_terminated() { Ok(Ok(())) } else { end.await }
+                    if end.is_terminated() { Ok(()) } else { end.await }
                 }
             }
         }
     };
-    seen.unwrap_or_else(|_| Err(io::Error::other("the waiting thread panicked"))).map_err(no_wait)?;
+    seen.map_err(|_| no_wait(io::Error::other("the thread at its streams failed")))?;
     // It is a zombie still, so that the group is its own.
     signal(group, Signal::KILL);
     let status = running.reap().map_err(no_wait)?;
@@ -253,15 +264,14 @@ where
             Some(fed) => Some(fed.await.map_err(|_| panicked("standard input"))?),
             None => None,
         };
-        let tail = tail.await.map_err(|_| panicked("standard error"))?;
-        if let Some(logged) = logged {
-            logged.await.map_err(|_| panicked("standard output"))?;
-        }
+        // Of what was logged, standard error came first.
+        let [stderr, ..] = &tails.await.map_err(|_| panicked("streams"))?[..] else { return Err(panicked("streams")) };
+        let stderr = stderr.to_text();
         if let Some(read_whole) = read_whole {
             // Nothing is ever sent: the other end goes.
             let _ = read_whole.await;
         }
-        Ok((fed, tail.to_text()))
+        Ok((fed, stderr))
     };
     let in_time = tokio::time::timeout(STREAMS, pumps).await;
     let (fed, stderr) = in_time.map_err(|_| ProcessError::HeldOpen { program: name.clone() })??;
@@ -301,22 +311,45 @@ impl Drop for Running<'_> {
     }
 }
 
-/// Logs a stream to its end. A log that cannot be written is no reason to stop the program.
-fn pump(mut stream: io::PipeReader, mut log: Sink) -> Tail {
+/// Tells when a program has ended, and logs its streams to their ends, which may come later. A log that cannot be written
+/// is no reason to stop the program. One thread for all: starting it costs as much as a short program.
+fn pump(end: End, ended: oneshot::Sender<()>, streams: Vec<(io::PipeReader, Sink)>) -> Vec<Tail> {
     let mut buffer = vec![0; CHUNK];
-    loop {
-        match stream.read(&mut buffer) {
-            Ok(0) => return log.finish(),
-            Ok(read) => {
-                let _ = log.write_all(&buffer[..read]);
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+    let mut waiting = Some((end, ended));
+    let mut streams: Vec<_> = streams.into_iter().map(|(pipe, log)| (Some(pipe), log)).collect();
+    while waiting.is_some() || streams.iter().any(|(pipe, _)| pipe.is_some()) {
+        let open = streams.iter().enumerate().filter_map(|(at, (pipe, _))| Some((at, pipe.as_ref()?.as_fd())));
+        let (places, pipes): (Vec<_>, Vec<_>) = open.unzip();
+        let fds = waiting.iter().map(|(end, _)| end.as_fd()).chain(pipes);
+        let mut polled: Vec<_> = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
+        match poll(&mut polled, None) {
+            Ok(_) | Err(Errno::INTR) => {}
             Err(error) => {
-                tracing::warn!(%error, "a program's stream broke");
-                return log.finish();
+                tracing::warn!(%error, "a program's streams cannot be waited for");
+                break;
+            }
+        }
+        let mut ready: Vec<_> = polled.iter().map(|fd| !fd.revents().is_empty()).collect();
+        if waiting.is_some() && ready.remove(0) {
+            // Whoever waited may have gone.
+            let _ = waiting.take().map(|(_, ended)| ended.send(()));
+        }
+        for at in places.into_iter().zip(ready).filter_map(|(at, ready)| ready.then_some(at)) {
+            let (pipe, log) = &mut streams[at];
+            match pipe.as_mut().map_or(Ok(0), |pipe| pipe.read(&mut buffer)) {
+                Ok(0) => *pipe = None,
+                Ok(read) => {
+                    let _ = log.write_all(&buffer[..read]);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    tracing::warn!(%error, "a program's stream broke");
+                    *pipe = None;
+                }
             }
         }
     }
+    streams.into_iter().map(|(_, log)| log.finish()).collect()
 }
 
 #[cfg(test)]

@@ -2,8 +2,10 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     fs, io,
-    path::{Component, Path},
+    os::unix::process::CommandExt,
+    path::{Component, Path, PathBuf},
     process::{Command, ExitStatus},
     sync::Arc,
 };
@@ -18,6 +20,7 @@ use forebay_jobs::{
     plan::{Plan, PlanError},
     spec::Program,
 };
+use rustix::fs::Access;
 use tokio_util::sync::CancellationToken;
 
 use super::{Attempt, Bench, ExecuteError, blocking};
@@ -107,13 +110,14 @@ async fn command(
         }
         Program::Argv(argv) => {
             let (program, args) = argv.split_first().ok_or(ExecuteError::NoProgram)?;
-            let mut command = Command::new(program);
-            command.args(args);
+            let mut command = Command::new(found(program, env));
+            command.arg0(program).args(args);
             command
         }
     };
     let (attempt, env, names) = (Arc::clone(this), env.clone(), files.keys().cloned().collect::<Vec<_>>());
     let prepare = move || -> Result<Command, ExecuteError> {
+        attempt.prepare()?;
         let run_dir = attempt.bench.volume.run_dir(attempt.bench.run.as_str());
         let work_dir = attempt.scratch_dir.join("work");
         let checkpoint_dir = run_dir.join("checkpoints").join(attempt.id.task.to_string());
@@ -135,6 +139,18 @@ async fn command(
         Ok(command)
     };
     blocking("prepare", prepare).await?
+}
+
+/// Where a program lies that is named without its directory, so that the kernel is not asked to execute it in one directory after
+/// the other; its name alone, for the system to find it or to say why not, where it is in none that is the same for all.
+fn found(program: &str, env: &BTreeMap<String, String>) -> PathBuf {
+    let path = env.get("PATH").map(OsString::from).or_else(|| std::env::var_os("PATH"));
+    let named = !program.is_empty() && !program.contains('/');
+    let is_program = |file: &PathBuf| rustix::fs::access(file, Access::EXEC_OK).is_ok() && file.is_file();
+    let dirs = path.iter().filter(|_| named).flat_map(std::env::split_paths);
+    // From one that is meant below the program's own directory on, only the program can look.
+    let mut places = dirs.take_while(|dir| dir.is_absolute()).map(|dir| dir.join(program));
+    places.find(is_program).unwrap_or_else(|| PathBuf::from(program))
 }
 
 /// Where the dataset lies, by the run's plan.

@@ -3,13 +3,14 @@
 use std::{
     collections::BTreeSet,
     fs, io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     process::{Child, Command, ExitStatus},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use rustix::process::{
-    Pid, Signal, WaitId, WaitIdOptions, WaitOptions, kill_process, kill_process_group, test_kill_process_group, waitid,
+    Pid, PidfdFlags, Signal, WaitOptions, kill_process, kill_process_group, pidfd_open, test_kill_process_group,
     waitpgid, waitpid,
 };
 
@@ -52,14 +53,19 @@ pub(crate) fn become_subreaper() {
     }
 }
 
-/// Waits until a child has ended, and leaves it unreaped.
-pub(super) fn wait_for_end(pid: Pid) -> io::Result<()> {
-    loop {
-        match waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT) {
-            Ok(_) => return Ok(()),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
+/// Readable once a child has ended, which leaves it unreaped (pidfd_open(2)).
+#[derive(Debug)]
+pub(super) struct End(OwnedFd);
+
+impl End {
+    pub(super) fn of(child: Pid) -> io::Result<Self> {
+        Ok(Self(pidfd_open(child, PidfdFlags::empty())?))
+    }
+}
+
+impl AsFd for End {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

@@ -374,9 +374,13 @@ impl Run {
             Event::Started { attempts, at } => attempts.iter().for_each(|attempt| self.started(*attempt, *at)),
             Event::Committed { attempt, outputs, micros, .. } => {
                 self.took(attempt.task.phase, *micros);
+                self.prove_holder(attempt.task);
                 self.put(attempt.task, TaskState::Committed { attempt: *attempt, outputs: outputs.clone() });
             }
             Event::AttemptFailed { attempt, failure, retry_at, .. } => {
+                if *failure != Failure::WorkerLost {
+                    self.prove_holder(attempt.task);
+                }
                 self.tasks.count(attempt.task, |task| match failure {
                     Failure::WorkerLost => task.losses = task.losses.saturating_add(1),
                     _ => task.failures = task.failures.saturating_add(1),
@@ -418,6 +422,14 @@ impl Run {
             let worker = worker.clone();
             self.workers.prove(&worker);
             self.put(attempt.task, TaskState::Held { attempt, worker, started: Some(at) });
+        }
+    }
+
+    /// Who has ended an attempt can start attempts, be it told of that or not.
+    fn prove_holder(&mut self, task: TaskId) {
+        if let Some(TaskState::Held { worker, .. }) = self.task(task).map(|task| &task.state) {
+            let worker = worker.clone();
+            self.workers.prove(&worker);
         }
     }
 

@@ -222,6 +222,17 @@ fn short_attempts_are_given_out_many_at_a_time_and_none_that_another_would_have_
 }
 
 #[test]
+fn what_waits_on_a_worker_that_has_done_something_is_not_why_it_is_lost() {
+    let mut run = planned(config(), &[9]);
+    let a = worker(1);
+    run.handle(&Input::Joined { worker: a.clone(), slots: 1 }, Millis(0));
+    run.handle(&done(&a, held(&run, &a)[0]), Millis(1));
+    let waiting = held(&run, &a);
+    run.handle(&Input::Left { worker: a }, Millis(2));
+    assert!(waiting.iter().all(|attempt| run.task(attempt.task).unwrap().losses == 0) && !waiting.is_empty());
+}
+
+#[test]
 fn a_share_has_another_version_when_it_is_another_one() {
     let mut run = planned(config(), &[9]);
     let a = worker(1);

@@ -69,7 +69,7 @@ def python() -> str:
     wanted, installed = HERE / "requirements.txt", CACHE / "installed.txt"
     if not installed.exists() or installed.read_text() != wanted.read_text():
         subprocess.run([sys.executable, "-m", "venv", CACHE], check=True)
-        pip = [CACHE / "bin/pip", "install", "-q", "--disable-pip-version-check", "-r", wanted]
+        pip = [CACHE / "bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check", "-r", wanted]
         subprocess.run(pip, check=True)
         installed.write_text(wanted.read_text())
     return str(CACHE / "bin/python")

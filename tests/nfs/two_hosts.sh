@@ -44,8 +44,8 @@ if [[ $$ == 1 ]]; then # In a guest, this file is init. $1: who it is, $2: where
     exec socat -t 3600 TCP-LISTEN:7000,fork,reuseaddr EXEC:/bin/bash
 fi
 
-work=$(mktemp -d) ns=forebay-$$ memory=256M
-(($#)) && memory=1G
+work=$(mktemp -d) ns=forebay-$$ memory=256M patience=300
+(($#)) && memory=1G patience=900
 inside() { ip netns exec "$ns" "$@"; }
 clear_up() {
     # Guests and servers are all that runs in the namespace, which this made.
@@ -66,7 +66,7 @@ on() { # HOST COMMAND: its output; its exit status is the last line's.
     local host=$1 said
     shift
     said=$(printf 'exec 2>&1\n%s\nprintf "\\n%%s" $?\nexit\n' "$*" |
-        inside socat -t 900 - "TCP:$NET.${NUMBER[$host]}:7000,retry=50,interval=0.2")
+        inside socat -t "$patience" - "TCP:$NET.${NUMBER[$host]}:7000,retry=50,interval=0.2")
     printf '%s\n' "${said%$'\n'*}"
     return "${said##*$'\n'}"
 }

@@ -123,9 +123,9 @@ pub(crate) async fn execute(bench: Arc<Bench>, assignment: Assignment, stop: Sto
     let started = Instant::now();
     let timeout = bench.job.retry.timeout;
     let this = Arc::new(Attempt::new(bench, assignment, stop));
-    // The limit of the job itself; without one there is none.
     let time_is_up = async {
         match timeout {
+            // The limit that the job itself sets; without one there is none.
             Some(timeout) => tokio::time::sleep(timeout).await,
             None => std::future::pending().await,
         }

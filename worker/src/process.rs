@@ -1,9 +1,9 @@
 //! Runs one program and ends it whole.
 //!
 //! Each program leads a process group of its own. Its streams are pumped by a thread, so that it never waits for
-//! anything but its consumer, and its end is seen by the same thread, which leaves it a zombie: as long as it is one, its process
-//! group's number cannot be given to anybody else, and killing the group hits only what the program left. Those who
-//! left the group too (`setsid`, daemons) become children of the worker, which is a subreaper; they are known by the
+//! anything but its consumer, and its end is seen by the same thread, which leaves it a zombie: as long as it is one,
+//! its process group's number cannot be given to anybody else, and killing the group hits only what the program left.
+//! Those who left the group too (`setsid`, daemons) become children of the worker, which is a subreaper; they are known by the
 //! scratch directory in their environment, and killed as well.
 
 mod children;
@@ -232,9 +232,9 @@ where
                 wait_for_group(group).await;
                 seen
             };
-            // The grace between the two signals is time, by definition.
             let in_time = tokio::select! {
                 seen = all_end => Some(seen),
+                // The grace between the two signals is time, by definition.
                 () = tokio::time::sleep(grace) => None,
                 () = stop.ordered(Why::Abort) => None,
             };

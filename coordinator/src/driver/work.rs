@@ -11,7 +11,7 @@ use forebay_datasets::{
     volume::Volume,
 };
 use forebay_jobs::{
-    id::{AttemptId, Epoch, TaskId, WorkerId},
+    id::{Epoch, TaskId, WorkerId},
     plan::Plan,
     task::{AttemptReport, Failure, Outcome, OutputFile, TaskInput, TaskSpec},
 };
@@ -33,7 +33,7 @@ use super::{
 use crate::{
     commit::{self, CommitError, Published, chain},
     fleet::{Fleet, FleetEvent},
-    run::{EndState, Input, TaskState},
+    run::{Done, EndState, Input, TaskState},
     rundir::RunDir,
     server::{Heard, Server},
 };
@@ -61,21 +61,6 @@ enum Finished {
     Exported(Result<(), OutputError>),
     /// It was told to end before its time.
     Stopped,
-}
-
-/// An attempt that says it is done.
-struct Done {
-    worker: WorkerId,
-    attempt: AttemptId,
-    outputs: Vec<OutputFile>,
-    metrics: BTreeMap<String, f64>,
-    micros: u64,
-}
-
-impl From<Done> for Input {
-    fn from(Done { worker, attempt, outputs, metrics, micros }: Done) -> Self {
-        Self::Done { worker, attempt, outputs, metrics, micros }
-    }
 }
 
 /// What the loop has in its hands.
@@ -234,8 +219,9 @@ impl<'a> Work<'a> {
                     self.session.take(&Input::Tick { reported: self.workers.reported_attempts() });
                     if self.give_up_at.is_some_and(|at| at <= ticked) {
                         // The run is to end, and these do not say that what they held has ended.
-                        let workers: Vec<_> = self.session.machine.workers().cloned().collect();
-                        workers.into_iter().for_each(|worker| self.session.take(&Input::Left { worker }));
+                        let workers = self.session.machine.workers().cloned();
+                        let left: Vec<_> = workers.map(|worker| Input::Left { worker }).collect();
+                        self.session.take_all(&left);
                     }
                 }
             }
@@ -286,7 +272,7 @@ impl<'a> Work<'a> {
                 let micros = u64::try_from(micros).unwrap_or(u64::MAX);
                 let done = Done { worker, attempt, outputs, metrics, micros };
                 if !checking {
-                    return Some(done.into());
+                    return Some(Input::Done(done));
                 }
                 self.check(stream, done);
                 None
@@ -316,7 +302,7 @@ impl<'a> Work<'a> {
                 Err(error) => Err(bad(error.to_string())),
             };
             let input = match result {
-                Ok(done) => done.into(),
+                Ok(done) => Input::Done(done),
                 Err(failure) => Input::Failed { worker: worker.clone(), attempt, failure },
             };
             Finished::Checked { worker, stream, input }

@@ -223,9 +223,9 @@ impl Fleet for Local {
                     continue;
                 }
                 let not_before = self.not_before;
-                // Workers that end at once are not started at once again.
                 let pause = async {
                     match not_before {
+                        // Workers that end at once are not started at once again.
                         Some(at) => tokio::time::sleep_until(at).await,
                         None => std::future::pending().await,
                     }
@@ -268,9 +268,9 @@ async fn tend(
     lost: &CancellationToken,
     patience: Duration,
 ) -> io::Result<ExitStatus> {
-    // It has this long to end by itself before it is made to.
     let overdue = async {
         lost.cancelled().await;
+        // It has this long to end by itself before it is made to.
         tokio::time::sleep(patience).await;
     };
     tokio::select! {

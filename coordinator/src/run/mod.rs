@@ -23,7 +23,7 @@ use forebay_jobs::{
 };
 
 pub use self::tasks::{Task, TaskState};
-pub use self::vocabulary::{EndState, Event, Input, Millis, Share, Wanted};
+pub use self::vocabulary::{Done, EndState, Event, Input, Millis, Share, Wanted};
 use self::{tasks::Tasks, workers::Workers};
 
 /// A task whose workers are lost so often is what loses them.
@@ -198,7 +198,9 @@ impl Run {
                 let attempts: Vec<_> = attempts.iter().filter(waits).copied().collect();
                 if attempts.is_empty() { Vec::new() } else { one(Event::Started { attempts, at }) }
             }
-            Input::Done { worker, attempt, outputs, metrics, micros } if self.holds(worker, *attempt).is_some() => {
+            Input::Done(Done { worker, attempt, outputs, metrics, micros })
+                if self.holds(worker, *attempt).is_some() =>
+            {
                 let (outputs, metrics) = (outputs.clone(), metrics.clone());
                 one(Event::Committed { attempt: *attempt, outputs, metrics, micros: *micros, at })
             }

@@ -34,7 +34,11 @@ fn held(run: &Run, by: &WorkerId) -> Vec<AttemptId> {
 }
 
 fn done(worker: &WorkerId, attempt: AttemptId) -> Input {
-    Input::Done { worker: worker.clone(), attempt, outputs: vec![], metrics: BTreeMap::new(), micros: 1_000_000 }
+    done_in(worker, attempt, 1_000_000)
+}
+
+fn done_in(worker: &WorkerId, attempt: AttemptId, micros: u64) -> Input {
+    Input::Done(Done { worker: worker.clone(), attempt, outputs: vec![], metrics: BTreeMap::new(), micros })
 }
 
 fn failed(worker: &WorkerId, attempt: AttemptId) -> Input {
@@ -197,13 +201,7 @@ fn short_attempts_are_given_out_many_at_a_time_and_none_that_another_would_have_
     let workers = [worker(1), worker(2)];
     workers.iter().for_each(|id| drop(run.handle(&Input::Joined { worker: id.clone(), slots: 1 }, Millis(0))));
     assert_eq!(workers.each_ref().map(|id| held(&run, id).len()), [2, 2], "nobody knows yet how short they are");
-    let short = |worker: &WorkerId, attempt| Input::Done {
-        worker: worker.clone(),
-        attempt,
-        outputs: vec![],
-        metrics: BTreeMap::new(),
-        micros: 200,
-    };
+    let short = |worker: &WorkerId, attempt| done_in(worker, attempt, 200);
     run.handle(&short(&workers[0], held(&run, &workers[0])[0]), Millis(1));
     assert_eq!(workers.each_ref().map(|id| held(&run, id).len()), [1000, 1000], "as last for 0.2 s");
     let mut turn = 0;

@@ -36,8 +36,8 @@ pub enum Input {
     Left { worker: WorkerId },
     /// Attempts entered slots.
     Started { worker: WorkerId, attempts: Vec<AttemptId> },
-    /// An attempt ended after so many microseconds with these outputs, which were checked on the volume.
-    Done { worker: WorkerId, attempt: AttemptId, outputs: Vec<OutputFile>, metrics: BTreeMap<String, f64>, micros: u64 },
+    /// An attempt ended, and its outputs were checked on the volume.
+    Done(Done),
     /// An attempt failed.
     Failed { worker: WorkerId, attempt: AttemptId, failure: Failure },
     /// An attempt asks to be run again.
@@ -54,6 +54,17 @@ pub enum Input {
     Exported,
     /// Copying failed; the published output stands.
     ExportFailed { error: String },
+}
+
+/// An attempt that its worker says is done.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Done {
+    pub worker: WorkerId,
+    pub attempt: AttemptId,
+    pub outputs: Vec<OutputFile>,
+    pub metrics: BTreeMap<String, f64>,
+    /// What it took, in microseconds.
+    pub micros: u64,
 }
 
 /// What happened: the journal's records. Serialised as JSON; a field may be added, never renamed or removed.

@@ -105,6 +105,14 @@ pub fn publish_dir(from: &Path, to: &Path) -> Result<(), VolumeError> {
     to.parent().map_or(Ok(()), sync_dir)
 }
 
+/// Gives a file another name. An error is believed only if that does not name it.
+pub(super) fn link(from: &Path, to: &Path) -> io::Result<()> {
+    fs::hard_link(from, to).or_else(|error| match fs::metadata(from) {
+        Ok(known) if is_same(&known, to) => Ok(()),
+        _ => Err(error),
+    })
+}
+
 /// Whether a path names the very file or directory that was looked at before.
 pub(super) fn is_same(known: &fs::Metadata, path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == (known.dev(), known.ino()))
@@ -185,12 +193,8 @@ impl NewFile {
 
     /// Like [`finish`](Self::finish), but never overwrites: the name is given by a link, which has one winner.
     pub fn finish_new(mut self) -> Result<(u64, Crc64), VolumeError> {
-        let written = self.sync()?;
-        if let Err(error) = fs::hard_link(&self.temporary, &self.target)
-            && !is_same(&written, &self.target)
-        {
-            return Err(VolumeError::io("name", &self.target, error));
-        }
+        self.sync()?;
+        link(&self.temporary, &self.target).map_err(|error| VolumeError::io("name", &self.target, error))?;
         let _ = fs::remove_file(&self.temporary);
         self.file = None;
         self.target.parent().map_or(Ok(()), sync_dir)?;

@@ -20,7 +20,11 @@ use rustix::{
     io::Errno,
 };
 
-use super::{VolumeError, create_dirs_below, durable::is_same, nonce};
+use super::{
+    VolumeError, create_dirs_below,
+    durable::{link, rename_over},
+    nonce,
+};
 
 /// Files of at least this size have their room set aside at once.
 const SET_ASIDE: u64 = 1 << 20;
@@ -152,39 +156,31 @@ pub(crate) fn place_by_link(
     let (path, made) = (root.join(name), own.join(nonce()));
     let mut file = File::create(&made).map_err(|error| VolumeError::io("create", &path, error))?;
     let written = file.write_all(bytes).map_err(|error| VolumeError::io("write", &path, error));
-    let synced = written.and_then(|()| match synced {
+    let whole = written.and_then(|()| match synced {
         true => file.sync_all().map_err(|error| VolumeError::io("sync", &path, error)),
         false => Ok(()),
     });
     drop(file);
-    let linked = synced.and_then(|()| link_below(&made, root, name));
-    match linked {
-        Ok(()) => drop(fs::remove_file(&made)),
+    let placed = whole.and_then(|()| match link_below(&made, root, name) {
         // What one that died or stalled has left gives way.
-        Err(VolumeError::AlreadyExists { .. }) => {
-            fs::rename(&made, &path).map_err(|error| VolumeError::io("name", &path, error))?;
-        }
-        Err(error) => {
-            drop(fs::remove_file(&made));
-            return Err(error);
-        }
-    }
-    Ok(())
+        Err(VolumeError::AlreadyExists { .. }) => rename_over(&made, &path),
+        linked => linked,
+    });
+    // It has its name, or is of no use; what cannot be removed goes with the directory.
+    let _ = fs::remove_file(&made);
+    placed
 }
 
 fn link_below(made: &Path, root: &Path, name: &str) -> Result<(), VolumeError> {
     let path = root.join(name);
-    let linked = match fs::hard_link(made, &path) {
+    let linked = match link(made, &path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             create_dirs_below(root, Path::new(name))?;
-            fs::hard_link(made, &path)
+            link(made, &path)
         }
         linked => linked,
     };
-    linked.or_else(|error| match fs::metadata(made) {
-        Ok(made) if is_same(&made, &path) => Ok(()),
-        _ => Err(VolumeError::io("name", &path, error)),
-    })
+    linked.map_err(|error| VolumeError::io("name", &path, error))
 }
 
 impl Drop for Placing {

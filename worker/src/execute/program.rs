@@ -102,22 +102,11 @@ async fn command(
     files: &BTreeMap<String, String>,
     env: &BTreeMap<String, String>,
 ) -> Result<Command, ExecuteError> {
-    let mut command = match program {
-        Program::Shell(text) => {
-            let mut command = Command::new("/bin/sh");
-            command.args(["-c", text]);
-            command
-        }
-        Program::Argv(argv) => {
-            let (program, args) = argv.split_first().ok_or(ExecuteError::NoProgram)?;
-            let mut command = Command::new(found(program, env));
-            command.arg0(program).args(args);
-            command
-        }
-    };
-    let (attempt, env, names) = (Arc::clone(this), env.clone(), files.keys().cloned().collect::<Vec<_>>());
+    let (attempt, program) = (Arc::clone(this), program.clone());
+    let (env, names) = (env.clone(), files.keys().cloned().collect::<Vec<_>>());
     let prepare = move || -> Result<Command, ExecuteError> {
         attempt.prepare()?;
+        let mut command = command_of(&program, &env)?;
         let run_dir = attempt.bench.volume.run_dir(attempt.bench.run.as_str());
         let work_dir = attempt.scratch_dir.join("work");
         let checkpoint_dir = run_dir.join("checkpoints").join(attempt.id.task.to_string());
@@ -127,7 +116,7 @@ async fn command(
         for name in names {
             ship(&run_dir.join("files"), &work_dir, name)?;
         }
-        let program = ProgramContext {
+        let context = ProgramContext {
             run: &attempt.bench.run,
             attempt: attempt.id,
             data: &data(&attempt.bench, &run_dir)?,
@@ -135,14 +124,30 @@ async fn command(
             deadline: attempt.deadline,
             env: &env,
         };
-        command.envs(command::environment(&attempt.context(1), &program)?).current_dir(work_dir);
+        command.envs(command::environment(&attempt.context(1), &context)?).current_dir(work_dir);
         Ok(command)
     };
     blocking("prepare", prepare).await?
 }
 
-/// Where a program lies that is named without its directory, so that the kernel is not asked to execute it in one directory after
-/// the other; its name alone, for the system to find it or to say why not, where it is in none that is the same for all.
+fn command_of(program: &Program, env: &BTreeMap<String, String>) -> Result<Command, ExecuteError> {
+    let mut command;
+    match program {
+        Program::Shell(text) => {
+            command = Command::new("/bin/sh");
+            command.args(["-c", text]);
+        }
+        Program::Argv(argv) => {
+            let (program, args) = argv.split_first().ok_or(ExecuteError::NoProgram)?;
+            command = Command::new(found(program, env));
+            command.arg0(program).args(args);
+        }
+    }
+    Ok(command)
+}
+
+/// Where a program lies that is named without its directory, so that the kernel is not asked to execute it in one
+/// directory after the other. Where it is in none of them, its name alone, for the system to say why not.
 fn found(program: &str, env: &BTreeMap<String, String>) -> PathBuf {
     let path = env.get("PATH").map(OsString::from).or_else(|| std::env::var_os("PATH"));
     let named = !program.is_empty() && !program.contains('/');

@@ -73,6 +73,7 @@ impl AsFd for End {
 /// this looks.
 pub(super) async fn wait_for_group(group: Pid) {
     while group_runs(group) {
+        // Until the next look.
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -104,6 +105,7 @@ pub(super) async fn end_group(group: Pid) {
         if test_kill_process_group(group).is_err() {
             return;
         }
+        // Until the next look.
         tokio::time::sleep(pause).await;
     }
     tracing::warn!(group = group.as_raw_nonzero(), "a killed process group does not end");
@@ -116,6 +118,7 @@ pub(super) async fn end_marked(mark: &str) {
         if !kill_marked_orphans(mark) {
             return;
         }
+        // Until the next look.
         tokio::time::sleep(pause).await;
     }
     tracing::warn!(mark, "killed processes do not end");

@@ -47,7 +47,7 @@ impl Lane<'_> {
                 read => break read?,
             }
         };
-        self.place_small(&item, &self.memory[..usize::try_from(object.size).expect("it is small")])?;
+        self.place_small(&item, &self.memory[..usize::try_from(object.size).expect("at most SMALL")])?;
         self.record(&item, &object, &about, crc64)?;
         self.arrived(object.size);
         Ok(None)

@@ -44,8 +44,8 @@ if [[ $$ == 1 ]]; then # In a guest, this file is init. $1: who it is, $2: where
     exec socat -t 3600 TCP-LISTEN:7000,fork,reuseaddr EXEC:/bin/bash
 fi
 
-work=$(mktemp -d) ns=forebay-$$ memory=256M patience=300
-(($#)) && memory=1G patience=900
+work=$(mktemp -d) ns=forebay-$$ memory=256M
+(($#)) && memory=1G
 inside() { ip netns exec "$ns" "$@"; }
 clear_up() {
     # Guests and servers are all that runs in the namespace, which this made.
@@ -62,13 +62,18 @@ boot() {
         umid="$1" ${2:+ubd0=$2} vec0:transport=tap,ifname="tap-$1",depth=64,gro=1 \
         init="$here/two_hosts.sh" -- "$1" "$work/modules" "$DELAY_MS" </dev/null >"$work/$1.log" 2>&1 &
 }
-on() { # HOST COMMAND: its output; its exit status is the last line's.
-    local host=$1 said
+on() { # HOST COMMAND: its output, and its exit status. The line with that ends it, whoever still holds the connection.
+    local host=$1
     shift
-    said=$(printf 'exec 2>&1\n%s\nprintf "\\n%%s" $?\nexit\n' "$*" |
-        inside socat -t "$patience" - "TCP:$NET.${NUMBER[$host]}:7000,retry=50,interval=0.2")
-    printf '%s\n' "${said%$'\n'*}"
-    return "${said##*$'\n'}"
+    inside bash -c '
+        until (exec 3<>"/dev/tcp/$1/7000") 2>/dev/null; do sleep 0.2; done
+        exec 3<>"/dev/tcp/$1/7000"
+        printf "exec 2>&1\n%s\nprintf \"\\\\nended %%s\\\\n\" \$?\nexit\n" "$2" >&3
+        while IFS= read -r line <&3; do
+            [[ $line =~ ^ended\ ([0-9]+)$ ]] && exit "${BASH_REMATCH[1]}"
+            printf "%s\n" "$line"
+        done
+        exit 255' - "$NET.${NUMBER[$host]}" "$*"
 }
 
 ip netns add "$ns"

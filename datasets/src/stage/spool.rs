@@ -9,9 +9,8 @@ use std::{
 use super::StageError;
 use crate::volume::{self, Holder, Volume, VolumeError};
 
-/// How a spool's name begins; who its process is stands in it.
+/// How a spool's name begins; its process follows.
 const NEW: &str = ".new-";
-const HOLDER: &str = "holder.json";
 
 /// The directory.
 pub(crate) struct Spool {
@@ -21,19 +20,15 @@ pub(crate) struct Spool {
 }
 
 impl Spool {
-    /// `staging/.new-<nonce>/` of a dataset. What a killed process leaves of it is cleared away with other leftovers.
+    /// `staging/.new-<process>.<nonce>/` of a dataset. What a killed process leaves of it the next one clears away.
     pub(crate) fn new(volume: &Volume, dataset: &Path) -> Result<Self, StageError> {
         let all = dataset.join("staging");
-        let dir = all.join(format!("{NEW}{}", volume::nonce()));
+        let dir = all.join(format!("{NEW}{}.{}", Holder::this_process().to_name(), volume::nonce()));
         volume::create_dirs(&all)?;
         // Not synced: a crash may take it away.
         fs::create_dir(&dir).map_err(|error| VolumeError::io("create", &dir, error))?;
-        let spool = Self { volume: Some(volume.clone()), dir };
-        let (holder, path) = (serde_json::to_vec(&Holder::this_process()), spool.dir.join(HOLDER));
-        let holder = holder.expect("plain fields serialise");
-        fs::write(&path, holder).map_err(|error| VolumeError::io("write", &path, error))?;
         clear_orphans(volume, &all);
-        Ok(spool)
+        Ok(Self { volume: Some(volume.clone()), dir })
     }
 
     /// Among this host's temporary files, for what must leave a volume as it is.
@@ -52,9 +47,8 @@ impl Spool {
 /// Clears away the spools of processes that are seen to be gone.
 fn clear_orphans(volume: &Volume, all: &Path) {
     for entry in fs::read_dir(all).into_iter().flatten().flatten() {
-        let is_new = entry.file_name().to_str().is_some_and(|name| name.starts_with(NEW));
-        let holder = is_new.then(|| fs::read(entry.path().join(HOLDER)).ok()).flatten();
-        let holder = holder.and_then(|text| serde_json::from_slice::<Holder>(&text).ok());
+        let name = entry.file_name();
+        let holder = name.to_str().and_then(|name| Holder::from_name(name.strip_prefix(NEW)?));
         if holder.is_some_and(|holder| holder.is_gone()) {
             let _ = volume.trash(&entry.path());
         }
@@ -70,5 +64,33 @@ impl Drop for Spool {
         if let Err(error) = removed {
             tracing::warn!(path = %self.dir.display(), %error, "could not be removed");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_process_had_only_just_made_is_cleared_away_and_what_is_in_use_is_not() {
+        let place = tempfile::tempdir().unwrap();
+        let volume = Volume::open_or_create(place.path()).unwrap();
+        let dataset = volume.datasets_dir().join("data");
+        let mut child = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let of_child = Holder::of(rustix::process::Pid::from_child(&child)).to_name();
+        let [killed, strange] =
+            [of_child, "strange".to_owned()].map(|name| dataset.join("staging").join(NEW.to_owned() + &name));
+        for dir in [&killed, &strange] {
+            fs::create_dir_all(dir).unwrap();
+        }
+        let first = Spool::new(&volume, &dataset).unwrap();
+        assert!(killed.exists());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let second = Spool::new(&volume, &dataset).unwrap();
+        let dirs = [killed, strange, first.dir.clone(), second.dir.clone()];
+        assert_eq!(dirs.each_ref().map(|dir| dir.exists()), [false, true, true, true]);
+        drop((first, second));
+        assert_eq!(dirs.each_ref().map(|dir| dir.exists()), [false, true, false, false]);
     }
 }

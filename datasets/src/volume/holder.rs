@@ -26,7 +26,11 @@ pub struct Holder {
 impl Holder {
     /// This process.
     pub fn this_process() -> Self {
-        let pid = rustix::process::getpid();
+        Self::of(rustix::process::getpid())
+    }
+
+    /// A process of this host and namespace.
+    pub(crate) fn of(pid: Pid) -> Self {
         Self {
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             pid: pid.as_raw_nonzero().get(),
@@ -47,6 +51,29 @@ impl Holder {
         }
         // Where /proc hides the processes of others, the id alone has to do.
         is_defunct(pid) || started(pid).is_some_and(|started| self.pid_started.is_some_and(|then| then != started))
+    }
+}
+
+/// In the name of a directory, the process is known from the moment on at which that is made.
+impl Holder {
+    /// All but the host's name, with which no process is looked for.
+    pub(crate) fn to_name(&self) -> String {
+        let known = |part: Option<String>| part.unwrap_or_default();
+        let namespace = self.pid_namespace.as_deref().map(|name| name.replace(|char: char| !char.is_ascii_digit(), ""));
+        let started = self.pid_started.map(|ticks| ticks.to_string());
+        format!("{}.{}.{}.{}", known(self.boot.clone()), known(namespace), self.pid, known(started))
+    }
+
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        let mut parts = name.split('.').map(|part| Some(part.to_owned()).filter(|part| !part.is_empty()));
+        let (boot, namespace, pid, started) = (parts.next()?, parts.next()?, parts.next()??, parts.next()?);
+        Some(Self {
+            host: String::new(),
+            pid: pid.parse().ok()?,
+            pid_started: started.and_then(|ticks| ticks.parse().ok()),
+            pid_namespace: namespace.map(|number| format!("pid:[{number}]")),
+            boot,
+        })
     }
 }
 
@@ -86,11 +113,9 @@ mod tests {
 
     #[test]
     fn this_process_is_there_and_an_ended_one_is_not() {
-        let this = Holder::this_process();
-        assert!(!this.is_gone());
+        assert!(!Holder::this_process().is_gone());
         let mut child = std::process::Command::new("true").spawn().unwrap();
-        let pid = Pid::from_child(&child);
-        let ended = Holder { pid: pid.as_raw_nonzero().get(), pid_started: started(pid), ..this };
+        let ended = Holder::of(Pid::from_child(&child));
         child.wait().unwrap();
         assert!(ended.is_gone());
     }
@@ -100,6 +125,18 @@ mod tests {
         let this = Holder::this_process();
         let earlier = Holder { pid_started: this.pid_started.map(|ticks| ticks - 1), ..this };
         assert!(earlier.is_gone());
+    }
+
+    #[test]
+    fn a_name_tells_what_is_needed_to_look_for_the_process() {
+        let this = Holder::this_process();
+        let named = Holder::from_name(&format!("{}.more", this.to_name())).unwrap();
+        assert_eq!(named, Holder { host: String::new(), ..this.clone() });
+        let unknown = Holder { host: String::new(), pid_started: None, pid_namespace: None, boot: None, ..this };
+        assert_eq!(Holder::from_name(&unknown.to_name()), Some(unknown));
+        for name in ["", "ad2c5a5da823b418", "a.1..5", "a.1.x.5"] {
+            assert_eq!(Holder::from_name(name), None, "{name}");
+        }
     }
 
     #[test]

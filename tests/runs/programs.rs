@@ -248,3 +248,19 @@ async fn a_large_detached_program_takes_its_children_with_it() {
     kill(&[child]);
     assert!(ended);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn thousands_of_tasks_that_are_only_said_to_be_done_are_each_committed_once() {
+    let cluster = Cluster::start().await;
+    cluster.s3.put("data", "x.txt", "x\n".repeat(5000));
+    // It would fail if it were run.
+    let text = "name = 'j'\n[dataset]\nsource = 's3://data'\n[command]\nargv = ['false']\n\
+                [split]\nby = 'bytes'\ncount = 5000\n[workers]\ncount = 2\nslots = 1\n";
+    let job = cluster.file("job.toml", text);
+    let result = cluster.forebay(["run", &job, "--id", "r", "--pretend", "--json"]).json(0);
+    let tasks = &result["tasks"];
+    assert_eq!((&tasks["succeeded"], &tasks["attempts"]), (&5000.into(), &5000.into()), "{tasks}");
+    assert_eq!(result["output"]["files"], serde_json::json!([]));
+    let shown = cluster.forebay(["runs", "show", "r", "--json"]).json(0);
+    assert_eq!(shown["tasks"]["succeeded"], 5000, "as the journal tells it");
+}

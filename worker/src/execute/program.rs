@@ -183,3 +183,34 @@ fn ship(from: &Path, to: &Path, name: String) -> Result<(), ExecuteError> {
     copied.map_err(|error| VolumeError::io("copy", &to, error))?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_is_looked_up_as_the_system_would() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let dir = tempfile::tempdir().unwrap();
+        let [first, second] = ["first", "second"].map(|name| dir.path().join(name));
+        for (place, mode) in [(&first, 0o644), (&second, 0o755)] {
+            fs::create_dir(place).unwrap();
+            fs::write(place.join("tool"), "").unwrap();
+            fs::set_permissions(place.join("tool"), fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let look = |program: &str, path: &[&Path]| {
+            let path = std::env::join_paths(path).unwrap().into_string().unwrap();
+            found(program, &BTreeMap::from([("PATH".to_owned(), path)]))
+        };
+        assert_eq!(look("tool", &[&first, &second]), second.join("tool"), "what cannot be executed is passed over");
+        for (program, path) in [("tool", &[&*first][..]), ("./tool", &[&second]), ("", &[&second])] {
+            assert_eq!(look(program, path), Path::new(program), "{path:?}");
+        }
+        assert_eq!(
+            look("tool", &[Path::new("bin"), &second]),
+            Path::new("tool"),
+            "only the program knows that directory"
+        );
+    }
+}

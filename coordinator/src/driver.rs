@@ -35,6 +35,7 @@ use forebay_datasets::{
 };
 use forebay_jobs::{
     id::{AttemptId, Epoch, RunId, WorkerId},
+    kept::REPORTS,
     kinds::TaskError,
     plan::{Plan, PlanError},
     task::Failure,
@@ -285,7 +286,7 @@ async fn claim(run: &RunDir) -> Result<Arc<Claim>, CoordinateError> {
 async fn conduct(
     volume: &Volume,
     run: &RunDir,
-    claim: &Claim,
+    claim: &Arc<Claim>,
     options: &CoordinateOptions,
 ) -> Result<RunResult, CoordinateError> {
     // The coordinator before may have ended between the result and its lease.
@@ -332,9 +333,11 @@ async fn conduct(
     };
     let ended = match ended {
         Ok(state) => conclude(run, &epoch_dir, &work.session, state).await,
+        // Its workers are another coordinator's now, or will be.
+        Err(_) if keep::is_deposed(claim).await => return Err(CoordinateError::Deposed),
         Err(error) => Err(error),
     };
-    // Whatever happened, no worker of this epoch stays.
+    // Whatever else happened, no worker stays.
     work.workers.shut_down();
     work.stop().await;
     drop(work);
@@ -353,7 +356,7 @@ async fn sweep(volume: &Volume, run: &RunDir) {
     if let Err(error) = tokio::task::spawn_blocking(move || reading::end(&of, &its)).await {
         tracing::debug!(run = %run.id(), %error, "its lease on the snapshot could not be ended");
     }
-    for what in [ATTEMPTS, INPUTS] {
+    for what in [ATTEMPTS, INPUTS, REPORTS] {
         let (volume, dir) = (volume.clone(), run.path().join(what));
         if !dir.exists() {
             continue;

@@ -17,6 +17,7 @@ use forebay_datasets::{
 };
 use forebay_jobs::{
     id::RunId,
+    kept::{REPORTS, RESULT},
     spec::{JobSpec, Work},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -32,8 +33,6 @@ pub(crate) const ATTEMPTS: &str = "attempts";
 pub(crate) const INPUTS: &str = "inputs";
 const JOB_TEXT: &str = "job.toml";
 const JOB: &str = "job.json";
-/// There once a run has ended.
-pub(crate) const RESULT: &str = "result.json";
 const STAGED: &str = "staged.json";
 
 /// Why a run's directory could not be made or read.
@@ -274,7 +273,7 @@ impl New<'_> {
             builder.mode(mode).create(path).map_err(|error| VolumeError::io("create", path, error))
         };
         create(&self.dir, 0o777)?;
-        for name in ["files", ATTEMPTS, "checkpoints", "logs"] {
+        for name in ["files", ATTEMPTS, REPORTS, "checkpoints", "logs"] {
             create(&self.dir.join(name), 0o777)?;
         }
         // Who can read this directory can join the run.

@@ -6,6 +6,7 @@
 //! long has left.
 
 use std::{
+    collections::BTreeSet,
     fs,
     hint::black_box,
     io::{self, Write},
@@ -19,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use forebay_datasets::volume::{NewFile, VolumeError};
+use forebay_datasets::volume::{Holder, NewFile, VolumeError};
 use forebay_jobs::{
     id::{AttemptId, Epoch, RunId, WorkerId},
     link::{Link, LinkServer},
@@ -84,6 +85,10 @@ pub enum Heard {
         stream: u64,
         /// Attempts that it executes at once.
         slots: u32,
+        /// What it holds already.
+        holds: BTreeSet<AttemptId>,
+        /// Its process.
+        process: Holder,
         /// What is put in here goes to it. Dropped, it ends the stream.
         sender: mpsc::UnboundedSender<Result<ToWorker, Status>>,
     },
@@ -249,8 +254,8 @@ impl Door {
     }
 
     /// Checks the first message of a stream.
-    fn admit(&self, hello: Option<FromWorker>) -> Result<(WorkerId, u32), Status> {
-        let Some(FromWorker::Hello { run, worker, slots, version, volume, .. }) = hello else {
+    fn admit(&self, hello: Option<FromWorker>) -> Result<Admitted, Status> {
+        let Some(FromWorker::Hello { run, worker, slots, process, holds, version, volume }) = hello else {
             return Err(Status::invalid_argument("the first message is a hello"));
         };
         let ours = env!("CARGO_PKG_VERSION");
@@ -271,8 +276,16 @@ impl Door {
         if slots == 0 {
             return Err(Status::invalid_argument("a worker has at least one slot"));
         }
-        Ok((worker, slots))
+        Ok(Admitted { worker, slots, holds, process })
     }
+}
+
+/// Who may come in.
+struct Admitted {
+    worker: WorkerId,
+    slots: u32,
+    holds: BTreeSet<AttemptId>,
+    process: Holder,
 }
 
 impl Link for Door {
@@ -283,14 +296,14 @@ impl Link for Door {
         let mut said = request.into_inner();
         let first = tokio::time::timeout(PATIENCE, said.message());
         let hello = first.await.map_err(|_| Status::deadline_exceeded("no hello came"))??;
-        let (worker, slots) = self.admit(hello)?;
+        let Admitted { worker, slots, holds, process } = self.admit(hello)?;
         let stream = self.streams.fetch_add(1, Ordering::Relaxed);
         // Unbounded, but filled only with what the worker's slots and its prefetch hold.
         let (sender, receiver) = mpsc::unbounded_channel();
         let welcome = ToWorker::Welcome { epoch: self.config.epoch, job: Box::new(self.config.job.clone()) };
         let gone = |_| Status::unavailable("the coordinator is ending");
         sender.send(Ok(welcome)).map_err(|_| Status::internal("the stream ended before it began"))?;
-        let joined = Heard::Joined { worker: worker.clone(), stream, slots, sender };
+        let joined = Heard::Joined { worker: worker.clone(), stream, slots, holds, process, sender };
         self.inbox.send(joined).await.map_err(gone)?;
         let (inbox, stop) = (self.inbox.clone(), self.stop.clone());
         self.readers.spawn(async move {
@@ -380,8 +393,8 @@ mod tests {
                 run: self.run.clone(),
                 worker: "w".parse().unwrap(),
                 slots: 2,
-                host: "h".into(),
-                pid: 1,
+                process: Holder::this_process(),
+                holds: BTreeSet::new(),
                 version: env!("CARGO_PKG_VERSION").into(),
                 volume: "v".into(),
             }
@@ -412,7 +425,7 @@ mod tests {
         let mut said = fixture.work_until(&link, messages, UnboundedReceiverStream::new(end)).await.unwrap();
         let welcome = said.message().await.unwrap().unwrap();
         assert!(matches!(welcome, ToWorker::Welcome { epoch: Epoch(3), .. }));
-        let Some(Heard::Joined { worker, stream, slots: 2, sender }) = fixture.inbox.recv().await else { panic!() };
+        let Some(Heard::Joined { worker, stream, slots: 2, sender, .. }) = fixture.inbox.recv().await else { panic!() };
         assert!(matches!(fixture.inbox.recv().await, Some(Heard::Started { .. })));
         sender.send(Ok(ToWorker::Shutdown)).unwrap();
         assert_eq!(said.message().await.unwrap(), Some(ToWorker::Shutdown));

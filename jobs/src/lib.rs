@@ -2,6 +2,7 @@
 //! of work.
 
 pub mod id;
+pub mod kept;
 pub mod kinds;
 pub mod link;
 pub mod plan;

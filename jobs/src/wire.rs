@@ -1,7 +1,8 @@
 //! What coordinator and worker say to each other: one bidirectional gRPC stream a worker, JSON messages, in batches.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
+use forebay_datasets::volume::Holder;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -25,6 +26,8 @@ pub enum ToWorker {
     Assign(Vec<Assignment>),
     /// Attempts to end, started or not. Each is reported, as `Failed(Cancelled)` if it had not ended by itself.
     Kill(Vec<AttemptId>),
+    /// The ends of these attempts are noted, as far as they count. Until then a worker keeps its reports.
+    Noted(Vec<AttemptId>),
     /// Nothing more will come: end.
     Shutdown,
 }
@@ -36,6 +39,9 @@ pub struct Assignment {
     pub attempt: AttemptId,
     /// What it is to do.
     pub spec: TaskSpec,
+    /// Whether another attempt at the task goes on, from which it must take nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub beside: bool,
 }
 
 /// From a worker.
@@ -50,10 +56,10 @@ pub enum FromWorker {
         worker: WorkerId,
         /// How many attempts it executes at once.
         slots: u32,
-        /// Name of its host.
-        host: String,
-        /// Its process id there.
-        pid: u32,
+        /// Its process.
+        process: Holder,
+        /// What it was assigned before, by whichever coordinator, and has not ended or has yet to report.
+        holds: BTreeSet<AttemptId>,
         /// Version of forebay; coordinator and worker must agree.
         version: String,
         /// The volume's id, as the worker reads it from `volume.json`.
@@ -131,7 +137,7 @@ mod tests {
             rows: Some(9),
         };
         let spec = TaskSpec { task, count: 8, input: TaskInput::Shuffle(vec![file.clone()]) };
-        let assign = ToWorker::Assign(vec![Assignment { attempt, spec }]);
+        let assign = ToWorker::Assign(vec![Assignment { attempt, spec, beside: true }]);
         let text = serde_json::to_vec(&assign).unwrap();
         assert_eq!(serde_json::from_slice::<ToWorker>(&text).unwrap(), assign);
         let outcomes = [

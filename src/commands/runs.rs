@@ -76,7 +76,7 @@ async fn show(global: &Global, id: &RunId) -> Result<Exit, CliError> {
         LeaseState::Live { holder, .. } => Some(holder.to_string()),
         LeaseState::None | LeaseState::Dead { .. } => None,
     };
-    let workers = result.map_or(figures.workers, |result| result.workers);
+    let workers = result.map_or(figures.workers(), |result| result.workers);
     let seconds = result.map_or_else(|| figures.seconds(), |result| result.seconds);
     if global.json {
         let object = json!({
@@ -163,7 +163,9 @@ async fn tasks(global: &Global, id: &RunId, only: Option<TaskStateArg>) -> Resul
 
 fn task_state(task: &Task, live: bool) -> (TaskStateArg, &'static str) {
     match &task.state {
-        TaskState::Held { started: Some(_), .. } if live => (TaskStateArg::Running, "running"),
+        held @ TaskState::Held { .. } if live && held.holdings().any(|holding| holding.started.is_some()) => {
+            (TaskStateArg::Running, "running")
+        }
         TaskState::Awaiting => (TaskStateArg::Awaiting, "awaiting"),
         TaskState::Ready(_) | TaskState::Held { .. } => (TaskStateArg::Ready, "ready"),
         TaskState::Committed { .. } => (TaskStateArg::Succeeded, "succeeded"),
@@ -173,7 +175,10 @@ fn task_state(task: &Task, live: bool) -> (TaskStateArg, &'static str) {
 
 fn worker(task: &Task, live: bool) -> String {
     match &task.state {
-        TaskState::Held { worker, .. } if live => worker.to_string(),
+        held @ TaskState::Held { .. } if live => {
+            let workers: Vec<_> = held.holdings().map(|holding| holding.worker.as_str()).collect();
+            workers.join(", ")
+        }
         _ => String::new(),
     }
 }

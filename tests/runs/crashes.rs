@@ -190,6 +190,14 @@ async fn coordinators_are_killed(and_workers: bool) {
             kill(&workers);
         }
         running.outcome();
-        fixture.resume(fixture.job(moment), &run);
+        let job = fixture.job(moment);
+        fixture.resume(job, &run);
+        if !and_workers && std::ptr::eq(job, &fixture.jobs[0]) {
+            assert_eq!(
+                fixture.done(&run).len() as u64,
+                job.tasks,
+                "{run}: its workers went on, and nothing was done twice"
+            );
+        }
     }
 }

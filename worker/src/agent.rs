@@ -1,7 +1,11 @@
 //! The worker's loop: what the coordinator assigns is queued, started as slots are free, and reported when it has ended.
 //!
-//! A worker lives as long as its link. When the link breaks it kills what it runs and ends; the fleet starts another.
+//! When its link breaks a worker goes on with what it holds, keeps what it has to report as files, and looks for the next
+//! coordinator of the run, be it the same one: that one hears what the worker holds, and takes it on. Without anything
+//! to do it ends soon, and in any case once the job's `[workers] patience` is over.
 //! Told to end by a signal, it drains: programs get SIGTERM and a grace, and everything that is not done is given back.
+
+mod line;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -11,9 +15,10 @@ use std::{
     time::Duration,
 };
 
-use forebay_datasets::volume::{Volume, VolumeError};
+use forebay_datasets::volume::{Holder, Volume, VolumeError};
 use forebay_jobs::{
     id::{AttemptId, RunId, WorkerId},
+    kept,
     task::{AttemptReport, Failure, Outcome},
     wire::{Assignment, FromWorker, ToWorker},
 };
@@ -21,15 +26,16 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
     task::{Id, JoinError, JoinSet},
-    time::MissedTickBehavior,
+    time::{Instant, MissedTickBehavior},
 };
-use tonic::{Status, Streaming};
+use tonic::Status;
 
+use self::line::{Line, News};
 pub use crate::link::LinkError;
 use crate::{
     execute::{Bench, execute},
     guard::Guard,
-    link,
+    link::{self, Link},
     logs::Logs,
     process::become_subreaper,
     resources,
@@ -41,6 +47,9 @@ const HEARTBEAT: Duration = Duration::from_secs(2);
 const DYING: Duration = Duration::from_secs(3);
 /// How long the end waits for the coordinator to take the last reports.
 const FAREWELL: Duration = Duration::from_secs(5);
+
+/// A worker that holds nothing waits for so long for a coordinator: others are started as soon as there is work again.
+const IDLE: Duration = Duration::from_secs(60);
 
 /// Attempts of which a message tells at most, about.
 const NEWS: usize = 512;
@@ -72,8 +81,8 @@ pub enum WorkerError {
     /// There is no link to the coordinator.
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// The link to the coordinator broke.
-    #[error("the link to the coordinator of run `{run}` broke; what was not done is given up")]
+    /// The link to the coordinator broke, and no other coordinator came in time.
+    #[error("the link to the coordinator of run `{run}` broke, and no other one came in time")]
     LinkLost {
         /// The run.
         run: RunId,
@@ -86,13 +95,14 @@ pub enum WorkerError {
     Signals(#[source] io::Error),
 }
 
-/// Works for a run until its coordinator says that nothing more will come, the link breaks, or a signal says to end.
+/// Works for a run until its coordinator says that nothing more will come, there is none for too long, or a signal says
+/// to end.
 ///
 /// A process runs one worker at most, and is expected to exit when this returns: it has become the parent of its
 /// programs' orphans, and built-in work that does not end at once is left to end with the process.
 ///
 /// # Errors
-/// Every end but a coordinator's `Shutdown` and a signal's.
+/// Every end but a coordinator's `Shutdown`, the run's, and a signal's.
 pub async fn run(config: WorkerConfig) -> Result<(), WorkerError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(WorkerError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(WorkerError::Signals)?;
@@ -118,16 +128,8 @@ async fn run_until(config: WorkerConfig, told: mpsc::Receiver<()>) -> Result<(),
     let volume = Volume::open(&config.volume_root)?;
     let run_dir = volume.run_dir(config.run.as_str());
     let slots = config.slots.unwrap_or_else(resources::cores).max(1);
-    let hello = FromWorker::Hello {
-        run: config.run.clone(),
-        worker: config.worker.clone(),
-        slots,
-        host: resources::host(),
-        pid: std::process::id(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        volume: volume.id().to_owned(),
-    };
-    let link = link::connect(&config.run, &run_dir, hello).await?;
+    let me = Me { run: config.run.clone(), run_dir: run_dir.clone(), worker: config.worker.clone(), slots };
+    let link = link::connect(&config.run, &run_dir, me.hello(&volume, BTreeSet::new())).await?;
     tracing::info!(run = %config.run, worker = %config.worker, epoch = %link.epoch, slots, "joined");
     become_subreaper();
     let guard = Guard::start().inspect_err(|error| {
@@ -137,7 +139,7 @@ async fn run_until(config: WorkerConfig, told: mpsc::Receiver<()>) -> Result<(),
         logs: Logs::create(&run_dir.join("logs"), &config.worker)?,
         volume,
         run: config.run,
-        job: link.job,
+        job: link.job.clone(),
         slots,
         guard: guard.ok(),
         data: Mutex::new(None),
@@ -145,7 +147,7 @@ async fn run_until(config: WorkerConfig, told: mpsc::Receiver<()>) -> Result<(),
     };
     let agent = Agent {
         bench: Arc::new(bench),
-        outgoing: link.outgoing,
+        me,
         queue: VecDeque::new(),
         running: BTreeMap::new(),
         seen: BTreeSet::new(),
@@ -153,14 +155,40 @@ async fn run_until(config: WorkerConfig, told: mpsc::Receiver<()>) -> Result<(),
         ids: BTreeMap::new(),
         started: Vec::new(),
         ended: Vec::new(),
+        unnoted: BTreeMap::new(),
         draining: false,
+        line: Line::Up(Box::new(link)),
+        cut: None,
+        kept: 0,
     };
-    agent.work(link.incoming, told).await
+    agent.work(told).await
+}
+
+/// Who this worker is.
+struct Me {
+    run: RunId,
+    run_dir: PathBuf,
+    worker: WorkerId,
+    slots: u32,
+}
+
+impl Me {
+    fn hello(&self, volume: &Volume, holds: BTreeSet<AttemptId>) -> FromWorker {
+        FromWorker::Hello {
+            run: self.run.clone(),
+            worker: self.worker.clone(),
+            slots: self.slots,
+            process: Holder::this_process(),
+            holds,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            volume: volume.id().to_owned(),
+        }
+    }
 }
 
 struct Agent {
     bench: Arc<Bench>,
-    outgoing: mpsc::Sender<FromWorker>,
+    me: Me,
     /// Assigned and not started, in the coordinator's order.
     queue: VecDeque<Assignment>,
     running: BTreeMap<AttemptId, Stop>,
@@ -172,62 +200,108 @@ struct Agent {
     /// Not yet told: attempts that entered slots, and those that ended.
     started: Vec<AttemptId>,
     ended: Vec<AttemptReport>,
+    /// Told, and not yet noted.
+    unnoted: BTreeMap<AttemptId, AttemptReport>,
     draining: bool,
+    line: Line,
+    /// Since when there is no coordinator, and how the last one was lost.
+    cut: Option<(Instant, Option<Box<Status>>)>,
+    /// The number of the last file of reports that was kept for a coordinator.
+    kept: u32,
 }
 
-/// The stream takes no more messages: it broke, and its other direction will tell how.
+/// The stream takes no more messages: it broke.
 struct Closed;
 
 impl Agent {
-    async fn work(
-        mut self,
-        mut incoming: Streaming<ToWorker>,
-        mut told: mpsc::Receiver<()>,
-    ) -> Result<(), WorkerError> {
+    async fn work(mut self, mut told: mpsc::Receiver<()>) -> Result<(), WorkerError> {
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !(self.draining && self.running.is_empty()) {
-            let done = tokio::select! {
+            let (is_up, has_news, until) = (self.line.is_up(), self.has_news(), self.waits_until());
+            let mut told_all = Ok(());
+            tokio::select! {
                 // What is told waits for what is ready, so that it is told together.
                 biased;
-                Some(()) = told.recv() => {
-                    self.drain();
-                    Ok(())
-                }
-                message = incoming.message() => match message {
-                    Ok(Some(ToWorker::Shutdown)) => {
+                Some(()) = told.recv() => self.drain(),
+                news = self.line.next() => match news {
+                    News::Said(ToWorker::Shutdown) | News::RunEnded => {
                         self.abort().await;
                         return Ok(());
                     }
-                    Ok(Some(message)) => {
-                        self.take(message);
-                        Ok(())
-                    }
-                    Ok(None) => return self.lost(None).await,
-                    Err(status) => return self.lost(Some(Box::new(status))).await,
+                    News::Said(message) => self.take(message),
+                    News::Broke(source) => self.is_cut(source).await,
+                    News::IsBack => self.is_back(),
+                    News::Nobody => {}
+                    News::MayCall => self.call(),
                 },
-                Some(ended) = self.tasks.join_next_with_id() => {
-                    self.note_ended(ended);
-                    Ok(())
+                Some(ended) = self.tasks.join_next_with_id() => self.note_ended(ended),
+                _ = heartbeat.tick(), if is_up => told_all = self.send(FromWorker::Heartbeat).await,
+                () = std::future::ready(()), if has_news => told_all = self.tell().await,
+                () = tokio::time::sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {
+                    tracing::warn!("no coordinator came in time");
+                    self.drain();
                 }
-                _ = heartbeat.tick() => self.send(FromWorker::Heartbeat).await,
-                () = std::future::ready(()), if self.has_news() => self.tell().await,
-            };
+            }
             self.start();
-            let full = self.started.len() + self.ended.len() >= NEWS;
-            if done.is_err() || full && self.tell().await.is_err() {
-                let why = tokio::time::timeout(DYING, incoming.message()).await;
-                return self.lost(why.ok().and_then(Result::err).map(Box::new)).await;
+            if told_all.is_ok() && self.started.len() + self.ended.len() >= NEWS {
+                told_all = self.tell().await;
+            }
+            if told_all.is_err() {
+                self.is_cut(None).await;
             }
         }
-        if self.tell().await.is_ok() {
-            self.say_goodbye(incoming).await;
+        let told_all = self.tell().await;
+        match self.cut {
+            Some((_, source)) => Err(WorkerError::LinkLost { run: self.me.run, source }),
+            None => {
+                if told_all.is_ok() {
+                    self.say_goodbye().await;
+                }
+                Ok(())
+            }
         }
-        Ok(())
     }
 
-    async fn send(&self, message: FromWorker) -> Result<(), Closed> {
-        self.outgoing.send(message).await.map_err(|_| Closed)
+    /// How long a worker without a coordinator waits for one.
+    fn waits_until(&self) -> Option<Instant> {
+        let (since, _) = self.cut.as_ref().filter(|_| !self.draining)?;
+        let patience = self.bench.job.workers.patience;
+        let idle = self.running.is_empty() && self.queue.is_empty();
+        Some(*since + if idle { patience.min(IDLE) } else { patience })
+    }
+
+    /// The stream ended. What was told and not noted may have been lost with it.
+    async fn is_cut(&mut self, source: Option<Box<Status>>) {
+        if self.cut.is_none() {
+            tracing::warn!("the link to the coordinator broke");
+        }
+        self.cut.get_or_insert_with(|| (Instant::now(), source));
+        self.ended.extend(std::mem::take(&mut self.unnoted).into_values());
+        self.call();
+    }
+
+    fn call(&mut self) {
+        let queued = self.queue.iter().map(|assignment| assignment.attempt);
+        let reported = self.unnoted.keys().copied().chain(self.ended.iter().map(|report| report.attempt));
+        let holds = queued.chain(self.running.keys().copied()).chain(reported).collect();
+        let hello = self.me.hello(&self.bench.volume, holds);
+        self.line = Line::call(self.me.run.clone(), self.me.run_dir.clone(), hello);
+    }
+
+    /// A coordinator is there again. It is told everything that it may not know.
+    fn is_back(&mut self) {
+        tracing::info!("joined again");
+        self.cut = None;
+        self.ended.extend(std::mem::take(&mut self.unnoted).into_values());
+        self.started = self.running.keys().copied().collect();
+    }
+
+    async fn send(&mut self, message: FromWorker) -> Result<(), Closed> {
+        match &self.line {
+            Line::Up(link) => link.outgoing.send(message).await.map_err(|_| Closed),
+            Line::Calling(_) | Line::Down(_) => Err(Closed),
+        }
     }
 
     fn take(&mut self, message: ToWorker) {
@@ -251,6 +325,7 @@ impl Agent {
                 let cancelled = || Outcome::Failed(Failure::Cancelled);
                 self.ended.extend(killed.iter().map(|killed| unstarted(killed, cancelled())));
             }
+            ToWorker::Noted(attempts) => attempts.iter().for_each(|attempt| drop(self.unnoted.remove(attempt))),
             // A second welcome says nothing new; `work` sees to the shutdown.
             ToWorker::Welcome { .. } | ToWorker::Shutdown => {}
         }
@@ -287,14 +362,20 @@ impl Agent {
     }
 
     fn has_news(&self) -> bool {
-        !self.started.is_empty() || !self.ended.is_empty()
+        !self.ended.is_empty() || !self.started.is_empty() && self.line.is_up()
     }
 
-    /// Tells the coordinator what has ended and what has been started.
+    /// Tells the coordinator what has ended and what has been started; without one, keeps what has ended for the next.
     async fn tell(&mut self) -> Result<(), Closed> {
+        let ended = std::mem::take(&mut self.ended);
+        self.unnoted.extend(ended.iter().map(|report| (report.attempt, report.clone())));
+        if !self.line.is_up() {
+            self.keep(ended).await;
+            return Ok(());
+        }
         let mut batch: Vec<AttemptReport> = Vec::new();
         let mut named = 0;
-        for report in std::mem::take(&mut self.ended) {
+        for report in ended {
             named += files(&report);
             if named > FILES_A_MESSAGE && !batch.is_empty() {
                 named = files(&report);
@@ -309,6 +390,21 @@ impl Agent {
         let mut started = std::mem::take(&mut self.started);
         started.retain(|attempt| self.running.contains_key(attempt));
         if started.is_empty() { Ok(()) } else { self.send(FromWorker::Started(started)).await }
+    }
+
+    /// Keeps reports as a file, so that they count even if this worker should not live to see a coordinator.
+    async fn keep(&mut self, reports: Vec<AttemptReport>) {
+        if reports.is_empty() {
+            return;
+        }
+        let (run_dir, worker, from) = (self.me.run_dir.clone(), self.me.worker.clone(), self.kept + 1);
+        let kept = tokio::task::spawn_blocking(move || kept::keep(&run_dir, &worker, from, &reports)).await;
+        match kept {
+            Ok(Ok(number)) => self.kept = number,
+            // They are told to the next coordinator all the same.
+            Ok(Err(error)) => tracing::warn!(%error, "reports could not be kept as a file"),
+            Err(error) => tracing::warn!(%error, "reports could not be kept as a file"),
+        }
     }
 
     fn give_back(&mut self) {
@@ -337,14 +433,11 @@ impl Agent {
         }
     }
 
-    async fn lost(mut self, source: Option<Box<Status>>) -> Result<(), WorkerError> {
-        self.abort().await;
-        Err(WorkerError::LinkLost { run: self.bench.run.clone(), source })
-    }
-
     /// Closes the stream and waits until the coordinator has seen it: then it has seen the last reports too.
-    async fn say_goodbye(self, mut incoming: Streaming<ToWorker>) {
-        drop(self.outgoing);
+    async fn say_goodbye(self) {
+        let Line::Up(link) = self.line else { return };
+        let Link { outgoing, mut incoming, .. } = *link;
+        drop(outgoing);
         let seen = async { while let Ok(Some(_)) = incoming.message().await {} };
         if tokio::time::timeout(FAREWELL, seen).await.is_err() {
             tracing::warn!("the coordinator does not close the stream");

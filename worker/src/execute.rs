@@ -4,6 +4,7 @@
 //! `scratch/`. When it has succeeded, `out/` is synced, and each of its files is reported with size and checksum; else,
 //! and where there is none, the whole directory goes.
 
+mod checkpoint;
 mod program;
 
 use std::{
@@ -181,6 +182,8 @@ struct Attempt {
     bench: Arc<Bench>,
     id: AttemptId,
     spec: TaskSpec,
+    /// Another attempt at its task goes on.
+    beside: bool,
     dir: PathBuf,
     out_dir: PathBuf,
     scratch_dir: PathBuf,
@@ -191,11 +194,21 @@ struct Attempt {
 
 impl Attempt {
     fn new(bench: Arc<Bench>, assignment: Assignment, stop: Stop) -> Self {
-        let Assignment { attempt: id, spec } = assignment;
+        let Assignment { attempt: id, spec, beside } = assignment;
         let dir = bench.volume.run_dir(bench.run.as_str()).join("attempts").join(id.to_string());
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let deadline = bench.job.retry.timeout.and_then(|timeout| now.checked_add(timeout));
-        Self { bench, id, spec, out_dir: dir.join("out"), scratch_dir: dir.join("scratch"), dir, deadline, stop }
+        Self {
+            bench,
+            id,
+            spec,
+            beside,
+            out_dir: dir.join("out"),
+            scratch_dir: dir.join("scratch"),
+            dir,
+            deadline,
+            stop,
+        }
     }
 
     fn context(&self, threads: usize) -> TaskContext<'_> {

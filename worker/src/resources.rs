@@ -25,19 +25,3 @@ pub(crate) fn raise_open_files() {
         }
     }
 }
-
-/// The host's name, for people.
-pub fn host() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_host_has_a_core_and_a_name() {
-        assert!(cores() >= 1);
-        assert!(!host().is_empty());
-    }
-}

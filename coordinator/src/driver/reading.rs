@@ -8,9 +8,10 @@ use forebay_datasets::{
     snapshot::{SnapshotError, SnapshotId},
     volume::Volume,
 };
+use forebay_jobs::kept::RESULT;
 
 use super::CoordinateError;
-use crate::rundir::{RESULT, RunDir};
+use crate::rundir::RunDir;
 
 /// The lease, once there is one.
 #[derive(Clone, Debug, Default)]

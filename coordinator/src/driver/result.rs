@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use forebay_jobs::{
-    id::{AttemptId, RunId, TaskId},
+    id::{AttemptId, Epoch, RunId, TaskId, WorkerId},
     task::Failure,
 };
 use serde::{Deserialize, Serialize};
@@ -121,8 +121,6 @@ pub struct Figures {
     pub phases: Vec<PhaseFigures>,
     /// Attempts that entered a slot.
     pub attempts: u64,
-    /// Workers now.
-    pub workers: u32,
     /// The most workers at once.
     pub most_workers: u32,
     /// What was published.
@@ -132,6 +130,8 @@ pub struct Figures {
     /// The task that failed first, and why.
     pub first_failure: Option<(TaskId, Failure)>,
     running: BTreeSet<AttemptId>,
+    /// Workers that are there.
+    present: BTreeSet<WorkerId>,
 }
 
 impl Figures {
@@ -143,9 +143,6 @@ impl Figures {
         match event {
             Event::Opened { at, .. } => {
                 self.started.get_or_insert(*at);
-                self.workers = 0;
-                self.running.clear();
-                self.phases.iter_mut().for_each(|phase| phase.running = 0);
             }
             Event::Planned { snapshot, phases, .. } => {
                 (self.planned, self.snapshot) = (true, snapshot.clone());
@@ -153,11 +150,11 @@ impl Figures {
                 self.phases = phases.iter().map(phase).collect();
             }
             Event::Staged { snapshot, .. } => self.snapshot = Some(snapshot.clone()),
-            Event::WorkerJoined { .. } => {
-                self.workers += 1;
-                self.most_workers = self.most_workers.max(self.workers);
+            Event::WorkerJoined { worker, .. } => {
+                self.present.insert(worker.clone());
+                self.most_workers = self.most_workers.max(self.workers());
             }
-            Event::WorkerLeft { .. } => self.workers = self.workers.saturating_sub(1),
+            Event::WorkerAbsent { worker, .. } | Event::WorkerLeft { worker } => drop(self.present.remove(worker)),
             Event::Started { attempts, .. } => {
                 for attempt in attempts {
                     if self.running.insert(*attempt) {
@@ -169,6 +166,11 @@ impl Figures {
             Event::Committed { attempt, .. } => {
                 // A short one is not reported to have started before it has ended.
                 self.attempts += u64::from(!self.stopped(*attempt));
+                let of_task = |number| AttemptId { number, epoch: Epoch(0), ..*attempt };
+                let others: Vec<_> = self.running.range(of_task(0)..of_task(u32::MAX)).copied().collect();
+                for other in others {
+                    self.stopped(other);
+                }
                 phase(&mut self.phases, attempt.task, &|phase| phase.succeeded += 1);
             }
             Event::AttemptFailed { attempt, failure, retry_at, .. } => {
@@ -199,6 +201,11 @@ impl Figures {
             phase.running -= 1;
         }
         ran
+    }
+
+    /// Workers that are there.
+    pub fn workers(&self) -> u32 {
+        u32::try_from(self.present.len()).unwrap_or(u32::MAX)
     }
 
     /// Of all phases.
@@ -242,6 +249,9 @@ fn time(event: &Event) -> Option<Millis> {
         Event::Opened { at, .. }
         | Event::Planned { at, .. }
         | Event::Staged { at, .. }
+        | Event::WorkerJoined { at, .. }
+        | Event::WorkerAbsent { at, .. }
+        | Event::Assigned { at, .. }
         | Event::Started { at, .. }
         | Event::Committed { at, .. }
         | Event::AttemptFailed { at, .. }
@@ -250,18 +260,12 @@ fn time(event: &Event) -> Option<Millis> {
         | Event::Published { at, .. }
         | Event::Exported { at }
         | Event::Ended { at, .. } => Some(*at),
-        Event::InputsStaged { .. }
-        | Event::WorkerJoined { .. }
-        | Event::WorkerLeft { .. }
-        | Event::Assigned { .. }
-        | Event::AttemptReturned { .. } => None,
+        Event::InputsStaged { .. } | Event::WorkerLeft { .. } | Event::AttemptReturned { .. } => None,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use forebay_jobs::id::Epoch;
-
     use super::*;
 
     fn attempt(index: u32) -> AttemptId {
@@ -274,7 +278,7 @@ mod tests {
         let events = [
             Event::Opened { epoch: Epoch(1), at: Millis(1000) },
             Event::Planned { snapshot: Some("s".into()), phases: vec![3], at: Millis(1100) },
-            Event::WorkerJoined { worker: "w".parse().unwrap(), slots: 3 },
+            Event::WorkerJoined { worker: "w".parse().unwrap(), slots: 3, process: None, at: Millis(1100) },
             Event::Started { attempts: (0..3).map(attempt).collect(), at: Millis(1200) },
             Event::Committed {
                 attempt: attempt(0),
@@ -294,7 +298,15 @@ mod tests {
         assert_eq!(kind, FailureKind::Tasks);
         assert_eq!(error, "1 of 3 tasks failed; the first was task 0-1: its program ended with exit code 1");
         figures.note(&Event::Opened { epoch: Epoch(2), at: Millis(4000) });
-        assert_eq!((figures.phases[0].running, figures.workers, figures.seconds()), (0, 0, 3.0));
+        assert_eq!((figures.phases[0].running, figures.workers(), figures.seconds()), (1, 1, 3.0));
+        figures.note(&Event::WorkerAbsent { worker: "w".parse().unwrap(), at: Millis(4000) });
+        // Beside the attempt that ran, another one was begun, and was done first.
+        let second = AttemptId { number: 2, epoch: Epoch(2), ..attempt(2) };
+        let (outputs, metrics, at) = (vec![], Default::default(), Millis(5000));
+        figures.note(&Event::Started { attempts: vec![second], at });
+        figures.note(&Event::Committed { attempt: second, outputs, metrics, micros: 0, at });
+        assert_eq!(figures.phases, [PhaseFigures { total: 3, succeeded: 2, failed: 1, running: 0 }]);
+        assert_eq!((figures.workers(), figures.attempts), (0, 4));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{
     sync::Mutex,
 };
 
-use forebay_datasets::checksum::file_checksum;
+use forebay_datasets::{checksum::file_checksum, volume::Holder};
 use forebay_jobs::{
     task::{AttemptReport, Outcome, OutputFile},
     wire::{Assignment, FromWorker, LinkFile, ToWorker},
@@ -101,8 +101,8 @@ impl Fixture {
             run: self.run.id().clone(),
             worker: "played".parse().unwrap(),
             slots: 4,
-            host: "h".into(),
-            pid: 1,
+            process: Holder::this_process(),
+            holds: BTreeSet::new(),
             version: env!("CARGO_PKG_VERSION").into(),
             volume: self.volume.id().into(),
         })
@@ -111,8 +111,9 @@ impl Fixture {
         let mut kept = BTreeSet::new();
         while let Ok(Some(order)) = orders.message().await {
             match order {
+                ToWorker::Noted(_) => {}
                 ToWorker::Assign(assigned) => {
-                    for Assignment { attempt, spec } in assigned {
+                    for Assignment { attempt, spec, .. } in assigned {
                         assert_eq!(spec.task, attempt.task);
                         started.lock().unwrap().push(attempt);
                         say.send(FromWorker::Started(vec![attempt])).unwrap();

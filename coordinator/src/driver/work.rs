@@ -3,17 +3,24 @@
 //! What is to be done is derived from the machine's state each time round, and compared with what is under way. So a
 //! restart needs nothing but the replayed state, and doing something twice is harmless.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use forebay_datasets::{
     output::{self, OutputError},
     source::{ErrorKind, SourceUrl},
-    volume::Volume,
+    volume::{Holder, Volume},
 };
 use forebay_jobs::{
-    id::{Epoch, TaskId, WorkerId},
+    id::{AttemptId, Epoch, TaskId, WorkerId},
+    kept,
     plan::Plan,
     task::{AttemptReport, Failure, Outcome, OutputFile, TaskInput, TaskSpec},
+    wire::Assignment,
 };
 use tokio::{
     runtime::Handle,
@@ -49,14 +56,32 @@ const TICK: Duration = Duration::from_millis(200);
 /// A worker that was told to end an attempt gives its program 10 s, and the built-in work 3 s; this long means never.
 const UNANSWERED: Duration = Duration::from_secs(40);
 
+/// Between two looks after absent workers.
+const LOOK: Duration = Duration::from_secs(1);
+/// In place of a worker that is absent for so many milliseconds the fleet starts another one.
+const MISSED: u64 = 5_000;
+
+/// What was found of an absent worker.
+struct Seen {
+    worker: WorkerId,
+    /// What it kept for a coordinator.
+    reports: Vec<AttemptReport>,
+    /// How many of its files that are.
+    files: u32,
+    /// Whether its process had ended before they were read.
+    ended: bool,
+}
+
 /// Work beside the loop that has ended.
 enum Finished {
     Prepared(Result<(), CoordinateError>),
     Checked {
         worker: WorkerId,
-        stream: u64,
+        attempt: AttemptId,
         input: Input,
     },
+    /// Absent workers were looked after.
+    Looked(Vec<Seen>),
     Published(Result<Published, CommitError>),
     Exported(Result<(), OutputError>),
     /// It was told to end before its time.
@@ -90,6 +115,8 @@ pub(super) struct Work<'a> {
     prepared: mpsc::UnboundedReceiver<News>,
     publishing: bool,
     exporting: bool,
+    /// When absent workers are looked after; none while that is under way.
+    look_at: Option<Instant>,
     /// Why no more workers can be started.
     fleet_failure: Option<String>,
     /// When an ending run waits no longer for its workers.
@@ -128,6 +155,7 @@ impl<'a> Work<'a> {
             prepared,
             publishing: false,
             exporting: false,
+            look_at: Some(Instant::now()),
             fleet_failure: None,
             give_up_at: None,
         }
@@ -146,7 +174,7 @@ impl<'a> Work<'a> {
             if self.session.commit().await? {
                 (self.tell)(RunProgress::Tasks {
                     phases: self.session.figures.phases.clone(),
-                    workers: self.session.figures.workers,
+                    workers: self.session.figures.workers(),
                 });
             }
             for noted in self.cancelling.drain(..) {
@@ -186,14 +214,16 @@ impl<'a> Work<'a> {
                 fleet.lost(&worker);
             }
             self.sync_workers();
-            fleet.want(wanted.workers);
+            fleet.want(wanted.workers.saturating_sub(self.adopted(fleet)));
+            self.look_after_absent();
             self.start_what_is_wanted(wanted.publish, wanted.export);
             let wake = wanted.wake_at.map(|at| {
                 let wait = Duration::from_millis(at.0.saturating_sub(self.session.now().0));
                 (Instant::now() + wait).max(ticked + TICK)
             });
             let alarm = async {
-                match wake.into_iter().chain(self.give_up_at).min() {
+                let look_at = self.look_at.filter(|_| self.session.machine.absent().next().is_some());
+                match wake.into_iter().chain(self.give_up_at).chain(look_at).min() {
                     // What becomes due by time alone: a retry, a time-out, the end of patience.
                     Some(at) => tokio::time::sleep_until(at).await,
                     None => std::future::pending().await,
@@ -220,7 +250,7 @@ impl<'a> Work<'a> {
                     if self.give_up_at.is_some_and(|at| at <= ticked) {
                         // The run is to end, and these do not say that what they held has ended.
                         let workers = self.session.machine.workers().cloned();
-                        let left: Vec<_> = workers.map(|worker| Input::Left { worker }).collect();
+                        let left: Vec<_> = workers.map(|worker| Input::Gone { worker }).collect();
                         self.session.take_all(&left);
                     }
                 }
@@ -230,41 +260,40 @@ impl<'a> Work<'a> {
 
     fn hear(&mut self, heard: Heard, fleet: &mut dyn Fleet, inputs: &mut Vec<Input>) {
         match heard {
-            Heard::Joined { worker, stream, slots, sender } => {
+            Heard::Joined { worker, stream, slots, holds, process, sender } => {
                 fleet.joined(&worker);
                 (self.tell)(RunProgress::Joined { worker: worker.clone() });
-                inputs.push(Input::Joined { worker: worker.clone(), slots });
-                self.workers.joined(worker, stream, sender);
+                let (holds_too, process) = (holds.clone(), Some(process));
+                inputs.push(Input::Joined { worker: worker.clone(), slots, holds: holds_too, process });
+                self.workers.joined(worker, (stream, sender), holds);
             }
             Heard::Started { worker, stream, attempts } if self.workers.is_current(&worker, stream) => {
                 inputs.push(Input::Started { worker, attempts });
             }
             Heard::Reports { worker, stream, reports } if self.workers.is_current(&worker, stream) => {
-                inputs.extend(reports.into_iter().filter_map(|report| self.report(&worker, stream, report)));
+                inputs.extend(reports.into_iter().filter_map(|report| self.report(&worker, report)));
             }
-            Heard::Left { worker, stream } => {
-                if self.workers.is_current(&worker, stream) {
-                    fleet.lost(&worker);
-                }
-                if self.workers.left(&worker, stream) {
-                    (self.tell)(RunProgress::Left { worker: worker.clone() });
-                    inputs.push(Input::Left { worker });
-                }
+            Heard::Left { worker, stream } if self.workers.is_current(&worker, stream) => {
+                self.workers.left(&worker);
+                self.look_soon();
+                inputs.push(Input::Silent { worker });
             }
             Heard::Cancel { noted } => {
                 inputs.push(Input::Cancel);
                 self.cancelling.push(noted);
             }
             // A stream that was replaced.
-            Heard::Started { .. } | Heard::Reports { .. } => {}
+            Heard::Started { .. } | Heard::Reports { .. } | Heard::Left { .. } => {}
         }
     }
 
     /// What a report means, unless it has to be looked into first.
-    fn report(&mut self, worker: &WorkerId, stream: u64, report: AttemptReport) -> Option<Input> {
+    fn report(&mut self, worker: &WorkerId, report: AttemptReport) -> Option<Input> {
         let AttemptReport { attempt, outcome, seconds } = report;
         let checking = matches!(&outcome, Outcome::Done { outputs, .. } if !outputs.is_empty());
-        self.workers.reported(worker, attempt, checking);
+        if !self.workers.reported(worker, attempt, checking) {
+            return None;
+        }
         let worker = worker.clone();
         match outcome {
             Outcome::Done { outputs, metrics } => {
@@ -274,7 +303,7 @@ impl<'a> Work<'a> {
                 if !checking {
                     return Some(Input::Done(done));
                 }
-                self.check(stream, done);
+                self.check(done);
                 None
             }
             Outcome::Failed(failure) => {
@@ -286,7 +315,7 @@ impl<'a> Work<'a> {
     }
 
     /// Looks at what a worker says that it made, beside the loop.
-    fn check(&mut self, stream: u64, done: Done) {
+    fn check(&mut self, done: Done) {
         let (volume, run, checks) = (self.volume.clone(), self.run.clone(), Arc::clone(&self.checks));
         self.tasks.spawn(async move {
             let (worker, attempt) = (done.worker.clone(), done.attempt);
@@ -305,7 +334,7 @@ impl<'a> Work<'a> {
                 Ok(done) => Input::Done(done),
                 Err(failure) => Input::Failed { worker: worker.clone(), attempt, failure },
             };
-            Finished::Checked { worker, stream, input }
+            Finished::Checked { worker, attempt, input }
         });
     }
 
@@ -330,15 +359,24 @@ impl<'a> Work<'a> {
         match finished {
             Finished::Stopped => {}
             Finished::Prepared(prepared) => prepared?,
-            Finished::Checked { worker, stream, input } => {
+            Finished::Checked { worker, attempt, input } => {
                 if let Input::Failed { attempt, failure, .. } = &input {
                     (self.tell)(RunProgress::AttemptFailed { attempt: *attempt, failure: failure.clone() });
                 }
                 self.session.take(&input);
-                if self.workers.checked(&worker, stream) {
-                    (self.tell)(RunProgress::Left { worker: worker.clone() });
-                    self.session.take(&Input::Left { worker });
+                self.workers.checked(&worker, attempt);
+                self.take_gone();
+            }
+            Finished::Looked(seen) => {
+                let absent = self.session.machine.absent().next().is_some();
+                self.look_at = absent.then(|| Instant::now() + LOOK);
+                let mut inputs = Vec::new();
+                for Seen { worker, reports, files, ended } in seen {
+                    self.workers.read(&worker, files, ended);
+                    inputs.extend(reports.into_iter().filter_map(|report| self.report(&worker, report)));
                 }
+                self.session.take_all(&inputs);
+                self.take_gone();
             }
             Finished::Published(Ok(Published { files, bytes, rows })) => {
                 self.session.take(&Input::Published { files, bytes, rows });
@@ -359,10 +397,75 @@ impl<'a> Work<'a> {
 
     fn observed(&mut self, event: FleetEvent) {
         match event {
-            FleetEvent::Ended { worker } => tracing::debug!(%worker, "ended"),
+            FleetEvent::Ended { worker } => {
+                // What it said before is still to be heard.
+                self.workers.ended(&worker);
+                self.look_soon();
+            }
             // Whoever is at work goes on; without anybody the run is interrupted.
             FleetEvent::Failed { error } => self.fleet_failure = Some(error),
         }
+    }
+
+    /// What nothing more will be heard of is given up.
+    fn take_gone(&mut self) {
+        let gone: Vec<_> = self.workers.gone().into_iter().map(|worker| Input::Gone { worker }).collect();
+        if !gone.is_empty() {
+            self.session.take_all(&gone);
+        }
+    }
+
+    /// Workers that this fleet did not start, and that are there or may still come back.
+    fn adopted(&self, fleet: &dyn Fleet) -> u32 {
+        let machine = &self.session.machine;
+        let now = self.session.now();
+        let missed = machine.absent().filter(|(_, since, _)| now.0.saturating_sub(since.0) > MISSED);
+        let missed: BTreeSet<_> = missed.map(|(worker, ..)| worker).collect();
+        let adopted = machine.workers().filter(|worker| !fleet.started(worker) && !missed.contains(worker)).count();
+        u32::try_from(adopted).unwrap_or(u32::MAX)
+    }
+
+    /// Something may have changed about an absent worker.
+    fn look_soon(&mut self) {
+        self.look_at = self.look_at.map(|_| Instant::now());
+    }
+
+    /// Looks, beside the loop, at what absent workers have kept for a coordinator, and whether they are there at all.
+    fn look_after_absent(&mut self) {
+        let absent = self.session.machine.absent();
+        if self.look_at.is_none_or(|at| at > Instant::now()) {
+            return;
+        }
+        let absent: Vec<_> = absent
+            .map(|(worker, _, process)| (worker.clone(), process.cloned(), self.workers.absent(worker)))
+            .collect();
+        if absent.is_empty() {
+            return;
+        }
+        self.look_at = None;
+        let dir = self.run.path().to_owned();
+        self.tasks.spawn_blocking(move || {
+            let look = |(worker, process, (files, ended)): (WorkerId, Option<Holder>, (u32, bool))| {
+                // In this order: what it kept before it ended is read.
+                let ended = ended || process.is_some_and(|process| process.is_gone());
+                let (mut reports, mut read) = (Vec::new(), files);
+                let complete = loop {
+                    match kept::read(&dir, &worker, read + 1) {
+                        Ok(Some(more)) => {
+                            reports.extend(more);
+                            read += 1;
+                        }
+                        Ok(None) => break true,
+                        Err(error) => {
+                            tracing::warn!(%worker, %error, "what it reported cannot be read");
+                            break false;
+                        }
+                    }
+                };
+                Seen { worker, reports, files: read, ended: ended && complete }
+            };
+            Finished::Looked(absent.into_iter().map(look).collect())
+        });
     }
 
     fn sync_workers(&mut self) {
@@ -370,9 +473,10 @@ impl<'a> Work<'a> {
         let (machine, shuffle) = (&self.session.machine, &mut self.shuffle);
         self.workers.sync(
             |worker| machine.share(worker),
-            |task| {
+            |attempt| {
+                let (task, beside) = (attempt.task, machine.is_second(attempt));
                 let spec = plan.task(task)?;
-                let TaskInput::Shuffle(_) = spec.input else { return Some(spec) };
+                let TaskInput::Shuffle(_) = spec.input else { return Some(Assignment { attempt, spec, beside }) };
                 // The phase before is complete once a task of this one is assigned, and stays as it is.
                 if shuffle.as_ref().is_none_or(|(phase, _)| *phase != task.phase) {
                     let mut files: BTreeMap<u32, Vec<OutputFile>> = BTreeMap::new();
@@ -384,7 +488,8 @@ impl<'a> Work<'a> {
                     *shuffle = Some((task.phase, files));
                 }
                 let files = shuffle.as_ref().and_then(|(_, files)| files.get(&task.index)).cloned().unwrap_or_default();
-                Some(TaskSpec { input: TaskInput::Shuffle(files), ..spec })
+                let spec = TaskSpec { input: TaskInput::Shuffle(files), ..spec };
+                Some(Assignment { attempt, spec, beside })
             },
         );
     }

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use forebay_jobs::{
-    id::{AttemptId, TaskId, WorkerId},
-    task::{TaskInput, TaskSpec},
+    id::{AttemptId, WorkerId},
+    task::TaskInput,
     wire::{Assignment, ToWorker},
 };
 use tokio::sync::mpsc;
@@ -18,15 +18,14 @@ const PARTS_A_MESSAGE: usize = 10_000;
 
 type Sender = mpsc::UnboundedSender<Result<ToWorker, Status>>;
 
-/// The joined workers.
+/// The workers that the machine knows.
 #[derive(Debug, Default)]
-pub(super) struct Workers(BTreeMap<WorkerId, Joined>);
+pub(super) struct Workers(BTreeMap<WorkerId, Known>);
 
-#[derive(Debug)]
-struct Joined {
-    stream: u64,
-    /// None once the stream has ended.
-    sender: Option<Sender>,
+#[derive(Debug, Default)]
+struct Known {
+    /// The number of its stream, and what is sent on it; none of one that is absent.
+    stream: Option<(u64, Sender)>,
     /// Assigned to it, and not known to be over on both sides.
     sent: BTreeSet<AttemptId>,
     /// Of these, what it reported.
@@ -34,91 +33,123 @@ struct Joined {
     /// Of these, what it was told to end.
     killed: BTreeSet<AttemptId>,
     /// Reports of its that are being checked.
-    checking: usize,
+    checking: BTreeSet<AttemptId>,
     /// The version of its share that it was last sent.
     synced: Option<u64>,
+    /// Files of reports that it kept and that were read.
+    files: u32,
+    /// Whether its process is known to have ended, and whether its files were read since.
+    process: Process,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Process {
+    #[default]
+    Unknown,
+    Ended,
+    EndedAndRead,
 }
 
 impl Workers {
-    /// A worker said hello; an earlier stream of its is forgotten, and so is ended.
-    pub(super) fn joined(&mut self, worker: WorkerId, stream: u64, sender: Sender) {
-        let joined = Joined {
-            stream,
-            sender: Some(sender),
-            sent: BTreeSet::new(),
-            ended: BTreeSet::new(),
-            killed: BTreeSet::new(),
-            checking: 0,
-            synced: None,
-        };
-        self.0.insert(worker, joined);
+    /// A worker said hello, and what it holds; an earlier stream of its is forgotten, and so is ended.
+    pub(super) fn joined(&mut self, worker: WorkerId, (stream, sender): (u64, Sender), holds: BTreeSet<AttemptId>) {
+        let known = self.0.entry(worker).or_default();
+        // What is being checked it will report once more, which is no news.
+        known.ended = known.checking.clone();
+        (known.stream, known.sent, known.synced) = (Some((stream, sender)), holds, None);
+        known.killed.clear();
     }
 
     /// Whether this stream is its worker's present one.
     pub(super) fn is_current(&self, worker: &WorkerId, stream: u64) -> bool {
-        self.0.get(worker).is_some_and(|joined| joined.stream == stream)
+        self.0.get(worker).and_then(|known| known.stream.as_ref()).is_some_and(|(present, _)| *present == stream)
     }
 
-    /// An attempt was reported; with `checking` its report is on hold.
-    pub(super) fn reported(&mut self, worker: &WorkerId, attempt: AttemptId, checking: bool) {
-        if let Some(joined) = self.0.get_mut(worker) {
-            joined.ended.insert(attempt);
-            joined.checking += usize::from(checking);
-            joined.synced = None;
+    /// An attempt was reported; with `check` its report is to be looked into. Says whether that is news.
+    pub(super) fn reported(&mut self, worker: &WorkerId, attempt: AttemptId, check: bool) -> bool {
+        let known = self.0.entry(worker.clone()).or_default();
+        known.synced = None;
+        known.ended.insert(attempt);
+        if check { known.checking.insert(attempt) } else { !known.checking.contains(&attempt) }
+    }
+
+    /// A report was checked.
+    pub(super) fn checked(&mut self, worker: &WorkerId, attempt: AttemptId) {
+        if let Some(known) = self.0.get_mut(worker) {
+            known.checking.remove(&attempt);
         }
     }
 
-    /// A report was checked. Says whether the worker left in the meantime, and is gone now.
-    pub(super) fn checked(&mut self, worker: &WorkerId, stream: u64) -> bool {
-        let Some(joined) = self.0.get_mut(worker).filter(|joined| joined.stream == stream) else { return false };
-        joined.checking -= 1;
-        self.forget_if_gone(worker)
-    }
-
-    /// A stream ended. Says whether its worker is gone now, or only once its reports are checked: what it did before
-    /// it left is not done again.
-    pub(super) fn left(&mut self, worker: &WorkerId, stream: u64) -> bool {
-        let Some(joined) = self.0.get_mut(worker).filter(|joined| joined.stream == stream) else { return false };
-        joined.sender = None;
-        self.forget_if_gone(worker)
-    }
-
-    fn forget_if_gone(&mut self, worker: &WorkerId) -> bool {
-        let gone = self.0.get(worker).is_some_and(|joined| joined.sender.is_none() && joined.checking == 0);
-        if gone {
-            self.0.remove(worker);
+    /// A stream ended.
+    pub(super) fn left(&mut self, worker: &WorkerId) {
+        if let Some(known) = self.0.get_mut(worker) {
+            known.stream = None;
         }
-        gone
+    }
+
+    /// A worker's process has ended, whatever is still to be heard of it.
+    pub(super) fn ended(&mut self, worker: &WorkerId) {
+        if let Some(known) = self.0.get_mut(worker)
+            && known.process == Process::Unknown
+        {
+            known.process = Process::Ended;
+        }
+    }
+
+    /// What is known of an absent worker: how many of its files were read, and whether its process has ended.
+    pub(super) fn absent(&self, worker: &WorkerId) -> (u32, bool) {
+        self.0.get(worker).map_or((0, false), |known| (known.files, known.process != Process::Unknown))
+    }
+
+    /// So many of its files were read by now, the last of them after its process had `ended`.
+    pub(super) fn read(&mut self, worker: &WorkerId, files: u32, ended: bool) {
+        let known = self.0.entry(worker.clone()).or_default();
+        known.files = files;
+        if ended && known.stream.is_none() {
+            known.process = Process::EndedAndRead;
+        }
+    }
+
+    /// Those of which nothing more will be heard: what they did before they ended is not done again.
+    pub(super) fn gone(&self) -> Vec<WorkerId> {
+        let is_gone = |known: &Known| {
+            known.stream.is_none() && known.checking.is_empty() && known.process == Process::EndedAndRead
+        };
+        self.0.iter().filter(|(_, known)| is_gone(known)).map(|(worker, _)| worker.clone()).collect()
     }
 
     /// Sends every worker what it lacks, and ends what it holds beyond that.
     pub(super) fn sync<'a>(
         &mut self,
         share: impl Fn(&WorkerId) -> Option<Share<'a>>,
-        mut spec: impl FnMut(TaskId) -> Option<TaskSpec>,
+        mut assignment: impl FnMut(AttemptId) -> Option<Assignment>,
     ) {
-        for (worker, joined) in &mut self.0 {
+        for (worker, known) in &mut self.0 {
             let Some(Share { version, held }) = share(worker) else { continue };
-            if joined.synced.replace(version) == Some(version) {
+            if known.synced.replace(version) == Some(version) {
                 continue;
             }
-            joined.sent.retain(|attempt| held.contains(attempt) || !joined.ended.contains(attempt));
-            joined.ended.retain(|attempt| joined.sent.contains(attempt));
-            joined.killed.retain(|attempt| joined.sent.contains(attempt));
-            let Some(sender) = &joined.sender else { continue };
+            let over = |attempt: &AttemptId| !held.contains(attempt) && known.ended.contains(attempt);
+            let noted: Vec<_> = known.sent.iter().filter(|attempt| over(attempt)).copied().collect();
+            known.sent.retain(|attempt| held.contains(attempt) || !known.ended.contains(attempt));
+            known.ended.retain(|attempt| known.sent.contains(attempt));
+            known.killed.retain(|attempt| known.sent.contains(attempt));
+            let Some((_, sender)) = &known.stream else { continue };
             let settled = |attempt: &AttemptId| {
-                held.contains(attempt) || joined.ended.contains(attempt) || joined.killed.contains(attempt)
+                held.contains(attempt) || known.ended.contains(attempt) || known.killed.contains(attempt)
             };
-            let kill: Vec<_> = joined.sent.iter().filter(|attempt| !settled(attempt)).copied().collect();
-            let assign: Vec<_> = held.difference(&joined.sent).copied().collect();
-            joined.killed.extend(&kill);
-            joined.sent.extend(&assign);
+            let kill: Vec<_> = known.sent.iter().filter(|attempt| !settled(attempt)).copied().collect();
+            let assign: Vec<_> = held.difference(&known.sent).copied().collect();
+            known.killed.extend(&kill);
+            known.sent.extend(&assign);
             let mut messages = Vec::new();
+            if !noted.is_empty() {
+                messages.push(ToWorker::Noted(noted));
+            }
             if !kill.is_empty() {
                 messages.push(ToWorker::Kill(kill));
             }
-            let assignments =
-                assign.into_iter().filter_map(|attempt| spec(attempt.task).map(|spec| Assignment { attempt, spec }));
+            let assignments = assign.into_iter().filter_map(&mut assignment);
             messages.extend(batches(assignments).map(ToWorker::Assign));
             for message in messages {
                 // A receiver that is gone is a worker that is leaving; the machine hears of that by itself.
@@ -127,12 +158,12 @@ impl Workers {
         }
     }
 
-    /// Whether an attempt was assigned to a worker over the link.
+    /// Whether a worker that is there was assigned an attempt, and so will report it.
     pub(super) fn was_sent(&self, worker: &WorkerId, attempt: AttemptId) -> bool {
-        self.0.get(worker).is_some_and(|joined| joined.sent.contains(&attempt))
+        self.0.get(worker).is_some_and(|known| known.stream.is_some() && known.sent.contains(&attempt))
     }
 
-    /// Ends the streams of workers that the machine does not know any more, and says which.
+    /// Forgets workers that the machine does not know any more, which ends their streams, and says which.
     pub(super) fn forget_all_but(&mut self, known: impl Fn(&WorkerId) -> bool) -> Vec<WorkerId> {
         let gone: Vec<_> = self.0.keys().filter(|worker| !known(worker)).cloned().collect();
         gone.iter().for_each(|worker| drop(self.0.remove(worker)));
@@ -141,13 +172,13 @@ impl Workers {
 
     /// What was reported and is being looked at.
     pub(super) fn reported_attempts(&self) -> BTreeSet<AttemptId> {
-        self.0.values().flat_map(|joined| joined.ended.iter().copied()).collect()
+        self.0.values().flat_map(|known| known.ended.iter().copied()).collect()
     }
 
     /// Tells every worker to end.
     pub(super) fn shut_down(&mut self) {
-        for joined in self.0.values() {
-            let _ = joined.sender.as_ref().map(|sender| sender.send(Ok(ToWorker::Shutdown)));
+        for (_, sender) in self.0.values().filter_map(|known| known.stream.as_ref()) {
+            let _ = sender.send(Ok(ToWorker::Shutdown));
         }
     }
 }
@@ -173,7 +204,10 @@ fn batches(assignments: impl Iterator<Item = Assignment>) -> impl Iterator<Item 
 #[cfg(test)]
 mod tests {
     use forebay_datasets::split::Split;
-    use forebay_jobs::id::Epoch;
+    use forebay_jobs::{
+        id::{Epoch, TaskId},
+        task::TaskSpec,
+    };
 
     use super::*;
 
@@ -193,7 +227,7 @@ mod tests {
         fn new() -> Self {
             let (sender, receiver) = mpsc::unbounded_channel();
             let (mut workers, worker) = (Workers::default(), "w".parse::<WorkerId>().unwrap());
-            workers.joined(worker.clone(), 7, sender);
+            workers.joined(worker.clone(), (7, sender), BTreeSet::new());
             Self { workers, receiver, worker, held: BTreeSet::new(), version: 0 }
         }
 
@@ -204,7 +238,9 @@ mod tests {
             self.held = held;
             let input = TaskInput::Split(Split::default());
             let share = |_: &WorkerId| Some(Share { version: self.version, held: &self.held });
-            self.workers.sync(share, |task| Some(TaskSpec { task, count: 9, input: input.clone() }));
+            let spec = |task| TaskSpec { task, count: 9, input: input.clone() };
+            let assignment = |attempt: AttemptId| Some(Assignment { attempt, spec: spec(attempt.task), beside: false });
+            self.workers.sync(share, assignment);
             let mut sent = Vec::new();
             while let Ok(message) = self.receiver.try_recv() {
                 sent.push(match message.unwrap() {
@@ -213,6 +249,9 @@ mod tests {
                     }
                     ToWorker::Kill(killed) => {
                         format!("kill {:?}", killed.iter().map(|a| a.task.index).collect::<Vec<_>>())
+                    }
+                    ToWorker::Noted(noted) => {
+                        format!("noted {:?}", noted.iter().map(|a| a.task.index).collect::<Vec<_>>())
                     }
                     other => format!("{other:?}"),
                 });
@@ -233,39 +272,54 @@ mod tests {
     }
 
     #[test]
-    fn what_was_reported_is_neither_assigned_again_nor_killed() {
+    fn what_was_reported_is_neither_assigned_again_nor_killed_and_noted_once_it_counts() {
         let mut fixture = Fixture::new();
         fixture.sync(&[0, 1]);
         let worker = fixture.worker.clone();
-        fixture.workers.reported(&worker, attempt(0), true);
+        assert!(fixture.workers.reported(&worker, attempt(0), true));
+        assert!(!fixture.workers.reported(&worker, attempt(0), true), "it is being checked");
         assert!(fixture.sync(&[0, 1]).is_empty());
-        assert!(!fixture.workers.checked(&worker, 7));
-        assert!(fixture.sync(&[1]).is_empty());
+        fixture.workers.checked(&worker, attempt(0));
+        assert_eq!(fixture.sync(&[1]), ["noted [0]"]);
+        // Nobody asked for it.
+        assert!(fixture.workers.reported(&worker, attempt(1), false));
+        assert_eq!(fixture.sync(&[]), ["noted [1]"]);
     }
 
     #[test]
-    fn a_worker_is_gone_only_once_its_reports_are_checked() {
+    fn a_worker_that_has_ended_is_gone_once_all_of_its_reports_are_checked() {
         let mut fixture = Fixture::new();
         let worker = fixture.worker.clone();
-        fixture.sync(&[0]);
+        fixture.sync(&[0, 1]);
         fixture.workers.reported(&worker, attempt(0), true);
-        assert!(!fixture.workers.left(&worker, 6) && !fixture.workers.left(&worker, 7));
-        assert!(fixture.sync(&[0, 1]).is_empty());
-        assert!(fixture.workers.checked(&worker, 7));
-        assert!(!fixture.workers.is_current(&worker, 7));
+        fixture.workers.ended(&worker);
+        assert_eq!(fixture.workers.absent(&worker), (0, true));
+        fixture.workers.read(&worker, 0, true);
+        fixture.workers.left(&worker);
+        assert!(fixture.workers.gone().is_empty(), "its files were read while it still had a stream");
+        fixture.workers.read(&worker, 2, true);
+        fixture.workers.reported(&worker, attempt(1), true);
+        fixture.workers.checked(&worker, attempt(0));
+        assert!(fixture.workers.gone().is_empty());
+        fixture.workers.checked(&worker, attempt(1));
+        assert_eq!((fixture.workers.gone(), fixture.workers.absent(&worker)), (vec![worker], (2, true)));
     }
 
     #[test]
-    fn a_new_stream_replaces_the_old_one() {
+    fn what_a_worker_that_comes_back_holds_is_not_sent_again() {
         let mut fixture = Fixture::new();
-        fixture.sync(&[0]);
+        fixture.sync(&[0, 1, 2]);
+        let worker = fixture.worker.clone();
+        fixture.workers.reported(&worker, attempt(2), true);
+        fixture.workers.left(&worker);
+        assert!(!fixture.workers.was_sent(&worker, attempt(0)), "it is not there");
         let (sender, receiver) = mpsc::unbounded_channel();
-        fixture.workers.joined(fixture.worker.clone(), 8, sender);
+        fixture.workers.joined(worker.clone(), (8, sender), [0, 1, 2, 7].map(attempt).into());
         assert!(matches!(fixture.receiver.try_recv(), Err(mpsc::error::TryRecvError::Disconnected)));
         fixture.receiver = receiver;
-        let worker = fixture.worker.clone();
-        assert!(!fixture.workers.left(&worker, 7) && fixture.workers.is_current(&worker, 8));
-        assert_eq!(fixture.sync(&[3]), ["assign [3]"]);
+        assert!(!fixture.workers.is_current(&worker, 7) && fixture.workers.is_current(&worker, 8));
+        assert!(!fixture.workers.reported(&worker, attempt(2), true), "it is being checked");
+        assert_eq!(fixture.sync(&[0, 1, 2, 3]), ["kill [7]", "assign [3]"]);
     }
 
     #[test]
@@ -286,7 +340,7 @@ mod tests {
                 ],
             }),
         };
-        let assignment = |files| Assignment { attempt: attempt(0), spec: spec(files) };
+        let assignment = |files| Assignment { attempt: attempt(0), spec: spec(files), beside: false };
         let sizes = [20_000, 4_000, 6_000, 1].map(assignment).into_iter();
         assert_eq!(batches(sizes).map(|batch| batch.len()).collect::<Vec<_>>(), [1, 2, 1]);
     }

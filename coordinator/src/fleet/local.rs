@@ -1,7 +1,7 @@
 //! Workers as processes on this host, each the leader of a process group of its own.
 //!
-//! A worker whose link is lost ends by itself, so that a coordinator that is killed leaves none behind. Here they are
-//! reaped, started again, and in the end stopped: asked over the link, then by SIGTERM, then by SIGKILL.
+//! They outlive a coordinator that is killed, and work for the next one. Here they are reaped, started again, and in the
+//! end stopped: asked over the link, then by SIGTERM, then by SIGKILL.
 
 use std::{
     collections::BTreeMap,
@@ -204,6 +204,10 @@ impl Fleet for Local {
             self.ends_in_a_row = 0;
             self.not_before = None;
         }
+    }
+
+    fn started(&self, worker: &WorkerId) -> bool {
+        self.members.contains_key(worker)
     }
 
     fn lost(&mut self, worker: &WorkerId) {

@@ -29,7 +29,10 @@ pub trait Fleet: Send {
     /// A worker said hello: starting it was no failure.
     fn joined(&mut self, worker: &WorkerId);
 
-    /// A worker's link is gone: what may still exist of it is to be stopped.
+    /// Whether it started this worker.
+    fn started(&self, worker: &WorkerId) -> bool;
+
+    /// A worker was given up: what may still exist of it is to be stopped.
     fn lost(&mut self, worker: &WorkerId);
 
     /// Waits for the next event, and does meanwhile what is wanted. May be dropped and called again at any time.

@@ -8,6 +8,7 @@
 //! never withdrawn; no task is lost; no worker holds more than its slots and its prefetch; no task fails more often than
 //! it may; a report for a stale attempt, worker or epoch changes nothing.
 
+mod assign;
 pub mod invariants;
 mod tasks;
 mod vocabulary;
@@ -15,6 +16,7 @@ mod workers;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use forebay_datasets::volume::Holder;
 use forebay_jobs::{
     id::{AttemptId, Epoch, TaskId, WorkerId},
     plan::MOST_TASKS,
@@ -22,9 +24,13 @@ use forebay_jobs::{
     task::Failure,
 };
 
-pub use self::tasks::{Task, TaskState};
+pub use self::tasks::{Holding, Task, TaskState};
 pub use self::vocabulary::{Done, EndState, Event, Input, Millis, Share, Wanted};
-use self::{tasks::Tasks, workers::Workers};
+use self::{
+    assign::{DEEPEST, Step},
+    tasks::Tasks,
+    workers::Workers,
+};
 
 /// A task whose workers are lost so often is what loses them.
 pub const MAX_WORKER_LOSSES: u32 = 8;
@@ -33,10 +39,8 @@ pub const MAX_WORKER_LOSSES: u32 = 8;
 const CHECKED: u32 = 1000;
 /// Beyond its time-out, an attempt whose worker does not end it is given up after this many milliseconds.
 const TIMEOUT_GRACE: u64 = 30_000;
-/// What waits behind a slot lasts for so many microseconds.
-const AHEAD: u64 = 200_000;
-/// Attempts that a slot is given at most: what is lost with a worker is to be little.
-const DEEPEST: usize = 2048;
+/// A worker that is absent for so many milliseconds is given up, and with it what it held.
+const ABSENT: u64 = 30_000;
 /// The usual time of a phase's attempts follows the last so many.
 const LATELY: u64 = 32;
 
@@ -53,6 +57,8 @@ pub struct RunConfig {
     pub timeout: Option<u64>,
     /// Failed tasks that the run survives.
     pub max_failures: u32,
+    /// Whether a task that takes long is begun a second time elsewhere.
+    pub speculate: bool,
     /// Workers at most.
     pub workers: u32,
     /// Whether the output is copied elsewhere in the end.
@@ -68,6 +74,7 @@ impl From<&JobSpec> for RunConfig {
             backoff_last: millis(job.retry.backoff_last),
             timeout: job.retry.timeout.map(millis),
             max_failures: job.retry.max_failures,
+            speculate: job.retry.speculate,
             workers: job.workers.count,
             export: job.output.to.is_some(),
         }
@@ -143,12 +150,26 @@ impl Run {
                 events.push(event);
             }
         }
-        let mut assigned: BTreeMap<WorkerId, Vec<AttemptId>> = BTreeMap::new();
-        while let Some((worker, attempt)) = self.assignment(now) {
-            self.assign(&worker, attempt);
-            assigned.entry(worker).or_default().push(attempt);
+        for event in self.given_up(now) {
+            self.apply(&event);
+            events.push(event);
         }
-        events.extend(assigned.into_iter().map(|(worker, attempts)| Event::Assigned { worker, attempts }));
+        let mut assigned: BTreeMap<WorkerId, Vec<AttemptId>> = BTreeMap::new();
+        while let Some(step) = self.step(now) {
+            match step {
+                Step::Give(worker, attempt) => {
+                    self.assign(&worker, attempt, now);
+                    assigned.entry(worker).or_default().push(attempt);
+                }
+                Step::TakeBack(attempt) => {
+                    let event = Event::AttemptReturned { attempt, retry_at: Millis(0), lost: false };
+                    self.apply(&event);
+                    events.push(event);
+                }
+            }
+        }
+        let assigned = assigned.into_iter();
+        events.extend(assigned.map(|(worker, attempts)| Event::Assigned { worker, attempts, at: now }));
         if let Some(event) = self.end(now) {
             self.apply(&event);
             events.push(event);
@@ -169,7 +190,10 @@ impl Run {
         }
         let one = |event| vec![event];
         match input {
-            Input::Opened { epoch } if *epoch > self.epoch => one(Event::Opened { epoch: *epoch, at }),
+            Input::Opened { epoch } if *epoch > self.epoch => {
+                let absent = self.workers.ids().map(|worker| Event::WorkerAbsent { worker: worker.clone(), at });
+                std::iter::once(Event::Opened { epoch: *epoch, at }).chain(absent).collect()
+            }
             Input::Planned { snapshot, phases } if !self.planned => {
                 one(Event::Planned { snapshot: snapshot.clone(), phases: phases.clone(), at })
             }
@@ -186,13 +210,17 @@ impl Run {
                 one(Event::Aborted { error: error.clone(), at })
             }
             Input::ExportFailed { error } if self.error.is_none() => one(Event::Aborted { error: error.clone(), at }),
-            Input::Joined { worker, slots } => {
-                // A second hello is a worker that lost its first stream: what it held then is gone.
-                let mut events = self.left(worker, at);
-                events.push(Event::WorkerJoined { worker: worker.clone(), slots: (*slots).max(1) });
+            Input::Joined { worker, slots, holds, process } => {
+                // What it was sent and never got, or has forgotten, nobody does any more.
+                let mut events = self.lost(worker, |attempt| !holds.contains(&attempt), at);
+                let (worker, slots, process) = (worker.clone(), (*slots).max(1), process.clone());
+                events.push(Event::WorkerJoined { worker, slots, process, at });
                 events
             }
-            Input::Left { worker } => self.left(worker, at),
+            Input::Silent { worker } if self.workers.is_there(worker) => {
+                one(Event::WorkerAbsent { worker: worker.clone(), at })
+            }
+            Input::Gone { worker } => self.left(worker, at),
             Input::Started { worker, attempts } => {
                 let waits = |attempt: &&AttemptId| self.holds(worker, **attempt) == Some(None);
                 let attempts: Vec<_> = attempts.iter().filter(waits).copied().collect();
@@ -225,36 +253,28 @@ impl Run {
         }
     }
 
-    /// The next attempt that somebody should hold, and who.
-    fn assignment(&self, now: Millis) -> Option<(WorkerId, AttemptId)> {
-        if self.ended.is_some() || self.stopping().is_some() {
-            return None;
-        }
-        let phase = self.tasks.phase()?;
-        let task = self.tasks.next(phase, now)?;
-        let worker = self.workers.least_loaded(self.depth(phase))?;
-        let number = self.task(task)?.attempts + 1;
-        Some((worker.clone(), AttemptId { task, number, epoch: self.epoch }))
+    /// Absent workers that need not be waited for: those that hold nothing, and those that are absent for too long.
+    fn given_up(&self, at: Millis) -> Vec<Event> {
+        let long = |since: Millis| at.0 >= since.0.saturating_add(ABSENT);
+        let idle = |id: &WorkerId| self.workers.get(id).is_some_and(|worker| worker.held.is_empty());
+        let absent = self.workers.absent().filter(|(since, id)| long(*since) || idle(id));
+        absent.flat_map(|(_, id)| self.left(id, at)).collect()
     }
 
-    fn assign(&mut self, worker: &WorkerId, attempt: AttemptId) {
-        if self.workers.get(worker).is_some() {
-            self.tasks.count(attempt.task, |task| task.attempts = attempt.number);
-            self.put(attempt.task, TaskState::Held { attempt, worker: worker.clone(), started: None });
+    fn assign(&mut self, worker: &WorkerId, attempt: AttemptId, at: Millis) {
+        if self.workers.get(worker).is_none() {
+            return;
         }
-    }
-
-    /// How many attempts a slot is given, those included that wait behind it. While there is enough to do, a worker
-    /// holds as many again as it has slots, so that no slot waits for the network; of short ones as many as last for
-    /// [`AHEAD`], but none that another worker would have time for.
-    fn depth(&self, phase: u32) -> usize {
-        let unheld = (self.tasks.open_in(phase) as usize).saturating_sub(self.workers.held());
-        if unheld <= self.workers.due_to_missing(self.config.workers) {
-            return 1;
-        }
-        let lasting = self.usual.get(phase as usize).copied().flatten().map_or(2, |usual| AHEAD / usual.max(1));
-        let fair = unheld / (2 * self.workers.slots().max(1));
-        usize::try_from(lasting).unwrap_or(usize::MAX).min(fair).clamp(2, DEEPEST)
+        self.tasks.count(attempt.task, |task| task.attempts = attempt.number);
+        let holding = Holding { attempt, worker: worker.clone(), started: None };
+        let state = match self.task(attempt.task).map(|task| &task.state) {
+            Some(TaskState::Held { first, second: None }) if first.worker != *worker => {
+                TaskState::Held { first: first.clone(), second: Some(Box::new(holding)) }
+            }
+            _ => TaskState::Held { first: holding, second: None },
+        };
+        self.put(attempt.task, state);
+        self.workers.give(worker, at);
     }
 
     /// The run's end, if this is it.
@@ -278,29 +298,39 @@ impl Run {
         }
     }
 
+    fn holding(&self, attempt: AttemptId) -> Option<&Holding> {
+        self.task(attempt.task)?.state.holdings().find(|holding| holding.attempt == attempt)
+    }
+
     /// When the attempt was started, if this worker holds it.
     fn holds(&self, worker: &WorkerId, attempt: AttemptId) -> Option<Option<Millis>> {
-        match &self.task(attempt.task)?.state {
-            TaskState::Held { attempt: held, worker: by, started } if (*held, by) == (attempt, worker) => {
-                Some(*started)
+        self.holding(attempt).filter(|holding| holding.worker == *worker).map(|holding| holding.started)
+    }
+
+    /// Whether another attempt at the same task goes on: then the end of this one decides nothing.
+    fn has_second(&self, attempt: AttemptId) -> bool {
+        self.task(attempt.task).is_some_and(|task| task.state.holdings().any(|holding| holding.attempt != attempt))
+    }
+
+    /// The end of what a worker held, as far as it is asked for.
+    fn lost(&self, worker: &WorkerId, which: impl Fn(AttemptId) -> bool, at: Millis) -> Vec<Event> {
+        let Some(state) = self.workers.get(worker) else { return Vec::new() };
+        let lost = |attempt: AttemptId| {
+            // What had not started cannot have been the reason, unless nothing ever started there.
+            let lost = self.holds(worker, attempt).flatten().is_some() || !state.proven;
+            let retry_at = Millis(at.0.saturating_add(if state.proven { 0 } else { self.config.backoff_first }));
+            let too_often = self.task(attempt.task).is_some_and(|task| task.losses + 1 >= MAX_WORKER_LOSSES);
+            match lost && too_often && !self.has_second(attempt) {
+                true => Event::AttemptFailed { attempt, failure: Failure::WorkerLost, retry_at: None, at },
+                false => Event::AttemptReturned { attempt, retry_at, lost },
             }
-            _ => None,
-        }
+        };
+        state.held.iter().copied().filter(|attempt| which(*attempt)).map(lost).collect()
     }
 
     fn left(&self, worker: &WorkerId, at: Millis) -> Vec<Event> {
-        let Some(state) = self.workers.get(worker) else { return Vec::new() };
-        let lost = |attempt: &AttemptId| {
-            // What had not started cannot have been the reason, unless nothing ever started there.
-            let lost = self.holds(worker, *attempt).flatten().is_some() || !state.proven;
-            let retry_at = Millis(at.0.saturating_add(if state.proven { 0 } else { self.config.backoff_first }));
-            match lost && self.task(attempt.task).is_some_and(|task| task.losses + 1 >= MAX_WORKER_LOSSES) {
-                true => Event::AttemptFailed { attempt: *attempt, failure: Failure::WorkerLost, retry_at: None, at },
-                false => Event::AttemptReturned { attempt: *attempt, retry_at, lost },
-            }
-        };
-        let mut events: Vec<_> = state.held.iter().map(lost).collect();
-        events.push(Event::WorkerLeft { worker: worker.clone() });
+        let mut events = self.lost(worker, |_| true, at);
+        events.extend(self.workers.get(worker).map(|_| Event::WorkerLeft { worker: worker.clone() }));
         events
     }
 
@@ -311,7 +341,8 @@ impl Run {
         // Tasks that failed together do not come back together. The attempt's own number is all the chance needed.
         let spread = u64::from(attempt.task.index.wrapping_mul(2_654_435_761) >> 16) % 512;
         let wait = wait - wait / 4 + (wait / 2).saturating_mul(spread) / 512;
-        let retry_at = (!hopeless && failures < self.config.attempts).then(|| Millis(at.0.saturating_add(wait)));
+        let again = self.has_second(attempt) || !hopeless && failures < self.config.attempts;
+        let retry_at = again.then(|| Millis(at.0.saturating_add(wait)));
         Event::AttemptFailed { attempt, failure, retry_at, at }
     }
 
@@ -323,10 +354,7 @@ impl Run {
         let running =
             self.tasks.running().iter().take_while(|(started, _)| late(*started)).map(|(_, attempt)| *attempt);
         let late: BTreeSet<_> = running.filter(|attempt| !reported.contains(attempt)).collect();
-        let holder = |attempt: &AttemptId| match &self.task(attempt.task)?.state {
-            TaskState::Held { worker, .. } => Some(worker.clone()),
-            _ => None,
-        };
+        let holder = |attempt: &AttemptId| self.holding(*attempt).map(|holding| holding.worker.clone());
         let workers: BTreeSet<_> = late.iter().filter_map(holder).collect();
         let mut events = Vec::new();
         for worker in workers {
@@ -345,10 +373,8 @@ impl Run {
     /// task or worker that is not there changes nothing.
     pub fn apply(&mut self, event: &Event) {
         match event {
-            Event::Opened { epoch, at } => {
+            Event::Opened { epoch, .. } => {
                 self.epoch = *epoch;
-                let workers: Vec<_> = self.workers.ids().cloned().collect();
-                workers.iter().for_each(|worker| self.remove_worker(worker, *at));
                 self.await_inputs();
             }
             Event::Planned { snapshot, phases, .. } => {
@@ -367,32 +393,34 @@ impl Run {
                 let awaiting = self.tasks.awaiting().clone();
                 awaiting.into_iter().for_each(|task| self.inputs_are_there(task));
             }
-            Event::WorkerJoined { worker, slots } => {
-                self.remove_worker(worker, Millis(0));
-                self.workers.join(worker.clone(), *slots);
+            Event::WorkerJoined { worker, slots, process, at } => {
+                self.workers.join(worker.clone(), *slots, process.clone(), *at);
             }
-            Event::WorkerLeft { worker } => self.remove_worker(worker, Millis(0)),
-            Event::Assigned { worker, attempts } => attempts.iter().for_each(|attempt| self.assign(worker, *attempt)),
+            Event::WorkerAbsent { worker, at } => self.workers.miss(worker, *at),
+            Event::WorkerLeft { worker } => self.remove_worker(worker),
+            Event::Assigned { worker, attempts, at } => {
+                attempts.iter().for_each(|attempt| self.assign(worker, *attempt, *at));
+            }
             Event::Started { attempts, at } => attempts.iter().for_each(|attempt| self.started(*attempt, *at)),
             Event::Committed { attempt, outputs, micros, .. } => {
                 self.took(attempt.task.phase, *micros);
-                self.prove_holder(attempt.task);
+                self.prove_holder(*attempt);
                 self.put(attempt.task, TaskState::Committed { attempt: *attempt, outputs: outputs.clone() });
             }
             Event::AttemptFailed { attempt, failure, retry_at, .. } => {
                 if *failure != Failure::WorkerLost {
-                    self.prove_holder(attempt.task);
+                    self.prove_holder(*attempt);
                 }
                 self.tasks.count(attempt.task, |task| match failure {
                     Failure::WorkerLost => task.losses = task.losses.saturating_add(1),
                     _ => task.failures = task.failures.saturating_add(1),
                 });
                 let state = retry_at.map_or_else(|| TaskState::Failed(failure.clone()), TaskState::Ready);
-                self.put(attempt.task, state);
+                self.end_attempt(*attempt, state);
             }
             Event::AttemptReturned { attempt, retry_at, lost } => {
                 self.tasks.count(attempt.task, |task| task.losses = task.losses.saturating_add(u32::from(*lost)));
-                self.put(attempt.task, TaskState::Ready(*retry_at));
+                self.end_attempt(*attempt, TaskState::Ready(*retry_at));
             }
             Event::CancelRequested { .. } => self.cancelled = true,
             Event::Aborted { error, .. } => self.error = Some(error.clone()),
@@ -409,6 +437,11 @@ impl Run {
         }
     }
 
+    /// Whether a task waits until its inputs are said to be staged.
+    fn awaits_inputs(&self, task: TaskId) -> bool {
+        self.snapshot.is_none() && task.phase == 0
+    }
+
     fn inputs_are_there(&mut self, task: TaskId) {
         if self.task(task).is_some_and(|task| task.state == TaskState::Awaiting) {
             self.put(task, TaskState::Ready(Millis(0)));
@@ -416,23 +449,36 @@ impl Run {
     }
 
     fn started(&mut self, attempt: AttemptId, at: Millis) {
-        let Some(TaskState::Held { attempt: held, worker, .. }) = self.task(attempt.task).map(|task| &task.state)
-        else {
-            return;
-        };
-        if *held == attempt {
-            let worker = worker.clone();
-            self.workers.prove(&worker);
-            self.put(attempt.task, TaskState::Held { attempt, worker, started: Some(at) });
+        let Some(mut state) = self.task(attempt.task).map(|task| task.state.clone()) else { return };
+        let TaskState::Held { first, second } = &mut state else { return };
+        let mut both = std::iter::once(first).chain(second.as_deref_mut());
+        if let Some(holding) = both.find(|holding| holding.attempt == attempt) {
+            holding.started = Some(at);
+            self.workers.prove(&holding.worker);
+            self.put(attempt.task, state);
         }
     }
 
     /// Who has ended an attempt can start attempts, be it told of that or not.
-    fn prove_holder(&mut self, task: TaskId) {
-        if let Some(TaskState::Held { worker, .. }) = self.task(task).map(|task| &task.state) {
-            let worker = worker.clone();
+    fn prove_holder(&mut self, attempt: AttemptId) {
+        if let Some(worker) = self.holding(attempt).map(|holding| holding.worker.clone()) {
             self.workers.prove(&worker);
         }
+    }
+
+    /// An attempt is held no more. What becomes of its task depends on it only if no other attempt goes on.
+    fn end_attempt(&mut self, attempt: AttemptId, state: TaskState) {
+        let Some(task) = self.task(attempt.task) else { return };
+        let other = task.state.holdings().find(|holding| holding.attempt != attempt).cloned();
+        let state = match (other, state) {
+            (Some(first), _) => TaskState::Held { first, second: None },
+            // What an earlier coordinator found staged may not have outlived the crash of its host.
+            (None, TaskState::Ready(_)) if attempt.epoch != self.epoch && self.awaits_inputs(attempt.task) => {
+                TaskState::Awaiting
+            }
+            (None, state) => state,
+        };
+        self.put(attempt.task, state);
     }
 
     fn took(&mut self, phase: u32, micros: u64) {
@@ -447,24 +493,21 @@ impl Run {
         if self.task(task).is_none_or(|task| matches!(task.state, TaskState::Committed { .. })) {
             return;
         }
-        let kept = match &state {
-            TaskState::Held { attempt, worker, .. } => {
-                self.workers.hold(worker, *attempt);
-                Some(*attempt)
+        for Holding { attempt, worker, .. } in state.holdings() {
+            self.workers.hold(worker, *attempt);
+        }
+        let kept = state.holdings().map(|holding| holding.attempt).collect::<Vec<_>>();
+        for Holding { attempt, worker, .. } in self.tasks.put(task, state).iter().flat_map(TaskState::holdings) {
+            if !kept.contains(attempt) {
+                self.workers.release(worker, *attempt);
             }
-            _ => None,
-        };
-        if let Some(TaskState::Held { attempt, worker, .. }) = self.tasks.put(task, state)
-            && Some(attempt) != kept
-        {
-            self.workers.release(&worker, attempt);
         }
     }
 
     /// Forgets a worker; what it still held is ready again.
-    fn remove_worker(&mut self, worker: &WorkerId, at: Millis) {
+    fn remove_worker(&mut self, worker: &WorkerId) {
         let held = self.workers.leave(worker);
-        held.into_iter().for_each(|attempt| self.put(attempt.task, TaskState::Ready(at)));
+        held.into_iter().for_each(|attempt| self.end_attempt(attempt, TaskState::Ready(Millis(0))));
     }
 
     /// What the world should look like, where `now` is when an input was last handled.
@@ -499,7 +542,10 @@ impl Run {
             let (started, _) = self.tasks.running().first()?;
             Some(Millis(started.0.saturating_add(timeout).saturating_add(TIMEOUT_GRACE + 1)))
         });
-        self.tasks.ready_after(now).into_iter().chain(overdue).min()
+        // Of what was missed for too long by now an input has told.
+        let absent = self.workers.absent().map(|(since, _)| Millis(since.0.saturating_add(ABSENT)));
+        let given_up = absent.filter(|at| *at > now).min();
+        self.tasks.ready_after(now).into_iter().chain(overdue).chain(given_up).chain(self.gives_at(now)).min()
     }
 
     fn is_complete(&self) -> bool {
@@ -516,9 +562,21 @@ impl Run {
         self.tasks.get(task)
     }
 
+    /// Whether an attempt was begun beside another one that goes on.
+    pub fn is_second(&self, attempt: AttemptId) -> bool {
+        let state = self.task(attempt.task).map(|task| &task.state);
+        matches!(state, Some(TaskState::Held { second: Some(second), .. }) if second.attempt == attempt)
+    }
+
     /// All tasks in order.
     pub fn tasks(&self) -> impl Iterator<Item = (TaskId, &Task)> {
         self.tasks.iter()
+    }
+
+    /// Workers of which nothing is heard, since when, and their processes.
+    pub fn absent(&self) -> impl Iterator<Item = (&WorkerId, Millis, Option<&Holder>)> {
+        let process = |id| self.workers.get(id).and_then(|worker| worker.process.as_ref());
+        self.workers.absent().map(move |(since, id)| (id, since, process(id)))
     }
 
     /// What a worker holds, be it wanted there any more or not.

@@ -9,6 +9,17 @@ use forebay_jobs::{
 
 use super::Millis;
 
+/// An attempt on a worker.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Holding {
+    /// The attempt.
+    pub attempt: AttemptId,
+    /// Who holds it.
+    pub worker: WorkerId,
+    /// When it entered a slot.
+    pub started: Option<Millis>,
+}
+
 /// Where a task is.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TaskState {
@@ -16,14 +27,12 @@ pub enum TaskState {
     Awaiting,
     /// To be assigned, not before this time.
     Ready(Millis),
-    /// On a worker.
+    /// On a worker, or on two: the first attempt that is done counts.
     Held {
-        /// The attempt.
-        attempt: AttemptId,
-        /// Who holds it.
-        worker: WorkerId,
-        /// When it entered a slot.
-        started: Option<Millis>,
+        /// The attempt that was given out first.
+        first: Holding,
+        /// Another one, beside one that takes long or whose worker is absent.
+        second: Option<Box<Holding>>,
     },
     /// Done, for ever.
     Committed {
@@ -39,6 +48,20 @@ pub enum TaskState {
 impl TaskState {
     fn is_open(&self) -> bool {
         matches!(self, Self::Awaiting | Self::Ready(_) | Self::Held { .. })
+    }
+
+    /// Its attempts on workers.
+    pub fn holdings(&self) -> impl Iterator<Item = &Holding> {
+        let (first, second) = match self {
+            Self::Held { first, second } => (Some(first), second.as_deref()),
+            _ => (None, None),
+        };
+        first.into_iter().chain(second)
+    }
+
+    /// Which attempts are in slots, and since when.
+    fn running(&self) -> impl Iterator<Item = (Millis, AttemptId)> {
+        self.holdings().filter_map(|holding| Some((holding.started?, holding.attempt)))
     }
 }
 
@@ -62,16 +85,57 @@ pub(super) struct Tasks {
     /// Tasks that are neither committed nor failed, by phase.
     open: Vec<u32>,
     failed: u32,
-    /// Waiting for their inputs.
-    awaiting: BTreeSet<TaskId>,
     /// Of each phase the first task that was never anything but ready, as all behind it: a range, not a set of a million.
     fresh: Vec<u32>,
-    /// Ready since ever, before those.
+    /// Where those before are found.
+    index: Index,
+}
+
+/// Tasks by what may become of them next.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Index {
+    /// Waiting for their inputs.
+    awaiting: BTreeSet<TaskId>,
+    /// Ready since ever.
     due: BTreeSet<TaskId>,
     /// Ready from a time on.
     waiting: BTreeSet<(Millis, TaskId)>,
     /// In slots, since when.
     running: BTreeSet<(Millis, AttemptId)>,
+}
+
+impl Index {
+    fn insert(&mut self, id: TaskId, state: &TaskState) {
+        match state {
+            TaskState::Awaiting => self.awaiting.insert(id),
+            TaskState::Ready(Millis(0)) => self.due.insert(id),
+            TaskState::Ready(at) => self.waiting.insert((*at, id)),
+            held => held.running().fold(false, |_, running| self.running.insert(running)),
+        };
+    }
+
+    fn remove(&mut self, id: TaskId, state: &TaskState) {
+        match state {
+            TaskState::Awaiting => self.awaiting.remove(&id),
+            TaskState::Ready(Millis(0)) => self.due.remove(&id),
+            TaskState::Ready(at) => self.waiting.remove(&(*at, id)),
+            held => held.running().fold(false, |_, running| self.running.remove(&running)),
+        };
+    }
+
+    /// Whether a task is found where it is.
+    fn has(&self, id: TaskId, state: &TaskState) -> bool {
+        match state {
+            TaskState::Awaiting => self.awaiting.contains(&id),
+            TaskState::Ready(Millis(0)) => self.due.contains(&id),
+            TaskState::Ready(at) => self.waiting.contains(&(*at, id)),
+            held => held.running().all(|running| self.running.contains(&running)),
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.awaiting.len() + self.due.len() + self.waiting.len() + self.running.len()
+    }
 }
 
 impl Tasks {
@@ -81,11 +145,8 @@ impl Tasks {
             phases: phases.iter().map(|count| vec![task.clone(); *count as usize]).collect(),
             open: phases.to_vec(),
             failed: 0,
-            awaiting: BTreeSet::new(),
             fresh: vec![0; phases.len()],
-            due: BTreeSet::new(),
-            waiting: BTreeSet::new(),
-            running: BTreeSet::new(),
+            index: Index::default(),
         }
     }
 
@@ -119,38 +180,42 @@ impl Tasks {
 
     /// The first task of a phase that can be assigned now.
     pub(super) fn next(&self, phase: u32, now: Millis) -> Option<TaskId> {
-        let again = self.due.range(of_phase(phase)).next().copied();
-        let mut waited = self.waiting.iter().take_while(|(at, _)| *at <= now).map(|(_, task)| *task);
+        let again = self.index.due.range(of_phase(phase)).next().copied();
+        let mut waited = self.index.waiting.iter().take_while(|(at, _)| *at <= now).map(|(_, task)| *task);
         again.or_else(|| self.fresh_in(phase).next()).or_else(|| waited.find(|task| task.phase == phase))
     }
 
     /// Those that were never anything but ready.
     fn fresh_in(&self, phase: u32) -> impl Iterator<Item = TaskId> + use<> {
         let from = self.fresh.get(phase as usize).copied().unwrap_or(u32::MAX);
-        let count = self.phases.get(phase as usize).map_or(0, Vec::len);
-        (from..u32::try_from(count).unwrap_or(u32::MAX)).map(move |index| TaskId { phase, index })
+        (from..self.count_in(phase)).map(move |index| TaskId { phase, index })
     }
 
     /// Attempts in slots, those first that are so for the longest time.
     pub(super) fn running(&self) -> &BTreeSet<(Millis, AttemptId)> {
-        &self.running
+        &self.index.running
     }
 
     /// Those that wait for their inputs.
     pub(super) fn awaiting(&self) -> &BTreeSet<TaskId> {
-        &self.awaiting
+        &self.index.awaiting
+    }
+
+    /// How many a phase has.
+    pub(super) fn count_in(&self, phase: u32) -> u32 {
+        self.phases.get(phase as usize).map_or(0, |tasks| u32::try_from(tasks.len()).unwrap_or(u32::MAX))
     }
 
     /// Those of a phase that no worker holds and that are not done.
     pub(super) fn idle_in(&self, phase: u32) -> Vec<TaskId> {
-        let waiting = self.waiting.iter().map(|(_, task)| *task).filter(|task| task.phase == phase);
-        self.due.range(of_phase(phase)).copied().chain(waiting).chain(self.fresh_in(phase)).collect()
+        let waiting = self.index.waiting.iter().map(|(_, task)| *task).filter(|task| task.phase == phase);
+        self.index.due.range(of_phase(phase)).copied().chain(waiting).chain(self.fresh_in(phase)).collect()
     }
 
     /// When the next task becomes ready that is not ready yet.
     pub(super) fn ready_after(&self, now: Millis) -> Option<Millis> {
         let first = TaskId { phase: 0, index: 0 };
-        self.waiting.range((Millis(now.0.saturating_add(1)), first)..).next().map(|(at, _)| *at)
+        self.index.waiting.range((Millis(now.0.saturating_add(1)), first)..).next().map(|(at, _)| *at)
     }
 
     /// Changes a task's numbers.
@@ -174,24 +239,12 @@ impl Tasks {
         let fresh = &mut self.fresh[id.phase as usize];
         if id.index >= *fresh {
             // Those before it are ready, and no more behind all others.
-            self.due.extend((*fresh..id.index).map(|index| TaskId { index, ..id }));
+            self.index.due.extend((*fresh..id.index).map(|index| TaskId { index, ..id }));
             *fresh = id.index + 1;
         } else {
-            match task.state {
-                TaskState::Awaiting => self.awaiting.remove(&id),
-                TaskState::Ready(Millis(0)) => self.due.remove(&id),
-                TaskState::Ready(at) => self.waiting.remove(&(at, id)),
-                TaskState::Held { attempt, started: Some(at), .. } => self.running.remove(&(at, attempt)),
-                _ => false,
-            };
+            self.index.remove(id, &task.state);
         }
-        match state {
-            TaskState::Awaiting => self.awaiting.insert(id),
-            TaskState::Ready(Millis(0)) => self.due.insert(id),
-            TaskState::Ready(at) => self.waiting.insert((at, id)),
-            TaskState::Held { attempt, started: Some(at), .. } => self.running.insert((at, attempt)),
-            _ => false,
-        };
+        self.index.insert(id, &state);
         Some(std::mem::replace(&mut task.state, state))
     }
 
@@ -200,25 +253,19 @@ impl Tasks {
         let (mut open, mut indexed, mut failed) = (vec![0; self.phases.len()], 0, 0);
         for (id, task) in self.iter() {
             let fresh = id.index >= self.fresh[id.phase as usize];
-            let agrees = match task.state {
-                TaskState::Ready(Millis(0)) if fresh => true,
-                _ if fresh => false,
-                TaskState::Awaiting => self.awaiting.contains(&id),
-                TaskState::Ready(Millis(0)) => self.due.contains(&id),
-                TaskState::Ready(at) => self.waiting.contains(&(at, id)),
-                TaskState::Held { attempt, started: Some(at), .. } => self.running.contains(&(at, attempt)),
-                _ => true,
-            };
+            let agrees =
+                if fresh { task.state == TaskState::Ready(Millis(0)) } else { self.index.has(id, &task.state) };
             if !agrees {
                 return Err(format!("task {id} is {:?} and would never be seen to be", task.state));
             }
-            let held = matches!(task.state, TaskState::Held { started: Some(_), .. });
-            indexed += usize::from(!fresh && (held || matches!(task.state, TaskState::Awaiting | TaskState::Ready(_))));
+            indexed += match task.state {
+                TaskState::Awaiting | TaskState::Ready(_) => usize::from(!fresh),
+                _ => task.state.running().count(),
+            };
             failed += u32::from(matches!(task.state, TaskState::Failed(_)));
             open[id.phase as usize] += u32::from(task.state.is_open());
         }
-        let kept = self.awaiting.len() + self.due.len() + self.waiting.len() + self.running.len();
-        match (open == self.open, indexed == kept, failed == self.failed) {
+        match (open == self.open, indexed == self.index.len(), failed == self.failed) {
             (true, true, true) => Ok(()),
             _ => Err(format!("{open:?} open, {indexed} ready or running and {failed} failed are counted otherwise")),
         }

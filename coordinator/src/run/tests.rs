@@ -10,9 +10,19 @@ fn config() -> RunConfig {
         backoff_last,
         timeout: Some(60_000),
         max_failures: 0,
+        speculate: false,
         workers: 2,
         export: false,
     }
+}
+
+/// A worker that comes with nothing in its hands.
+fn joined(worker: &WorkerId, slots: u32) -> Input {
+    comes_back(worker, slots, [])
+}
+
+fn comes_back(worker: &WorkerId, slots: u32, holds: impl IntoIterator<Item = AttemptId>) -> Input {
+    Input::Joined { worker: worker.clone(), slots, holds: holds.into_iter().collect(), process: None }
 }
 
 const TICK: Input = Input::Tick { reported: BTreeSet::new() };
@@ -50,8 +60,8 @@ fn failed(worker: &WorkerId, attempt: AttemptId) -> Input {
 fn tasks_spread_over_workers_and_wait_for_the_phase_before() {
     let mut run = planned(config(), &[3, 1]);
     let (a, b) = (worker(1), worker(2));
-    run.handle(&Input::Joined { worker: a.clone(), slots: 1 }, Millis(1));
-    run.handle(&Input::Joined { worker: b.clone(), slots: 1 }, Millis(1));
+    run.handle(&joined(&a, 1), Millis(1));
+    run.handle(&joined(&b, 1), Millis(1));
     let indices = |run: &Run, by| held(run, by).iter().map(|at| (at.task.phase, at.task.index)).collect::<Vec<_>>();
     assert_eq!((indices(&run, &a), indices(&run, &b)), (vec![(0, 0), (0, 1)], vec![(0, 2)]));
     for by in [&a, &a, &b] {
@@ -71,7 +81,7 @@ fn a_task_waits_for_its_inputs_and_the_output_for_all_of_the_dataset() {
     run.handle(&Input::Opened { epoch: Epoch(1) }, Millis(0));
     run.handle(&Input::Planned { snapshot: None, phases: vec![3] }, Millis(0));
     let a = worker(1);
-    run.handle(&Input::Joined { worker: a.clone(), slots: 4 }, Millis(0));
+    run.handle(&joined(&a, 4), Millis(0));
     let indices = |run: &Run| held(run, &worker(1)).iter().map(|at| at.task.index).collect::<Vec<_>>();
     assert!(indices(&run).is_empty() && run.wants_staging());
     run.handle(&Input::InputsStaged { tasks: vec![1, 7] }, Millis(1));
@@ -81,7 +91,7 @@ fn a_task_waits_for_its_inputs_and_the_output_for_all_of_the_dataset() {
     run.handle(&done(&a, held(&run, &a)[0]), Millis(2));
     run.handle(&Input::InputsStaged { tasks: vec![0] }, Millis(2));
     run.handle(&Input::Opened { epoch: Epoch(2) }, Millis(3));
-    run.handle(&Input::Joined { worker: a.clone(), slots: 4 }, Millis(3));
+    run.handle(&joined(&a, 4), Millis(3));
     assert!(indices(&run).is_empty());
     run.handle(&Input::InputsStaged { tasks: vec![0, 1, 2] }, Millis(4));
     assert_eq!(indices(&run), [0, 2]);
@@ -97,7 +107,7 @@ fn a_task_waits_for_its_inputs_and_the_output_for_all_of_the_dataset() {
 fn a_failure_is_tried_again_after_a_wait_and_the_last_one_ends_the_run() {
     let mut run = planned(config(), &[1]);
     let a = worker(1);
-    run.handle(&Input::Joined { worker: a.clone(), slots: 1 }, Millis(0));
+    run.handle(&joined(&a, 1), Millis(0));
     let mut now = 0;
     for failures in 1..=3 {
         let attempt = held(&run, &a)[0];
@@ -119,7 +129,7 @@ fn a_failure_is_tried_again_after_a_wait_and_the_last_one_ends_the_run() {
 fn giving_back_uses_up_no_try() {
     let mut run = planned(config(), &[1]);
     let a = worker(1);
-    run.handle(&Input::Joined { worker: a.clone(), slots: 1 }, Millis(0));
+    run.handle(&joined(&a, 1), Millis(0));
     for n in 0..20 {
         let attempt = held(&run, &a)[0];
         run.handle(&Input::Started { worker: a.clone(), attempts: vec![attempt] }, Millis(n * 10_000));
@@ -137,33 +147,193 @@ fn a_task_that_loses_its_workers_is_given_up() {
     for n in 0..MAX_WORKER_LOSSES {
         assert_eq!(run.ended(), None);
         let by = worker(n);
-        run.handle(&Input::Joined { worker: by.clone(), slots: 1 }, Millis(0));
+        run.handle(&joined(&by, 1), Millis(0));
         let attempt = held(&run, &by)[0];
         run.handle(&Input::Started { worker: by.clone(), attempts: vec![attempt] }, Millis(0));
-        run.handle(&Input::Left { worker: by }, Millis(0));
+        run.handle(&Input::Gone { worker: by }, Millis(0));
     }
     assert_eq!(run.ended(), Some(EndState::Failed));
 }
 
 #[test]
-fn a_new_epoch_takes_back_what_was_held_and_believes_no_old_report() {
-    let mut run = planned(config(), &[1]);
-    let a = worker(1);
-    run.handle(&Input::Joined { worker: a.clone(), slots: 1 }, Millis(0));
-    let old = held(&run, &a)[0];
+fn what_a_worker_holds_stays_its_own_under_the_next_coordinator() {
+    let mut run = planned(config(), &[3]);
+    let (a, b) = (worker(1), worker(2));
+    run.handle(&joined(&a, 2), Millis(0));
+    run.handle(&joined(&b, 1), Millis(0));
+    let (old, at_b) = (held(&run, &a), held(&run, &b)[0]);
+    assert_eq!(old.len(), 2);
     run.handle(&Input::Opened { epoch: Epoch(2) }, Millis(1));
-    assert!(run.handle(&done(&a, old), Millis(2)).is_empty());
-    run.handle(&Input::Joined { worker: a.clone(), slots: 1 }, Millis(2));
-    let new = held(&run, &a)[0];
-    assert_eq!((new.number, new.epoch), (2, Epoch(2)));
-    assert!(run.handle(&done(&a, old), Millis(2)).is_empty());
+    // What it did meanwhile stands on the volume, and counts before it is there again.
+    assert_eq!(run.handle(&done(&a, old[0]), Millis(2)).len(), 1);
+    // What it does not know of, it was never given.
+    run.handle(&comes_back(&a, 2, [old[0]]), Millis(3));
+    let new = held(&run, &a);
+    assert_eq!((new.len(), new[0].task, new[0].number, new[0].epoch), (1, old[1].task, 2, Epoch(2)));
+    assert!(run.handle(&done(&a, old[1]), Millis(4)).is_empty(), "that is stale");
+    run.handle(&comes_back(&b, 1, [at_b]), Millis(4));
+    run.handle_all(&[done(&b, at_b), done(&a, new[0])], Millis(5));
+    assert!(run.wanted(Millis(5)).publish);
+}
+
+#[test]
+fn an_absent_worker_keeps_what_it_holds_for_a_time_and_no_longer() {
+    let mut run = planned(config(), &[3]);
+    let a = worker(1);
+    run.handle(&joined(&a, 3), Millis(0));
+    let attempts = held(&run, &a);
+    run.handle(&Input::Started { worker: a.clone(), attempts: attempts.clone() }, Millis(0));
+    run.handle(&Input::Silent { worker: a.clone() }, Millis(1000));
+    assert!(run.handle(&Input::Silent { worker: a.clone() }, Millis(2000)).is_empty(), "that is known");
+    assert_eq!(run.handle(&done(&a, attempts[0]), Millis(3000)).len(), 1, "its results count");
+    assert_eq!(run.wanted(Millis(3000)).wake_at, Some(Millis(1000 + ABSENT)));
+    assert!(run.handle(&TICK, Millis(999 + ABSENT)).is_empty());
+    run.handle(&TICK, Millis(1000 + ABSENT));
+    assert!(run.workers().next().is_none());
+    assert!(run.handle(&done(&a, attempts[1]), Millis(1001 + ABSENT)).is_empty(), "no longer");
+    assert_eq!(run.task(attempts[1].task).unwrap().losses, 1);
+    // Back after that, it is given work like anybody else.
+    run.handle(&comes_back(&a, 3, attempts), Millis(1002 + ABSENT));
+    assert_eq!(held(&run, &a).iter().map(|attempt| attempt.number).collect::<Vec<_>>(), [2, 2]);
+}
+
+#[test]
+fn who_is_absent_and_holds_nothing_is_not_waited_for() {
+    let mut run = planned(config(), &[1]);
+    let (a, b) = (worker(1), worker(2));
+    run.handle(&joined(&a, 1), Millis(0));
+    run.handle(&joined(&b, 1), Millis(0));
+    run.handle(&Input::Silent { worker: b }, Millis(1));
+    assert!(run.workers().eq([&a]));
+    let attempt = held(&run, &a)[0];
+    run.handle(&Input::Silent { worker: a.clone() }, Millis(1));
+    assert!(run.workers().eq([&a]));
+    run.handle(&done(&a, attempt), Millis(2));
+    assert!(run.workers().next().is_none());
+}
+
+/// Four tasks of which three took a second, and one is still on the first of two workers. Its attempt.
+fn straggling(run: &mut Run) -> AttemptId {
+    let (a, b) = (worker(1), worker(2));
+    run.handle(&joined(&a, 1), Millis(0));
+    run.handle(&joined(&b, 1), Millis(0));
+    let slow = held(run, &a)[0];
+    run.handle(&Input::Started { worker: a.clone(), attempts: vec![slow] }, Millis(0));
+    let mut now = 0;
+    while run.tasks.open() > 1 {
+        now += 1000;
+        for (by, attempt) in [&a, &b].map(|by| (by, held(run, by).into_iter().find(|attempt| *attempt != slow))) {
+            if let Some(attempt) = attempt.filter(|_| by == &b) {
+                run.handle(&Input::Started { worker: b.clone(), attempts: vec![attempt] }, Millis(now));
+                run.handle(&done(by, attempt), Millis(now));
+            }
+        }
+        run.handle(&TICK, Millis(now));
+    }
+    assert!(now < 5000, "what waited behind it was taken back");
+    slow
+}
+
+#[test]
+fn a_task_that_takes_much_longer_than_its_peers_gets_a_second_attempt_and_the_first_to_be_done_counts() {
+    for first_wins in [true, false] {
+        let mut run = planned(RunConfig { speculate: true, ..config() }, &[4]);
+        let (a, b) = (worker(1), worker(2));
+        let slow = straggling(&mut run);
+        // Longer than twice a second, and a second more.
+        let at = Millis(3000);
+        run.handle(&TICK, at);
+        let second = held(&run, &b);
+        assert_eq!(second.iter().map(|attempt| (attempt.task, attempt.number)).collect::<Vec<_>>(), [(slow.task, 2)]);
+        assert_eq!(held(&run, &a), [slow]);
+        let (winner, by) = if first_wins { (slow, &a) } else { (second[0], &b) };
+        run.handle(&done(by, winner), at);
+        assert!(held(&run, &a).is_empty() && held(&run, &b).is_empty(), "the other is to be ended");
+        let state = &run.task(slow.task).unwrap().state;
+        assert!(matches!(state, TaskState::Committed { attempt, .. } if *attempt == winner));
+        let (loser, by) = if first_wins { (second[0], &b) } else { (slow, &a) };
+        assert!(run.handle(&done(by, loser), at).is_empty());
+        assert!(run.wanted(at).publish);
+    }
+}
+
+#[test]
+fn what_becomes_of_one_of_two_attempts_decides_nothing_while_the_other_goes_on() {
+    let mut run = planned(RunConfig { speculate: true, attempts: 1, ..config() }, &[4]);
+    let (a, b) = (worker(1), worker(2));
+    let slow = straggling(&mut run);
+    run.handle(&TICK, Millis(10_000));
+    let second = held(&run, &b)[0];
+    run.handle(&failed(&b, second), Millis(10_000));
+    assert_eq!((held(&run, &a), held(&run, &b), run.ended()), (vec![slow], vec![], None));
+    run.handle(&TICK, Millis(50_000));
+    assert!(held(&run, &b).is_empty(), "it had its chance");
+    run.handle(&Input::Gone { worker: a }, Millis(50_000));
+    assert_eq!(held(&run, &b).len(), 1);
+    run.handle(&failed(&b, held(&run, &b)[0]), Millis(50_000));
+    assert_eq!(run.ended(), Some(EndState::Failed));
+}
+
+#[test]
+fn what_waits_on_one_worker_is_begun_by_another_that_has_nothing_to_do() {
+    let mut run = planned(config(), &[4]);
+    let (a, b) = (worker(1), worker(2));
+    run.handle(&joined(&a, 1), Millis(0));
+    let first = held(&run, &a)[0];
+    run.handle(&Input::Started { worker: a.clone(), attempts: vec![first] }, Millis(0));
+    run.handle(&done(&a, first), Millis(10));
+    run.handle(&joined(&b, 1), Millis(20));
+    let attempts = held(&run, &a);
+    assert_eq!((attempts.len(), held(&run, &b).len()), (2, 1), "one of them waits");
+    run.handle(&Input::Started { worker: a.clone(), attempts: vec![attempts[0]] }, Millis(20));
+    run.handle(&done(&b, held(&run, &b)[0]), Millis(30));
+    assert!(held(&run, &b).is_empty(), "its worker may be about to begin it");
+    // A worker that comes back has yet to tell what it has begun meanwhile.
+    run.handle(&Input::Silent { worker: a.clone() }, Millis(500));
+    run.handle(&comes_back(&a, 1, attempts.clone()), Millis(600));
+    run.handle(&TICK, Millis(1599));
+    assert!(held(&run, &b).is_empty());
+    assert_eq!(run.wanted(Millis(1599)).wake_at, Some(Millis(1600)));
+    run.handle(&TICK, Millis(1600));
+    assert_eq!(held(&run, &b).iter().map(|attempt| attempt.task).collect::<Vec<_>>(), [attempts[1].task]);
+    assert_eq!(held(&run, &a), attempts[..1]);
+}
+
+#[test]
+fn without_speculation_nothing_is_begun_twice() {
+    let mut run = planned(config(), &[4]);
+    let slow = straggling(&mut run);
+    run.handle(&Input::Silent { worker: worker(1) }, Millis(4000));
+    run.handle(&TICK, Millis(3999 + ABSENT));
+    assert!(held(&run, &worker(2)).is_empty());
+    run.handle(&TICK, Millis(4000 + ABSENT));
+    assert_eq!(held(&run, &worker(2)).iter().map(|attempt| attempt.task).collect::<Vec<_>>(), [slow.task]);
+}
+
+#[test]
+fn what_an_absent_worker_holds_is_begun_by_who_has_nothing_else_to_do() {
+    let mut run = planned(RunConfig { speculate: true, ..config() }, &[2]);
+    let (a, b) = (worker(1), worker(2));
+    run.handle(&joined(&a, 2), Millis(0));
+    let attempts = held(&run, &a);
+    run.handle(&Input::Started { worker: a.clone(), attempts: attempts.clone() }, Millis(0));
+    run.handle(&Input::Silent { worker: a.clone() }, Millis(1000));
+    run.handle(&joined(&b, 1), Millis(1000));
+    assert!(held(&run, &b).is_empty());
+    let at = run.wanted(Millis(1000)).wake_at.unwrap();
+    run.handle(&TICK, at);
+    assert_eq!(held(&run, &b).iter().map(|attempt| attempt.number).collect::<Vec<_>>(), [2]);
+    run.handle(&comes_back(&a, 2, attempts.clone()), Millis(7000));
+    assert_eq!(held(&run, &a), attempts);
+    run.handle_all(&[done(&a, attempts[0]), done(&a, attempts[1])], Millis(8000));
+    assert!(held(&run, &b).is_empty() && run.wanted(Millis(8000)).publish);
 }
 
 #[test]
 fn cancelling_kills_what_is_held_and_then_ends() {
     let mut run = planned(config(), &[1]);
     let a = worker(1);
-    run.handle(&Input::Joined { worker: a.clone(), slots: 1 }, Millis(0));
+    run.handle(&joined(&a, 1), Millis(0));
     let attempt = held(&run, &a)[0];
     run.handle(&Input::Cancel, Millis(1));
     assert!(held(&run, &a).is_empty() && run.ended().is_none());
@@ -177,7 +347,7 @@ fn cancelling_kills_what_is_held_and_then_ends() {
 fn what_is_being_published_is_not_cancelled() {
     let mut run = planned(config(), &[1]);
     let a = worker(1);
-    run.handle(&Input::Joined { worker: a.clone(), slots: 1 }, Millis(0));
+    run.handle(&joined(&a, 1), Millis(0));
     run.handle(&done(&a, held(&run, &a)[0]), Millis(1));
     assert!(run.wanted(Millis(1)).publish);
     assert!(run.handle(&Input::Cancel, Millis(2)).is_empty());
@@ -189,9 +359,9 @@ fn what_is_being_published_is_not_cancelled() {
 fn the_first_worker_leaves_to_the_next_what_it_could_only_keep_waiting() {
     let mut run = planned(config(), &[4]);
     let (a, b) = (worker(1), worker(2));
-    run.handle(&Input::Joined { worker: a.clone(), slots: 2 }, Millis(0));
+    run.handle(&joined(&a, 2), Millis(0));
     assert_eq!(held(&run, &a).len(), 2);
-    run.handle(&Input::Joined { worker: b.clone(), slots: 2 }, Millis(0));
+    run.handle(&joined(&b, 2), Millis(0));
     assert_eq!((held(&run, &a).len(), held(&run, &b).len()), (2, 2));
 }
 
@@ -199,7 +369,7 @@ fn the_first_worker_leaves_to_the_next_what_it_could_only_keep_waiting() {
 fn short_attempts_are_given_out_many_at_a_time_and_none_that_another_would_have_time_for() {
     let mut run = planned(config(), &[10_000]);
     let workers = [worker(1), worker(2)];
-    workers.iter().for_each(|id| drop(run.handle(&Input::Joined { worker: id.clone(), slots: 1 }, Millis(0))));
+    workers.iter().for_each(|id| drop(run.handle(&joined(id, 1), Millis(0))));
     assert_eq!(workers.each_ref().map(|id| held(&run, id).len()), [2, 2], "nobody knows yet how short they are");
     let short = |worker: &WorkerId, attempt| done_in(worker, attempt, 200);
     run.handle(&short(&workers[0], held(&run, &workers[0])[0]), Millis(1));
@@ -223,10 +393,10 @@ fn short_attempts_are_given_out_many_at_a_time_and_none_that_another_would_have_
 fn what_waits_on_a_worker_that_has_done_something_is_not_why_it_is_lost() {
     let mut run = planned(config(), &[9]);
     let a = worker(1);
-    run.handle(&Input::Joined { worker: a.clone(), slots: 1 }, Millis(0));
+    run.handle(&joined(&a, 1), Millis(0));
     run.handle(&done(&a, held(&run, &a)[0]), Millis(1));
     let waiting = held(&run, &a);
-    run.handle(&Input::Left { worker: a }, Millis(2));
+    run.handle(&Input::Gone { worker: a }, Millis(2));
     assert!(waiting.iter().all(|attempt| run.task(attempt.task).unwrap().losses == 0) && !waiting.is_empty());
 }
 
@@ -234,7 +404,7 @@ fn what_waits_on_a_worker_that_has_done_something_is_not_why_it_is_lost() {
 fn a_share_has_another_version_when_it_is_another_one() {
     let mut run = planned(config(), &[9]);
     let a = worker(1);
-    run.handle(&Input::Joined { worker: a.clone(), slots: 1 }, Millis(0));
+    run.handle(&joined(&a, 1), Millis(0));
     let version = |run: &Run| run.share(&worker(1)).unwrap().version;
     let (before, attempt) = (version(&run), held(&run, &a)[0]);
     run.handle(&Input::Started { worker: a.clone(), attempts: vec![attempt] }, Millis(0));
@@ -250,11 +420,11 @@ fn a_share_has_another_version_when_it_is_another_one() {
 fn a_time_that_has_passed_wakes_nobody() {
     let mut run = planned(RunConfig { timeout: None, ..config() }, &[2]);
     let a = worker(1);
-    run.handle(&Input::Joined { worker: a.clone(), slots: 2 }, Millis(0));
+    run.handle(&joined(&a, 2), Millis(0));
     let attempts = held(&run, &a);
     run.handle(&Input::Started { worker: a.clone(), attempts: vec![attempts[1]] }, Millis(0));
     run.handle(&failed(&a, attempts[0]), Millis(0));
-    run.handle(&Input::Left { worker: a }, Millis(0));
+    run.handle(&Input::Gone { worker: a }, Millis(0));
     let at = run.wanted(Millis(0)).wake_at.unwrap();
     assert_eq!(run.wanted(at).wake_at, None);
 }
@@ -276,7 +446,7 @@ fn a_journal_that_cannot_be_is_refused_and_panics_nowhere() {
     let strange = [committed(0), planned(vec![1]), committed(0), committed(0), committed(7), returned];
     let run = Run::replay(config(), &strange).unwrap();
     assert!(matches!(run.task(TaskId { phase: 0, index: 0 }).unwrap().state, TaskState::Committed { .. }));
-    let assigned = Event::Assigned { attempts: vec![attempt(0)], worker: worker(1) };
+    let assigned = Event::Assigned { attempts: vec![attempt(0)], worker: worker(1), at: Millis(0) };
     Run::replay(config(), &[planned(vec![1]), assigned]).unwrap();
 }
 
@@ -284,7 +454,7 @@ fn a_journal_that_cannot_be_is_refused_and_panics_nowhere() {
 fn an_attempt_that_its_worker_does_not_end_is_given_up() {
     let mut run = planned(config(), &[1]);
     let a = worker(1);
-    run.handle(&Input::Joined { worker: a.clone(), slots: 1 }, Millis(0));
+    run.handle(&joined(&a, 1), Millis(0));
     let attempt = held(&run, &a)[0];
     run.handle(&Input::Started { worker: a.clone(), attempts: vec![attempt] }, Millis(0));
     assert!(run.handle(&TICK, Millis(60_000)).is_empty());
@@ -302,8 +472,8 @@ fn a_task_that_no_worker_can_even_take_is_given_up() {
     let mut now = Millis(0);
     for n in 0..MAX_WORKER_LOSSES {
         assert_eq!(run.ended(), None);
-        run.handle(&Input::Joined { worker: worker(n), slots: 1 }, now);
-        run.handle(&Input::Left { worker: worker(n) }, now);
+        run.handle(&joined(&worker(n), 1), now);
+        run.handle(&Input::Gone { worker: worker(n) }, now);
         now = run.wanted(now).wake_at.unwrap_or(now);
         run.handle(&TICK, now);
     }
@@ -314,6 +484,9 @@ fn a_task_that_no_worker_can_even_take_is_given_up() {
 #[derive(Clone, Debug)]
 enum Step {
     Join(u32, u32),
+    /// With all that it holds, or half of it.
+    ComeBack(u32, bool),
+    Silence(u32),
     Leave(u32),
     Start(usize),
     Done(usize),
@@ -332,6 +505,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         2 => (0u32..4, 1u32..4).prop_map(|(w, s)| Step::Join(w, s)),
         1 => (0u32..4).prop_map(Step::Leave),
+        1 => (0u32..4).prop_map(Step::Silence),
+        2 => (0u32..4, any::<bool>()).prop_map(|(w, all)| Step::ComeBack(w, all)),
         4 => any::<usize>().prop_map(Step::Start),
         4 => any::<usize>().prop_map(Step::Done),
         2 => any::<usize>().prop_map(Step::Fail),
@@ -351,7 +526,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 proptest! {
     #[test]
     fn random_histories_keep_the_invariants_replay_and_end(steps in steps(), tasks in 1u32..12, reduces in 0u32..4, early in any::<bool>()) {
-        let config = RunConfig { max_failures: 2, ..config() };
+        let config = RunConfig { max_failures: 2, speculate: true, ..config() };
         let mut run = Run::new(config.clone());
         let (mut journal, mut now, mut epoch) = (Vec::new(), 0, 1);
         let mut past: Vec<Input> = Vec::new();
@@ -365,8 +540,14 @@ proptest! {
         };
         for step in steps {
             let input = match step {
-                Step::Join(w, slots) => Some(Input::Joined { worker: worker(w), slots }),
-                Step::Leave(w) => Some(Input::Left { worker: worker(w) }),
+                Step::Join(w, slots) => Some(joined(&worker(w), slots)),
+                Step::ComeBack(w, all) => {
+                    let holds = held(&run, &worker(w));
+                    let kept = if all { holds.len() } else { holds.len() / 2 };
+                    Some(comes_back(&worker(w), 2, holds.into_iter().take(kept)))
+                }
+                Step::Silence(w) => Some(Input::Silent { worker: worker(w) }),
+                Step::Leave(w) => Some(Input::Gone { worker: worker(w) }),
                 Step::Start(n) => pick(&run, n).map(|(worker, attempt)| Input::Started { worker, attempts: vec![attempt] }),
                 Step::Done(n) => pick(&run, n).map(|(worker, attempt)| done(&worker, attempt)),
                 Step::Fail(n) => pick(&run, n).map(|(worker, attempt)| failed(&worker, attempt)),
@@ -403,9 +584,9 @@ proptest! {
         }
         // All faults heal: the dataset is staged, and one good worker brings every run to its end.
         run.handle(&staged, Millis(now));
-        run.handle(&Input::Joined { worker: worker(9), slots: 4 }, Millis(now));
+        run.handle(&joined(&worker(9), 4), Millis(now));
         for w in 0..4 {
-            run.handle(&Input::Left { worker: worker(w) }, Millis(now));
+            run.handle(&Input::Gone { worker: worker(w) }, Millis(now));
         }
         for _ in 0..200 {
             if let Some((worker, attempt)) = pick(&run, 0) {

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use forebay_datasets::volume::Holder;
 use forebay_jobs::{
     id::{AttemptId, Epoch, WorkerId},
     task::{Failure, OutputFile},
@@ -19,7 +20,7 @@ pub struct Millis(pub u64);
 /// What the machine is told.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Input {
-    /// A coordinator took the run over. Attempts of older epochs end here, without using up a try.
+    /// A coordinator took the run over. Workers are absent until it hears of them; what they hold stays theirs.
     Opened { epoch: Epoch },
     /// The plan is durable. Without a snapshot the dataset is still being staged, and each task of the first phase waits
     /// for its inputs.
@@ -30,10 +31,12 @@ pub enum Input {
     Staged { snapshot: String },
     /// Staging or planning failed for good, or the source changed under a plan that was made ahead of the snapshot.
     PlanFailed { error: String },
-    /// A worker said hello.
-    Joined { worker: WorkerId, slots: u32 },
-    /// A worker's stream ended, or it was silent for too long.
-    Left { worker: WorkerId },
+    /// A worker said hello, and what it holds of what it was given before, or has to report of it.
+    Joined { worker: WorkerId, slots: u32, holds: BTreeSet<AttemptId>, process: Option<Holder> },
+    /// A worker's stream ended, or it was silent for too long. Its process may be at work, and come back.
+    Silent { worker: WorkerId },
+    /// A worker's process has ended.
+    Gone { worker: WorkerId },
     /// Attempts entered slots.
     Started { worker: WorkerId, attempts: Vec<AttemptId> },
     /// An attempt ended, and its outputs were checked on the volume.
@@ -87,9 +90,18 @@ pub enum Event {
         snapshot: String,
         at: Millis,
     },
+    /// It came, or came back with what it held.
     WorkerJoined {
         worker: WorkerId,
         slots: u32,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        process: Option<Holder>,
+        at: Millis,
+    },
+    /// Nothing is heard of it; what it holds it may finish.
+    WorkerAbsent {
+        worker: WorkerId,
+        at: Millis,
     },
     WorkerLeft {
         worker: WorkerId,
@@ -97,6 +109,7 @@ pub enum Event {
     Assigned {
         worker: WorkerId,
         attempts: Vec<AttemptId>,
+        at: Millis,
     },
     Started {
         attempts: Vec<AttemptId>,
@@ -120,7 +133,8 @@ pub enum Event {
         retry_at: Option<Millis>,
         at: Millis,
     },
-    /// Ended without using up a try: given back, drained, killed, or `lost` with its worker after it had started.
+    /// Ended without using up a try: given back, drained, killed, taken back from a worker that did not come to it, or
+    /// `lost` with its worker after it had started.
     AttemptReturned {
         attempt: AttemptId,
         retry_at: Millis,

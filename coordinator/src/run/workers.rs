@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use forebay_datasets::volume::Holder;
 use forebay_jobs::id::{AttemptId, WorkerId};
 
+use super::Millis;
+
 /// A worker that has joined.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Worker {
     pub(super) slots: u32,
     pub(super) held: BTreeSet<AttemptId>,
@@ -13,6 +16,12 @@ pub(super) struct Worker {
     pub(super) proven: bool,
     /// Another number whenever `held` is another.
     pub(super) version: u64,
+    /// Its process, which who can see it need not wait for once it is gone.
+    pub(super) process: Option<Holder>,
+    /// Since when nothing was heard of it; none while it has a stream.
+    pub(super) absent_since: Option<Millis>,
+    /// When it was last given anything.
+    pub(super) given: Millis,
 }
 
 impl Worker {
@@ -26,8 +35,13 @@ impl Worker {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Workers {
     joined: BTreeMap<WorkerId, Worker>,
+    /// Those that are there.
     by_load: BTreeSet<((usize, usize), WorkerId)>,
+    /// Those that are not, since when.
+    absent: BTreeSet<(Millis, WorkerId)>,
+    /// Of those that are there.
     slots: usize,
+    /// By any.
     held: usize,
 }
 
@@ -40,7 +54,27 @@ impl Workers {
         self.joined.keys()
     }
 
-    /// Slots of all.
+    /// Whether a worker has a stream.
+    pub(super) fn is_there(&self, id: &WorkerId) -> bool {
+        self.joined.get(id).is_some_and(|worker| worker.absent_since.is_none())
+    }
+
+    /// Those of which nothing is heard, and since when, the longest first.
+    pub(super) fn absent(&self) -> impl Iterator<Item = (Millis, &WorkerId)> {
+        self.absent.iter().map(|(since, id)| (*since, id))
+    }
+
+    /// Those that have a slot free.
+    pub(super) fn free(&self) -> impl Iterator<Item = &WorkerId> {
+        self.by_load.iter().take_while(|((behind, _), _)| *behind < 1).map(|(_, id)| id)
+    }
+
+    /// Those that are there, the fullest first.
+    pub(super) fn by_load(&self) -> impl Iterator<Item = (&WorkerId, &Worker)> {
+        self.by_load.iter().rev().map(|(_, id)| (id, &self.joined[id]))
+    }
+
+    /// Slots of all that are there.
     pub(super) fn slots(&self) -> usize {
         self.slots
     }
@@ -61,21 +95,59 @@ impl Workers {
         missing * self.slots.div_ceil(self.joined.len().max(1)).max(1)
     }
 
-    /// A worker that is not there yet.
-    pub(super) fn join(&mut self, id: WorkerId, slots: u32) {
-        let worker = Worker { slots: slots.max(1), held: BTreeSet::new(), proven: false, version: 0 };
-        self.slots += worker.slots as usize;
-        self.by_load.insert((worker.load(), id.clone()));
-        self.joined.insert(id, worker);
+    /// A worker came, or came back.
+    pub(super) fn join(&mut self, id: WorkerId, slots: u32, process: Option<Holder>, at: Millis) {
+        let mut worker = self.take(&id).unwrap_or_default();
+        (worker.slots, worker.process, worker.absent_since) = (slots.max(1), process, None);
+        // What it has begun meanwhile it is about to tell.
+        worker.given = at;
+        worker.version += 1;
+        self.insert(id, worker);
+    }
+
+    /// Nothing is heard of a worker any more.
+    pub(super) fn miss(&mut self, id: &WorkerId, at: Millis) {
+        if let Some(mut worker) = self.take(id) {
+            worker.absent_since = Some(at);
+            self.insert(id.clone(), worker);
+        }
     }
 
     /// Forgets a worker, and says what it held.
     pub(super) fn leave(&mut self, id: &WorkerId) -> BTreeSet<AttemptId> {
-        let Some(worker) = self.joined.remove(id) else { return BTreeSet::new() };
-        self.by_load.remove(&(worker.load(), id.clone()));
-        self.slots -= worker.slots as usize;
+        self.take(id).map(|worker| worker.held).unwrap_or_default()
+    }
+
+    fn insert(&mut self, id: WorkerId, worker: Worker) {
+        self.held += worker.held.len();
+        match worker.absent_since {
+            Some(since) => drop(self.absent.insert((since, id.clone()))),
+            None => {
+                self.slots += worker.slots as usize;
+                self.by_load.insert((worker.load(), id.clone()));
+            }
+        }
+        self.joined.insert(id, worker);
+    }
+
+    fn take(&mut self, id: &WorkerId) -> Option<Worker> {
+        let worker = self.joined.remove(id)?;
         self.held -= worker.held.len();
-        worker.held
+        match worker.absent_since {
+            Some(since) => drop(self.absent.remove(&(since, id.clone()))),
+            None => {
+                self.slots -= worker.slots as usize;
+                self.by_load.remove(&(worker.load(), id.clone()));
+            }
+        }
+        Some(worker)
+    }
+
+    /// A worker was given something.
+    pub(super) fn give(&mut self, id: &WorkerId, at: Millis) {
+        if let Some(worker) = self.joined.get_mut(id) {
+            worker.given = at;
+        }
     }
 
     pub(super) fn prove(&mut self, id: &WorkerId) {
@@ -107,18 +179,19 @@ impl Workers {
         worker.version += 1;
         let after = worker.load();
         self.held = self.held + after.1 - before.1;
-        self.by_load.remove(&(before, id.clone()));
-        self.by_load.insert((after, id.clone()));
+        if worker.absent_since.is_none() {
+            self.by_load.remove(&(before, id.clone()));
+            self.by_load.insert((after, id.clone()));
+        }
     }
 
     /// Whether what is kept beside the workers agrees with them.
     pub(super) fn agree(&self) -> Result<(), String> {
-        let by_load = self.joined.iter().map(|(id, worker)| (worker.load(), id.clone())).collect::<BTreeSet<_>>();
-        let slots: usize = self.joined.values().map(|worker| worker.slots as usize).sum();
-        let held: usize = self.joined.values().map(|worker| worker.held.len()).sum();
-        match by_load == self.by_load && (slots, held) == (self.slots, self.held) {
+        let mut counted = Self::default();
+        self.joined.iter().for_each(|(id, worker)| counted.insert(id.clone(), worker.clone()));
+        match counted == *self {
             true => Ok(()),
-            false => Err(format!("{slots} slots hold {held} attempts, which is counted otherwise")),
+            false => Err(format!("{} slots hold {} attempts, which is counted otherwise", counted.slots, counted.held)),
         }
     }
 

@@ -268,6 +268,8 @@ pub struct WorkersSpec {
     pub count: u32,
     /// Attempts at once in each; none: the host's cores.
     pub slots: Option<u32>,
+    /// How long a worker goes on without a coordinator.
+    pub patience: Duration,
 }
 
 /// What starts workers.
@@ -291,6 +293,8 @@ pub struct RetrySpec {
     pub timeout: Option<Duration>,
     /// Failed tasks that a run survives.
     pub max_failures: u32,
+    /// Whether a task that takes much longer than its peers is begun a second time elsewhere.
+    pub speculate: bool,
 }
 
 /// `[output]`

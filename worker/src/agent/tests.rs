@@ -1,6 +1,10 @@
 //! The worker against a coordinator of the tests' own: real TLS, real programs, a real volume.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fs,
+    path::Path,
+};
 
 use forebay_datasets::{
     output,
@@ -18,7 +22,7 @@ use futures::{StreamExt, stream::BoxStream};
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tonic::{
-    Request, Response,
+    Request, Response, Streaming,
     transport::{Identity, Server, ServerTlsConfig, server::TcpIncoming},
 };
 
@@ -27,10 +31,13 @@ use crate::logs::{self, Content};
 
 const TOKEN: &str = "a-token";
 
-/// Answers one worker's stream with what the test sends, and shows the test what the worker says.
+/// Answers a worker's streams, each with what the test sends, and shows the test what the worker says.
+/// Of the streams to come; a worker that comes when there are none is turned away.
+type Answers = Arc<Mutex<VecDeque<mpsc::UnboundedReceiver<ToWorker>>>>;
+
 struct Coordinator {
     said: mpsc::UnboundedSender<FromWorker>,
-    answers: Mutex<Option<mpsc::UnboundedReceiver<ToWorker>>>,
+    answers: Answers,
 }
 
 impl Link for Coordinator {
@@ -42,7 +49,7 @@ impl Link for Coordinator {
             return Err(Status::unauthenticated("the token is wrong"));
         }
         let (said, mut messages) = (self.said.clone(), request.into_inner());
-        let mut answers = self.answers.lock().unwrap().take().unwrap();
+        let mut answers = self.answers.lock().unwrap().pop_front().ok_or_else(|| Status::unavailable("nobody"))?;
         let (done, mut ended) = tokio::sync::oneshot::channel::<()>();
         tokio::spawn(async move {
             while let Ok(Some(message)) = messages.message().await {
@@ -70,6 +77,7 @@ struct Fixture {
     volume: Volume,
     server: JoinHandle<()>,
     answers: Option<mpsc::UnboundedSender<ToWorker>>,
+    streams: Answers,
     said: mpsc::UnboundedReceiver<FromWorker>,
     tell: mpsc::Sender<()>,
     worker: JoinHandle<Result<(), WorkerError>>,
@@ -85,7 +93,7 @@ impl Fixture {
         let dir = tempfile::tempdir().unwrap();
         let volume = Volume::open_or_create(&dir.path().join("volume")).unwrap();
         let run_dir = volume.run_dir("r");
-        for dir in ["files", "attempts", "checkpoints", "logs"] {
+        for dir in ["files", "attempts", "reports", "checkpoints", "logs"] {
             fs::create_dir_all(run_dir.join(dir)).unwrap();
         }
         fs::create_dir_all(run_dir.join("epochs/1")).unwrap();
@@ -114,7 +122,8 @@ impl Fixture {
         let (said, heard) = mpsc::unbounded_channel();
         let (answers, to_worker) = mpsc::unbounded_channel();
         let tls = ServerTlsConfig::new().identity(Identity::from_pem(cert.pem(), signing_key.serialize_pem()));
-        let service = LinkServer::new(Coordinator { said, answers: Mutex::new(Some(to_worker)) });
+        let streams = Answers::new(Mutex::new([to_worker].into()));
+        let service = LinkServer::new(Coordinator { said, answers: Arc::clone(&streams) });
         let serve = Server::builder().tls_config(tls).unwrap().add_service(service);
         let serve = serve.serve_with_incoming(TcpIncoming::from(listener));
         let server = tokio::spawn(async move { serve.await.unwrap() });
@@ -130,7 +139,7 @@ impl Fixture {
         let worker = tokio::spawn(run_until(config, told));
         let welcome = ToWorker::Welcome { epoch: Epoch(1), job: Box::new(job(kind, dir.path())) };
         answers.send(welcome).unwrap();
-        let mut this = Self { dir, volume, server, answers: Some(answers), said: heard, tell, worker };
+        let mut this = Self { dir, volume, server, answers: Some(answers), streams, said: heard, tell, worker };
         if token == TOKEN {
             let hello = this.hear().await;
             assert!(matches!(&hello, FromWorker::Hello { slots: 2, volume, .. } if volume == this.volume.id()));
@@ -138,12 +147,37 @@ impl Fixture {
         this
     }
 
+    /// A coordinator is there again. What the worker says that it holds.
+    async fn come_back(&mut self) -> Vec<u32> {
+        let (answers, to_worker) = mpsc::unbounded_channel();
+        answers
+            .send(ToWorker::Welcome {
+                epoch: Epoch(2),
+                job: Box::new(job("[command]\nargv = ['true']", self.dir.path())),
+            })
+            .unwrap();
+        self.answers = Some(answers);
+        self.streams.lock().unwrap().push_back(to_worker);
+        loop {
+            if let FromWorker::Hello { holds, .. } = self.hear().await {
+                return holds.into_iter().map(|attempt| attempt.task.index).collect();
+            }
+        }
+    }
+
+    /// What the worker has kept in this file of its.
+    async fn kept(&self, number: u32) -> Vec<(u32, Outcome)> {
+        self.appears(&format!("volume/runs/r/reports/w.{number}.json")).await;
+        let reports = kept::read(&self.volume.run_dir("r"), &"w".parse().unwrap(), number).unwrap().unwrap();
+        reports.into_iter().map(|report| (report.attempt.task.index, report.outcome)).collect()
+    }
+
     fn send(&self, message: ToWorker) {
         self.answers.as_ref().unwrap().send(message).unwrap();
     }
 
     fn assign(&self, tasks: impl IntoIterator<Item = (u32, TaskInput)>) {
-        let one = |(index, input)| Assignment { attempt: attempt(index), spec: spec(index, input) };
+        let one = |(index, input)| Assignment { attempt: attempt(index), spec: spec(index, input), beside: false };
         self.send(ToWorker::Assign(tasks.into_iter().map(one).collect()));
     }
 
@@ -207,7 +241,7 @@ impl Fixture {
         let mut reduce = spec(0, TaskInput::Shuffle(outputs));
         reduce.task.phase = 1;
         let attempt = AttemptId { task: reduce.task, ..attempt(0) };
-        self.send(ToWorker::Assign(vec![Assignment { attempt, spec: reduce }]));
+        self.send(ToWorker::Assign(vec![Assignment { attempt, spec: reduce, beside: false }]));
     }
 
     /// Waits for a file that a program makes. It is another process's, and tells nobody that it is there: so this looks
@@ -369,8 +403,33 @@ async fn told_to_end_a_worker_gives_back_what_is_not_done() {
 }
 
 #[tokio::test]
-async fn a_lost_link_ends_the_worker_and_its_programs() {
-    let text = "[command]\nshell = 'trap \"\" TERM; echo $$ > @/p; mv @/p @/pid; while :; do sleep 0.01; done'";
+async fn without_a_coordinator_a_worker_finishes_what_it_holds_and_is_taken_on_by_the_next() {
+    let shell = "until test $FOREBAY_TASK_INDEX = 0 || test -e @/$FOREBAY_TASK_INDEX; do sleep 0.01; done";
+    let mut this = Fixture::start(&format!("[command]\nshell = '{shell}'")).await;
+    this.assign((0..4).map(|index| (index, nothing())));
+    // That it was reported, nobody has noted.
+    let done = this.reports(1).await.remove(&0).unwrap();
+    this.answers = None;
+    assert_eq!(this.kept(1).await, [(0, done.clone())]);
+    fs::write(this.dir.path().join("1"), "").unwrap();
+    let outcomes = this.kept(2).await;
+    assert!(matches!(&outcomes[..], [(1, Outcome::Done { .. })]), "{outcomes:?}");
+    assert_eq!(this.come_back().await, [0, 1, 2, 3]);
+    assert_eq!(this.reports(2).await.into_keys().collect::<Vec<_>>(), [0, 1]);
+    // What was queued has been started meanwhile.
+    assert_eq!(this.hear().await, FromWorker::Started(vec![attempt(2), attempt(3)]));
+    this.send(ToWorker::Noted(vec![attempt(0), attempt(1)]));
+    this.send(ToWorker::Kill(vec![attempt(3)]));
+    assert_eq!(this.reports(1).await.into_keys().collect::<Vec<_>>(), [3]);
+    this.answers = None;
+    assert_eq!(this.kept(3).await, [(3, Outcome::Failed(Failure::Cancelled))]);
+    assert_eq!(this.come_back().await, [2, 3], "what is noted is not kept for ever");
+    this.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_worker_whose_coordinator_never_comes_back_ends_by_itself_and_leaves_what_it_has_to_report() {
+    let text = "[command]\nshell = 'echo $$ > @/p; mv @/p @/pid; exec sleep 1000'\n[workers]\npatience = '1s'";
     let mut this = Fixture::start(text).await;
     this.assign([(0, nothing())]);
     this.appears("pid").await;
@@ -379,6 +438,17 @@ async fn a_lost_link_ends_the_worker_and_its_programs() {
     assert!(matches!(ended, Err(WorkerError::LinkLost { source: None, .. })), "{ended:?}");
     let pid = fs::read_to_string(this.dir.path().join("pid")).unwrap();
     assert!(!Path::new("/proc").join(pid.trim()).exists());
+    assert_eq!(this.kept(1).await, [(0, Outcome::GivenBack)]);
+}
+
+#[tokio::test]
+async fn a_worker_whose_run_has_ended_without_it_ends() {
+    let mut this = Fixture::start("[command]\nargv = ['sleep', '1000']").await;
+    this.assign([(0, nothing())]);
+    assert_eq!(this.hear().await, FromWorker::Started(vec![attempt(0)]));
+    fs::write(this.volume.run_dir("r").join(kept::RESULT), "{}").unwrap();
+    this.answers = None;
+    (&mut this.worker).await.unwrap().unwrap();
 }
 
 #[tokio::test]

@@ -109,10 +109,8 @@ async fn command(
         let mut command = command_of(&program, &env)?;
         let run_dir = attempt.bench.volume.run_dir(attempt.bench.run.as_str());
         let work_dir = attempt.scratch_dir.join("work");
-        let checkpoint_dir = run_dir.join("checkpoints").join(attempt.id.task.to_string());
-        for dir in [&work_dir, &checkpoint_dir] {
-            volume::create_dir(dir)?;
-        }
+        let checkpoint_dir = super::checkpoint::dir(&run_dir.join("checkpoints"), attempt.id, attempt.beside)?;
+        volume::create_dir(&work_dir)?;
         for name in names {
             ship(&run_dir.join("files"), &work_dir, name)?;
         }

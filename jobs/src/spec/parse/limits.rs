@@ -59,6 +59,9 @@ pub(super) fn split(raw: Option<Spanned<RawSplit>>, work: &Work) -> Result<Split
     Ok(SplitSpec { by, size })
 }
 
+/// How long a worker goes on without a coordinator, unless the job says otherwise.
+const PATIENCE: Duration = Duration::from_secs(3600);
+
 pub(super) fn workers(raw: RawWorkers) -> Result<WorkersSpec, SpecError> {
     if let Some(fleet) = &raw.fleet {
         match fleet.get_ref().as_str() {
@@ -71,7 +74,8 @@ pub(super) fn workers(raw: RawWorkers) -> Result<WorkersSpec, SpecError> {
         }
     }
     let slots = raw.slots.is_some().then(|| positive(raw.slots.as_ref(), 1, 1024)).transpose()?;
-    Ok(WorkersSpec { fleet: FleetKind::Local, count: positive(raw.count.as_ref(), 1, 10_000)?, slots })
+    let patience = raw.patience.as_ref().map_or(Ok(PATIENCE), |text| sized(text, size::duration))?;
+    Ok(WorkersSpec { fleet: FleetKind::Local, count: positive(raw.count.as_ref(), 1, 10_000)?, slots, patience })
 }
 
 pub(super) fn retry(raw: RawRetry) -> Result<RetrySpec, SpecError> {
@@ -99,6 +103,7 @@ pub(super) fn retry(raw: RawRetry) -> Result<RetrySpec, SpecError> {
         backoff_last,
         timeout: timeout.transpose()?,
         max_failures: raw.max_failures.unwrap_or(0),
+        speculate: raw.speculate.unwrap_or(true),
     })
 }
 

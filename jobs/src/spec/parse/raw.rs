@@ -183,6 +183,7 @@ pub(super) struct RawWorkers {
     pub(super) fleet: Option<Spanned<String>>,
     pub(super) count: Option<Spanned<u32>>,
     pub(super) slots: Option<Spanned<u32>>,
+    pub(super) patience: Option<Spanned<String>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -192,6 +193,7 @@ pub(super) struct RawRetry {
     pub(super) backoff: Option<Spanned<String>>,
     pub(super) timeout: Option<Spanned<String>>,
     pub(super) max_failures: Option<u32>,
+    pub(super) speculate: Option<bool>,
 }
 
 #[derive(Default, Deserialize)]

@@ -1,0 +1,126 @@
+//! Who is given what next.
+//!
+//! Tasks that are ready are given in order to whoever has least to do. Where none is and a slot is free, a slot that
+//! would idle is given what others do not come to: first an attempt that waits behind others on its worker, which is
+//! taken back from there, then a second attempt of a task whose worker is absent or that takes much longer than its
+//! peers. The first attempt of a task that is done counts; the other is ended. This is speculation as in MapReduce's
+//! backup tasks (Dean and Ghemawat, OSDI 2004) with thresholds like those of Spark's `spark.speculation`.
+
+use forebay_jobs::id::{AttemptId, TaskId, WorkerId};
+
+use super::{Millis, Run, TaskState, tasks::Holding};
+
+/// What waits behind a slot lasts for so many microseconds.
+const AHEAD: u64 = 200_000;
+/// Attempts that a slot is given at most: what is lost with a worker is to be little.
+pub(super) const DEEPEST: usize = 2048;
+/// What a worker was given so many milliseconds ago and has not begun, others may begin.
+const UNBEGUN: u64 = 1_000;
+/// A worker that is absent for so many milliseconds may be so for good.
+const SPARED: u64 = 5_000;
+/// A task takes long if it takes so many times what its peers took, and so many milliseconds more.
+const SLOWER: (u64, u64) = (2, 1_000);
+
+/// A change in who holds what.
+pub(super) enum Step {
+    /// This worker is given this attempt.
+    Give(WorkerId, AttemptId),
+    /// This attempt is taken back from its worker, which has not begun it.
+    TakeBack(AttemptId),
+}
+
+impl Run {
+    /// The next change, if there is one.
+    pub(super) fn step(&self, now: Millis) -> Option<Step> {
+        if self.ended.is_some() || self.stopping().is_some() {
+            return None;
+        }
+        let phase = self.tasks.phase()?;
+        if let Some(task) = self.tasks.next(phase, now) {
+            let worker = self.workers.least_loaded(self.depth(phase))?;
+            return Some(self.give(worker, task));
+        }
+        self.workers.free().next()?;
+        let unbegun = self.unbegun(phase).find(|(at, _)| *at <= now).map(|(_, attempt)| Step::TakeBack(attempt));
+        unbegun.or_else(|| {
+            self.slow(phase).filter(|(at, _)| *at <= now).find_map(|(_, holding)| {
+                let worker = self.workers.free().find(|worker| **worker != holding.worker)?;
+                Some(self.give(worker, holding.attempt.task))
+            })
+        })
+    }
+
+    fn give(&self, worker: &WorkerId, task: TaskId) -> Step {
+        let number = self.task(task).map_or(0, |task| task.attempts) + 1;
+        Step::Give(worker.clone(), AttemptId { task, number, epoch: self.epoch })
+    }
+
+    /// When time alone lets something be given to a slot that is free.
+    pub(super) fn gives_at(&self, now: Millis) -> Option<Millis> {
+        let phase = self.tasks.phase()?;
+        self.workers.free().next()?;
+        let unbegun = self.unbegun(phase).map(|(at, _)| at).filter(|at| *at > now).min();
+        let slow = self.slow(phase).map(|(at, _)| at).filter(|at| *at > now).min();
+        unbegun.into_iter().chain(slow).min()
+    }
+
+    /// Attempts that their workers have not begun, and since when others may: of each worker the last.
+    fn unbegun(&self, phase: u32) -> impl Iterator<Item = (Millis, AttemptId)> {
+        self.workers.by_load().filter_map(move |(_, worker)| {
+            let waits = |attempt: &&AttemptId| attempt.task.phase == phase && self.waits(**attempt);
+            let attempt = worker.held.iter().rev().find(waits)?;
+            Some((Millis(worker.given.0.saturating_add(UNBEGUN)), *attempt))
+        })
+    }
+
+    /// Whether an attempt is the only one of its task, and has not been begun.
+    fn waits(&self, attempt: AttemptId) -> bool {
+        match self.task(attempt.task).map(|task| &task.state) {
+            Some(TaskState::Held { first, second: None }) => first.attempt == attempt && first.started.is_none(),
+            _ => false,
+        }
+    }
+
+    /// Attempts beside which another one may be begun, and from when on.
+    fn slow(&self, phase: u32) -> impl Iterator<Item = (Millis, &Holding)> {
+        let absent = self.workers.absent().flat_map(move |(since, id)| {
+            let at = Millis(since.0.saturating_add(SPARED));
+            let held = self.workers.get(id).into_iter().flat_map(|worker| &worker.held);
+            held.map(move |attempt| (at, *attempt))
+        });
+        // What is usual is known once many have done it.
+        let many = 2 * self.tasks.open_in(phase) <= self.tasks.count_in(phase);
+        let usual = self.usual.get(phase as usize).copied().flatten().filter(|_| many);
+        let running = usual.into_iter().flat_map(move |usual| {
+            let long = SLOWER.0.saturating_mul(usual / 1000).saturating_add(SLOWER.1);
+            self.tasks
+                .running()
+                .iter()
+                .map(move |(started, attempt)| (Millis(started.0.saturating_add(long)), *attempt))
+        });
+        let speculate = self.config.speculate;
+        absent.chain(running).filter(move |_| speculate).filter_map(move |(at, attempt)| {
+            let task = self.task(attempt.task).filter(|_| attempt.task.phase == phase)?;
+            // One that has failed has a fault of its own, and one beside which another was begun had its chance.
+            match &task.state {
+                TaskState::Held { first, second: None } if task.failures == 0 && task.attempts == attempt.number => {
+                    Some((at, first))
+                }
+                _ => None,
+            }
+        })
+    }
+
+    /// How many attempts a slot is given, those included that wait behind it. While there is enough to do, a worker
+    /// holds as many again as it has slots, so that no slot waits for the network; of short ones as many as last for
+    /// [`AHEAD`], but none that another worker would have time for.
+    fn depth(&self, phase: u32) -> usize {
+        let unheld = (self.tasks.open_in(phase) as usize).saturating_sub(self.workers.held());
+        if unheld <= self.workers.due_to_missing(self.config.workers) {
+            return 1;
+        }
+        let lasting = self.usual.get(phase as usize).copied().flatten().map_or(2, |usual| AHEAD / usual.max(1));
+        let fair = unheld / (2 * self.workers.slots().max(1));
+        usize::try_from(lasting).unwrap_or(usize::MAX).min(fair).clamp(2, DEEPEST)
+    }
+}

@@ -1,0 +1,147 @@
+//! A coordinator dies or stalls, and its workers work for the next one.
+
+use std::{fs, path::Path};
+
+use rustix::process::{Pid, Signal};
+use serde_json::Value;
+
+use crate::support::{
+    Cluster, eventually,
+    processes::{Running, is_running, kill},
+    published,
+};
+
+const TASKS: usize = 4;
+
+struct Fixture {
+    cluster: Cluster,
+    job: String,
+}
+
+impl Fixture {
+    /// As many tasks as there are slots, each of which waits for the file `go`. Each says that it was begun, and that it
+    /// was done.
+    async fn new(workers: &str) -> Self {
+        let cluster = Cluster::start().await;
+        for n in 0..TASKS {
+            cluster.s3.put("data", &format!("{n}.txt"), format!("content {n}"));
+        }
+        let here = cluster.volume().join("marks");
+        fs::create_dir(&here).unwrap();
+        let here = here.display();
+        let text = format!(
+            "name = 'j'\n[dataset]\nsource = 's3://data'\n[command]\nshell = \"\"\"\n\
+             : > {here}/begun.$FOREBAY_TASK_INDEX.$$; while [ ! -e {here}/go ]; do sleep 0.01; done\n\
+             cat $(cat $FOREBAY_INPUTS) > $FOREBAY_OUTPUT_DIR/x; : > {here}/done.$FOREBAY_TASK_INDEX.$$\"\"\"\n\
+             [workers]\ncount = 2\nslots = 2\n{workers}"
+        );
+        let job = cluster.file("job.toml", &text);
+        Self { cluster, job }
+    }
+
+    fn start(&self) -> Running {
+        self.cluster.terminal().start(["run", &self.job, "--id", "r", "--json"])
+    }
+
+    /// A coordinator at work, all of whose tasks are in slots; and its workers.
+    fn at_work(&self) -> (Running, Vec<Pid>) {
+        let running = self.start();
+        eventually("all tasks are begun", || self.marks("begun").len() == TASKS);
+        let workers = running.children();
+        assert_eq!(workers.len(), 2);
+        (running, workers)
+    }
+
+    fn go(&self) {
+        fs::write(self.cluster.volume().join("marks/go"), "").unwrap();
+    }
+
+    fn marks(&self, which: &str) -> Vec<String> {
+        names(&self.cluster.volume().join("marks"), which)
+    }
+
+    /// Every task was done, and none was begun twice.
+    fn check(&self, result: &Value) {
+        let tasks = &result["tasks"];
+        assert_eq!((&tasks["succeeded"], &tasks["attempts"]), (&TASKS.into(), &TASKS.into()), "{result}");
+        assert_eq!([self.marks("begun").len(), self.marks("done").len()], [TASKS; 2]);
+        let output = published(&self.cluster.run_dir("r").join("output"));
+        let expected = (0..TASKS).map(|n| (format!("task-{n:05}/x"), format!("content {n}").into_bytes()));
+        assert!(output.into_iter().eq(expected));
+        assert!(!self.cluster.run_dir("r").join("reports").exists());
+    }
+}
+
+fn names(dir: &Path, beginning: &str) -> Vec<String> {
+    let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.starts_with(beginning)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_workers_of_a_killed_coordinator_are_taken_on_by_the_next() {
+    let fixture = Fixture::new("").await;
+    let (first, workers) = fixture.at_work();
+    kill(&[first.pid()]);
+    first.outcome();
+    let second = fixture.start();
+    eventually("the second coordinator has taken the run over", || {
+        fixture.cluster.run_dir("r").join("epochs/2/link.json").exists()
+    });
+    fixture.go();
+    let result = second.outcome().json(0);
+    fixture.check(&result);
+    assert_eq!(result["workers"], 2, "no other was started");
+    eventually("they have ended", || !workers.iter().copied().any(is_running));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_done_without_a_coordinator_counts_even_if_the_workers_are_killed_too() {
+    let fixture = Fixture::new("").await;
+    let (first, workers) = fixture.at_work();
+    kill(&[first.pid()]);
+    first.outcome();
+    fixture.go();
+    let reports = fixture.cluster.run_dir("r").join("reports");
+    let count = |name: &String| {
+        let text = fs::read(reports.join(name)).unwrap();
+        let kept: Value = serde_json::from_slice(&text).unwrap();
+        kept["reports"].as_array().unwrap().len()
+    };
+    eventually("all results are kept", || names(&reports, "local-1").iter().map(count).sum::<usize>() == TASKS);
+    kill(&workers);
+    fixture.check(&fixture.start().outcome().json(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_that_was_stopped_for_longer_than_its_lease_does_no_harm_when_it_wakes_up() {
+    let fixture = Fixture::new("").await;
+    let (first, workers) = fixture.at_work();
+    first.signal(Signal::STOP);
+    let second = fixture.start();
+    eventually("the second coordinator has taken the run over", || {
+        fixture.cluster.run_dir("r").join("epochs/2/link.json").exists()
+    });
+    first.signal(Signal::CONT);
+    let forebay = || fixture.cluster.forebay(["runs", "show", "r", "--json"]).json(0);
+    eventually("the workers have come over", || forebay()["workers"] == 2);
+    fixture.go();
+    let result = second.outcome().json(0);
+    fixture.check(&result);
+    let deposed = first.outcome().code(4);
+    assert!(deposed.stdout.contains("taken over by another coordinator"), "{deposed:?}");
+    eventually("they have ended", || !workers.iter().copied().any(is_running));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_whose_coordinator_never_comes_back_end_by_themselves() {
+    let fixture = Fixture::new("patience = '1s'").await;
+    let (first, workers) = fixture.at_work();
+    kill(&[first.pid()]);
+    first.outcome();
+    eventually("the workers have ended", || !workers.iter().copied().any(is_running));
+    // They gave back what they had not done.
+    fixture.go();
+    let result = fixture.start().outcome().json(0);
+    assert_eq!(result["tasks"]["succeeded"], TASKS);
+    assert_eq!([fixture.marks("begun").len(), fixture.marks("done").len()], [2 * TASKS, TASKS]);
+}

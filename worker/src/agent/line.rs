@@ -1,0 +1,95 @@
+//! The agent's stream to whoever coordinates the run, and the search for the next one while there is none.
+
+use std::{path::PathBuf, time::Duration};
+
+use forebay_jobs::{
+    id::RunId,
+    kept::RESULT,
+    wire::{FromWorker, ToWorker},
+};
+use futures::future::BoxFuture;
+use tokio::time::Instant;
+use tonic::Status;
+
+use crate::link::{self, Link};
+
+/// Between two tries to reach a coordinator.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The stream, or what is done to have one again.
+pub(super) enum Line {
+    /// There is one.
+    Up(Box<Link>),
+    /// A coordinator is being called.
+    Calling(BoxFuture<'static, Answer>),
+    /// None answered. From this moment on, another call may be made.
+    Down(Instant),
+}
+
+/// What came over the line, or of it.
+pub(super) enum News {
+    /// The coordinator said this.
+    Said(ToWorker),
+    /// The stream ended; how, unless it was just closed.
+    Broke(Option<Box<Status>>),
+    /// A coordinator has welcomed this worker back.
+    IsBack,
+    /// Nobody answered.
+    Nobody,
+    /// It is time to call again.
+    MayCall,
+    /// Nobody will ever answer: the run has ended.
+    RunEnded,
+}
+
+pub(super) enum Answer {
+    Welcome(Box<Link>),
+    None,
+    RunEnded,
+}
+
+impl Line {
+    /// Calls the coordinator of the run's newest epoch.
+    pub(super) fn call(run: RunId, run_dir: PathBuf, hello: FromWorker) -> Self {
+        Self::Calling(Box::pin(async move {
+            match link::connect(&run, &run_dir, hello).await {
+                Ok(link) => Answer::Welcome(Box::new(link)),
+                // Its directory goes with it.
+                Err(_) if run_dir.join(RESULT).exists() || !run_dir.exists() => Answer::RunEnded,
+                Err(error) => {
+                    tracing::debug!(%error, "no coordinator");
+                    Answer::None
+                }
+            }
+        }))
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        matches!(self, Self::Up(_))
+    }
+
+    /// Waits for what comes next. May be dropped and called again at any time.
+    pub(super) async fn next(&mut self) -> News {
+        match self {
+            Self::Up(link) => match link.incoming.message().await {
+                Ok(Some(message)) => News::Said(message),
+                Ok(None) => News::Broke(None),
+                Err(status) => News::Broke(Some(Box::new(status))),
+            },
+            Self::Calling(call) => match call.await {
+                Answer::Welcome(link) => {
+                    *self = Self::Up(link);
+                    News::IsBack
+                }
+                answer => {
+                    *self = Self::Down(Instant::now() + RETRY);
+                    if matches!(answer, Answer::RunEnded) { News::RunEnded } else { News::Nobody }
+                }
+            },
+            Self::Down(until) => {
+                tokio::time::sleep_until(*until).await;
+                News::MayCall
+            }
+        }
+    }
+}

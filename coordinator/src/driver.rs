@@ -22,6 +22,8 @@ mod reading;
 mod result;
 mod session;
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;
 mod work;
 mod workers;

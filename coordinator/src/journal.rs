@@ -100,9 +100,7 @@ impl Journal {
         let failed = |source| JournalError::Io { action: "create", path: path.to_owned(), source };
         let file = OpenOptions::new().write(true).create_new(true).open(path).map_err(failed)?;
         let mut journal = Self { path: path.to_owned(), file };
-        let mut bytes = MAGIC.to_vec();
-        frame(&mut bytes, header);
-        journal.write(&bytes)?;
+        journal.write(&begin(header))?;
         path.parent().map_or(Ok(()), volume::sync_dir).map_err(|error| failed(io::Error::other(error)))?;
         Ok(journal)
     }
@@ -112,9 +110,7 @@ impl Journal {
         if events.is_empty() {
             return Ok(());
         }
-        let mut bytes = Vec::new();
-        frame(&mut bytes, &events);
-        self.write(&bytes)
+        self.write(&group(events))
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), JournalError> {
@@ -142,21 +138,34 @@ pub fn read(path: &Path, counts: Option<u64>) -> Result<Replay, JournalError> {
     let mut bytes =
         std::fs::read(path).map_err(|source| JournalError::Io { action: "read", path: path.to_owned(), source })?;
     bytes.truncate(counts.and_then(|counts| usize::try_from(counts).ok()).unwrap_or(usize::MAX));
+    parse(&bytes).map_err(|wrong| match wrong {
+        Wrong::Magic => JournalError::Magic { path: path.to_owned() },
+        Wrong::At(offset) => JournalError::Damaged { path: path.to_owned(), offset: offset as u64 },
+    })
+}
+
+/// What of a journal cannot be read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Wrong {
+    Magic,
+    /// The frame that begins at this byte.
+    At(usize),
+}
+
+/// Understands a journal's bytes.
+pub(crate) fn parse(bytes: &[u8]) -> Result<Replay, Wrong> {
     let mut replay = Replay { header: None, events: Vec::new(), length: 0, torn: bytes.len() as u64 };
-    if bytes.len() < MAGIC.len() && MAGIC.starts_with(&bytes) {
+    if bytes.len() < MAGIC.len() && MAGIC.starts_with(bytes) {
         return Ok(replay);
     }
-    let Some(mut rest) = bytes.strip_prefix(MAGIC) else {
-        return Err(JournalError::Magic { path: path.to_owned() });
-    };
-    let damaged =
-        |rest: &[u8]| JournalError::Damaged { path: path.to_owned(), offset: (bytes.len() - rest.len()) as u64 };
+    let mut rest = bytes.strip_prefix(MAGIC).ok_or(Wrong::Magic)?;
+    let wrong = |rest: &[u8]| Wrong::At(bytes.len() - rest.len());
     while let Some((head, body)) = rest.split_at_checked(FRAME_HEAD) {
         let (length, crc) = head.split_at(4);
         let length = u32::from_le_bytes(length.try_into().expect("four bytes"));
         let crc = u64::from_le_bytes(crc.try_into().expect("eight bytes"));
         if length > LARGEST_FRAME {
-            return Err(damaged(rest));
+            return Err(wrong(rest));
         }
         // A file system may grow a file before it writes to it; no frame is empty.
         if length == 0 {
@@ -168,12 +177,12 @@ pub fn read(path: &Path, counts: Option<u64>) -> Result<Replay, JournalError> {
             if after.is_empty() {
                 break;
             }
-            return Err(damaged(rest));
+            return Err(wrong(rest));
         }
         match &replay.header {
-            None => replay.header = Some(serde_json::from_slice(content).map_err(|_| damaged(rest))?),
+            None => replay.header = Some(serde_json::from_slice(content).map_err(|_| wrong(rest))?),
             Some(_) => {
-                let events: Vec<Event> = serde_json::from_slice(content).map_err(|_| damaged(rest))?;
+                let events: Vec<Event> = serde_json::from_slice(content).map_err(|_| wrong(rest))?;
                 replay.events.extend(events);
             }
         }
@@ -182,6 +191,20 @@ pub fn read(path: &Path, counts: Option<u64>) -> Result<Replay, JournalError> {
     }
     replay.torn = bytes.len() as u64 - replay.length;
     Ok(replay)
+}
+
+/// A journal's first bytes.
+pub(crate) fn begin(header: &Header) -> Vec<u8> {
+    let mut bytes = MAGIC.to_vec();
+    frame(&mut bytes, header);
+    bytes
+}
+
+/// The bytes of a group of events.
+pub(crate) fn group(events: &[Event]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    frame(&mut bytes, &events);
+    bytes
 }
 
 #[cfg(test)]

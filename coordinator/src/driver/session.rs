@@ -1,6 +1,7 @@
 //! A run's machine with the journal behind it: what it decides is durable before anybody acts on it.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
@@ -25,47 +26,56 @@ pub(super) struct Replayed {
     /// In order.
     pub(super) events: Vec<Event>,
     /// How many bytes of each epoch's journal they are.
-    before: Vec<(Epoch, u64)>,
+    pub(super) before: Vec<(Epoch, u64)>,
 }
 
 /// Reads every journal of the run below an epoch, or all of them.
+pub(super) fn replay(run: &RunDir, below: Option<Epoch>) -> Result<Replayed, CoordinateError> {
+    let dirs: BTreeMap<_, _> = epochs(run, below)?.into_iter().collect();
+    let read = |epoch, limit| {
+        let dir = &dirs[&epoch];
+        if below.is_some() {
+            settle(dir)?;
+        }
+        Ok(read(dir, limit)?)
+    };
+    compose(dirs.keys().rev().copied(), read, |why| impossible(run, why))
+}
+
+/// Puts the events of several journals together, of which the newest is read first.
 ///
 /// The newest one that has a header says how much of each older one counts; of itself all whole frames do.
-pub(super) fn replay(run: &RunDir, below: Option<Epoch>) -> Result<Replayed, CoordinateError> {
-    let mut newest_first = epochs(run, below)?;
-    newest_first.sort_by_key(|(epoch, _)| std::cmp::Reverse(*epoch));
+pub(super) fn compose<E>(
+    newest_first: impl Iterator<Item = Epoch>,
+    mut read: impl FnMut(Epoch, Option<u64>) -> Result<Option<Replay>, E>,
+    impossible: impl Fn(String) -> E,
+) -> Result<Replayed, E> {
     let mut counted: Vec<(Epoch, u64)> = Vec::new();
-    let mut groups: Vec<(Epoch, Vec<Event>)> = Vec::new();
+    let mut groups: Vec<Vec<Event>> = Vec::new();
     let mut headed = false;
-    for (epoch, dir) in newest_first {
+    for epoch in newest_first {
         let limit = counted.iter().find(|(counted, _)| *counted == epoch).map(|(_, length)| *length);
         if headed && limit.is_none() {
             // A later epoch began without having seen a journal here.
             continue;
         }
-        if below.is_some() {
-            settle(&dir)?;
-        }
-        let Some(read) = read(&dir, limit)? else {
-            if let (true, Some(bytes)) = (headed, limit) {
-                return Err(impossible(run, format!("epoch {epoch} had {bytes} bytes, and has none")));
+        let Some(read) = read(epoch, limit)? else {
+            if let Some(bytes) = limit {
+                return Err(impossible(format!("epoch {epoch} had {bytes} bytes, and has none")));
             }
             continue;
         };
-        if let (true, Some(bytes)) = (headed, limit)
-            && read.length < bytes
-        {
-            return Err(impossible(run, format!("epoch {epoch} had {bytes} bytes, and has {}", read.length)));
+        if let Some(bytes) = limit.filter(|bytes| read.length < *bytes) {
+            return Err(impossible(format!("epoch {epoch} had {bytes} bytes, and has {}", read.length)));
         }
         if let (Some(header), false) = (read.header, headed) {
             counted = header.before;
             counted.push((epoch, read.length));
             headed = true;
         }
-        groups.push((epoch, read.events));
+        groups.push(read.events);
     }
-    groups.reverse();
-    Ok(Replayed { events: groups.into_iter().flat_map(|(_, events)| events).collect(), before: counted })
+    Ok(Replayed { events: groups.into_iter().rev().flatten().collect(), before: counted })
 }
 
 fn impossible(run: &RunDir, why: String) -> CoordinateError {

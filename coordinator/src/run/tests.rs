@@ -246,6 +246,7 @@ fn a_task_that_takes_much_longer_than_its_peers_gets_a_second_attempt_and_the_fi
         let second = held(&run, &b);
         assert_eq!(second.iter().map(|attempt| (attempt.task, attempt.number)).collect::<Vec<_>>(), [(slow.task, 2)]);
         assert_eq!(held(&run, &a), [slow]);
+        assert!(run.is_second(second[0]) && !run.is_second(slow));
         let (winner, by) = if first_wins { (slow, &a) } else { (second[0], &b) };
         run.handle(&done(by, winner), at);
         assert!(held(&run, &a).is_empty() && held(&run, &b).is_empty(), "the other is to be ended");
@@ -327,6 +328,36 @@ fn what_an_absent_worker_holds_is_begun_by_who_has_nothing_else_to_do() {
     assert_eq!(held(&run, &a), attempts);
     run.handle_all(&[done(&a, attempts[0]), done(&a, attempts[1])], Millis(8000));
     assert!(held(&run, &b).is_empty() && run.wanted(Millis(8000)).publish);
+}
+
+#[test]
+fn what_is_said_of_an_attempt_that_is_not_held_changes_nothing() {
+    let mut run = planned(RunConfig { attempts: 1, max_failures: 1, ..config() }, &[2]);
+    let (a, b) = (worker(1), worker(2));
+    run.handle(&joined(&a, 2), Millis(0));
+    run.handle(&joined(&b, 2), Millis(0));
+    let [first, second] = held(&run, &a)[..] else { panic!() };
+    let said = |by: &WorkerId, attempt| {
+        let (worker, started) = (by.clone(), vec![attempt]);
+        [
+            done(by, attempt),
+            failed(by, attempt),
+            Input::GivenBack { worker: worker.clone(), attempt },
+            Input::Started { worker, attempts: started },
+        ]
+    };
+    // Another one's, one of another number, of another epoch, and of no task.
+    let mut strange = said(&b, first).to_vec();
+    strange.extend(said(&a, AttemptId { number: 2, ..first }));
+    strange.extend(said(&a, AttemptId { epoch: Epoch(2), ..first }));
+    strange.extend(said(&a, AttemptId { task: TaskId { phase: 0, index: 7 }, ..first }));
+    for input in &strange {
+        assert!(run.handle(input, Millis(1)).is_empty(), "{input:?}");
+    }
+    run.handle_all(&[done(&a, first), failed(&a, second)], Millis(2));
+    for input in strange.iter().chain(&said(&a, first)).chain(&said(&a, second)) {
+        assert!(run.handle(input, Millis(3)).is_empty(), "{input:?}");
+    }
 }
 
 #[test]

@@ -1,0 +1,135 @@
+//! A worker as the agent is one, without programs: what it was given waits, runs until the history ends it, and is told
+//! until it is noted.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use forebay_jobs::{
+    id::{AttemptId, WorkerId},
+    task::{AttemptReport, Failure, Outcome},
+    wire::{FromWorker, ToWorker},
+};
+
+/// A worker's process.
+pub(super) struct Worker {
+    pub(super) id: WorkerId,
+    pub(super) slots: u32,
+    pub(super) alive: bool,
+    /// No coordinator can be reached.
+    pub(super) partitioned: bool,
+    /// The number of its stream.
+    pub(super) stream: Option<u64>,
+    queue: VecDeque<AttemptId>,
+    running: BTreeSet<AttemptId>,
+    seen: BTreeSet<AttemptId>,
+    unnoted: BTreeMap<AttemptId, AttemptReport>,
+    /// What it keeps as files, for a coordinator that looks after it.
+    pub(super) files: Vec<Vec<AttemptReport>>,
+}
+
+impl Worker {
+    pub(super) fn new(id: WorkerId, slots: u32) -> Self {
+        Self {
+            id,
+            slots,
+            alive: true,
+            partitioned: false,
+            stream: None,
+            queue: VecDeque::new(),
+            running: BTreeSet::new(),
+            seen: BTreeSet::new(),
+            unnoted: BTreeMap::new(),
+            files: Vec::new(),
+        }
+    }
+
+    pub(super) fn running(&self) -> &BTreeSet<AttemptId> {
+        &self.running
+    }
+
+    pub(super) fn holds(&self) -> BTreeSet<AttemptId> {
+        self.queue.iter().chain(&self.running).chain(self.unnoted.keys()).copied().collect()
+    }
+
+    /// What it says first on a new stream: whatever the coordinator may not know.
+    pub(super) fn is_back(&mut self, stream: u64) -> Vec<FromWorker> {
+        self.stream = Some(stream);
+        let reports: Vec<_> = self.unnoted.values().cloned().collect();
+        let started: Vec<_> = self.running.iter().copied().collect();
+        let mut says = Vec::new();
+        if !reports.is_empty() {
+            says.push(FromWorker::Reports(reports));
+        }
+        if !started.is_empty() {
+            says.push(FromWorker::Started(started));
+        }
+        says
+    }
+
+    /// Its stream broke, and it knows.
+    pub(super) fn is_cut(&mut self) {
+        if self.stream.take().is_some() && !self.unnoted.is_empty() {
+            self.files.push(self.unnoted.values().cloned().collect());
+        }
+    }
+
+    /// What it says to a message.
+    pub(super) fn hear(&mut self, message: ToWorker) -> Vec<FromWorker> {
+        match message {
+            ToWorker::Assign(assignments) => {
+                let new = assignments.into_iter().map(|assignment| assignment.attempt);
+                let new: Vec<_> = new.filter(|attempt| self.seen.insert(*attempt)).collect();
+                self.queue.extend(new);
+                self.start()
+            }
+            ToWorker::Kill(attempts) => {
+                let (killed, kept) = std::mem::take(&mut self.queue).into_iter().partition(|id| attempts.contains(id));
+                self.queue = kept;
+                let killed: VecDeque<AttemptId> = killed;
+                let ended = attempts.into_iter().filter(|attempt| self.running.remove(attempt));
+                let killed: Vec<_> = killed.into_iter().chain(ended).collect();
+                let cancelled = |attempt| (attempt, Outcome::Failed(Failure::Cancelled));
+                self.tell(killed.into_iter().map(cancelled).collect())
+            }
+            ToWorker::Noted(attempts) => {
+                attempts.iter().for_each(|attempt| drop(self.unnoted.remove(attempt)));
+                Vec::new()
+            }
+            ToWorker::Shutdown => {
+                self.alive = false;
+                Vec::new()
+            }
+            ToWorker::Welcome { .. } => Vec::new(),
+        }
+    }
+
+    /// An attempt in a slot ends.
+    pub(super) fn finish(&mut self, attempt: AttemptId, outcome: Outcome) -> Vec<FromWorker> {
+        self.running.remove(&attempt);
+        self.tell(vec![(attempt, outcome)])
+    }
+
+    fn start(&mut self) -> Vec<FromWorker> {
+        let mut started = Vec::new();
+        while self.running.len() < self.slots as usize {
+            let Some(attempt) = self.queue.pop_front() else { break };
+            self.running.insert(attempt);
+            started.push(attempt);
+        }
+        if started.is_empty() { Vec::new() } else { vec![FromWorker::Started(started)] }
+    }
+
+    fn tell(&mut self, ended: Vec<(AttemptId, Outcome)>) -> Vec<FromWorker> {
+        let report = |(attempt, outcome)| AttemptReport { attempt, outcome, seconds: 1.0 };
+        let reports: Vec<_> = ended.into_iter().map(report).collect();
+        self.unnoted.extend(reports.iter().map(|report| (report.attempt, report.clone())));
+        let mut says = Vec::new();
+        if !reports.is_empty() {
+            match self.stream {
+                Some(_) => says.push(FromWorker::Reports(reports)),
+                None => self.files.push(reports),
+            }
+        }
+        says.extend(self.start());
+        says
+    }
+}

@@ -1,0 +1,165 @@
+#!/usr/bin/env python3
+"""Breaks the coordinator in many ways, one at a time, and expects its tests to see each.
+
+    python3 tests/mutations.py [PART OF A NAME]
+
+Works on a copy of the sources, beside which it builds with the same dependencies (`CARGO_TARGET_DIR`, by default
+`~/.cache/forebay/target`). Prints a table; ends with 1 if a mutation survives, or no longer fits the sources.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MACHINE = "coordinator/src/run/mod.rs"
+ASSIGN = "coordinator/src/run/assign.rs"
+TASKS = "coordinator/src/run/tasks.rs"
+WORKERS = "coordinator/src/run/workers.rs"
+SENT = "coordinator/src/driver/workers.rs"
+SESSION = "coordinator/src/driver/session.rs"
+JOURNAL = "coordinator/src/journal.rs"
+
+# What goes wrong, where, and how.
+MUTATIONS = [
+    ("a commit can be withdrawn", MACHINE,
+     "if self.task(task).is_none_or(|task| matches!(task.state, TaskState::Committed { .. })) {",
+     "if self.task(task).is_none() {"),
+    ("done is believed of anybody", MACHINE,
+     "if self.holds(worker, *attempt).is_some() =>\n            {\n                let (outputs, metrics)",
+     "if self.task(attempt.task).is_some() && !worker.as_str().is_empty() =>\n            {\n                let (outputs, metrics)"),
+    ("a failure is believed of anybody", MACHINE,
+     "Input::Failed { worker, attempt, failure } if self.holds(worker, *attempt).is_some() => {",
+     "Input::Failed { worker: _, attempt, failure } if self.task(attempt.task).is_some() => {"),
+    ("what anybody gives back is taken", MACHINE,
+     "Input::GivenBack { worker, attempt } if self.holds(worker, *attempt).is_some() => {",
+     "Input::GivenBack { worker: _, attempt } if self.task(attempt.task).is_some() => {"),
+    ("what a worker never got is taken for held", MACHINE,
+     "self.lost(worker, |attempt| !holds.contains(&attempt), at)",
+     "self.lost(worker, |attempt| !holds.contains(&attempt) && at.0 == u64::MAX, at)"),
+    ("what a worker still holds is given to others", MACHINE,
+     "self.lost(worker, |attempt| !holds.contains(&attempt), at)",
+     "self.lost(worker, |attempt| holds.len() < usize::MAX && attempt.number > 0, at)"),
+    ("a new coordinator believes that its workers are there", MACHINE,
+     "std::iter::once(Event::Opened { epoch: *epoch, at }).chain(absent).collect()",
+     "std::iter::once(Event::Opened { epoch: *epoch, at }).chain(absent.take(0)).collect()"),
+    ("an absent worker is waited for for ever", MACHINE,
+     "let long = |since: Millis| at.0 >= since.0.saturating_add(ABSENT);",
+     "let long = |since: Millis| at.0 >= since.0.saturating_add(u64::MAX);"),
+    ("the end of one of two attempts decides", MACHINE,
+     "find(|holding| holding.attempt != attempt).cloned();",
+     "find(|holding| holding.attempt.number == u32::MAX).cloned();"),
+    ("failures are not counted", MACHINE,
+     "_ => task.failures = task.failures.saturating_add(1),", "_ => task.failures = task.failures.max(1),"),
+    ("lost workers are not counted", MACHINE,
+     "task.losses = task.losses.saturating_add(u32::from(*lost))", "task.losses = task.losses.saturating_add(u32::from(*lost) * 0)"),
+    ("a run that has ended goes on", MACHINE,
+     "        if self.ended.is_some() {\n            return Vec::new();\n        }\n        let one",
+     "        let one"),
+    ("the output is published before all is staged", MACHINE,
+     "self.snapshot.is_some() && self.tasks.open() == 0", "self.planned && self.tasks.open() == 0"),
+    ("what is being published is cancelled", MACHINE,
+     "Input::Cancel if !self.cancelled && !self.is_complete() =>", "Input::Cancel if !self.cancelled =>"),
+    ("an attempt that was reported in time is overdue", MACHINE,
+     "running.filter(|attempt| !reported.contains(attempt)).collect()",
+     "running.filter(|attempt| !reported.contains(attempt) || attempt.number > 0).collect()"),
+    ("attempts of two epochs have the same name", ASSIGN,
+     "AttemptId { task, number, epoch: self.epoch }", "AttemptId { task, number, epoch: forebay_jobs::id::Epoch(1) }"),
+    ("two attempts have the same number", ASSIGN,
+     "self.task(task).map_or(0, |task| task.attempts) + 1", "self.task(task).map_or(0, |task| task.failures) + 1"),
+    ("a second attempt goes to the worker of the first", ASSIGN,
+     "free().find(|worker| **worker != holding.worker)?", "free().find(|worker| !worker.as_str().is_empty() || **worker != holding.worker)?"),
+    ("what has begun is taken back", ASSIGN,
+     "first.attempt == attempt && first.started.is_none()", "first.attempt == attempt"),
+    ("what was just given is taken back", ASSIGN, "const UNBEGUN: u64 = 1_000;", "const UNBEGUN: u64 = 0;"),
+    ("a task is begun a third time", ASSIGN,
+     "if task.failures == 0 && task.attempts == attempt.number =>", "if task.attempts > 0 =>"),
+    ("the other attempt of a committed task stays held", MACHINE,
+     "if !kept.contains(attempt) {", "if !kept.contains(attempt) && kept.len() == usize::MAX {"),
+    ("a task that waits again is not found", TASKS,
+     "TaskState::Ready(at) => self.waiting.insert((*at, id)),", "TaskState::Ready(at) => at.0 > 1_000_000 && self.waiting.insert((*at, id)),"),
+    ("absent workers are given work", WORKERS,
+     "        if worker.absent_since.is_none() {\n            self.by_load.remove", "        {\n            self.by_load.remove"),
+    ("what is done is sent again", SENT,
+     "let assign: Vec<_> = held.difference(&known.sent).copied().collect();",
+     "let assign: Vec<_> = held.iter().copied().collect();"),
+    ("nothing is ever killed", SENT,
+     "known.sent.iter().filter(|attempt| !settled(attempt)).copied().collect();",
+     "known.sent.iter().filter(|attempt| !settled(attempt)).copied().take(0).collect();"),
+    ("a worker is gone before what it kept was read", SENT,
+     "known.stream.is_none() && known.checking.is_empty() && known.process == Process::EndedAndRead",
+     "known.stream.is_none() && known.process != Process::Unknown"),
+    ("reports are noted before they count", SENT,
+     "let over = |attempt: &AttemptId| !held.contains(attempt) && known.ended.contains(attempt);",
+     "let over = |attempt: &AttemptId| known.ended.contains(attempt);"),
+    ("what a deposed coordinator appends counts", SESSION,
+     "let Some(read) = read(epoch, limit)? else {", "let Some(read) = read(epoch, limit.filter(|_| !headed))? else {"),
+    ("a journal of a torn group is believed", JOURNAL, "if checksum(content) != crc {", "if checksum(content) == 0 && crc == 0 {"),
+    ("a group cut off by a crash is damage", JOURNAL,
+     "let Some((content, after)) = body.split_at_checked(length as usize) else { break };",
+     "let Some((content, after)) = body.split_at_checked(length as usize) else { return Err(wrong(rest)) };"),
+]
+
+
+def test(copy: Path, env: dict) -> tuple[str, float]:
+    """What the tests say of the sources as they are: `caught` with the first test that failed, or `survives`."""
+    command = ["cargo", "test", "--quiet", "--locked", "-p", "forebay-coordinator", "--lib"]
+    begun = time.monotonic()
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=copy, env=env, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as tests:
+        try:
+            out, errors = tests.communicate(timeout=120)
+        except subprocess.TimeoutExpired:
+            os.killpg(tests.pid, signal.SIGKILL)
+            return "caught: they do not end", time.monotonic() - begun
+    took = time.monotonic() - begun
+    if "could not compile" in errors:
+        return "does not compile: " + errors.split("error", 1)[1][:300], took
+    if tests.returncode == 0:
+        return "survives", took
+    failed = re.findall(r"^    ([\w:]+)$", out, re.MULTILINE)
+    return f"caught: {', '.join(sorted(set(failed))) or 'aborted'}", took
+
+
+def main() -> int:
+    part = sys.argv[1] if len(sys.argv) > 1 else ""
+    target = os.environ.get("CARGO_TARGET_DIR") or str(Path.home() / ".cache/forebay/target")
+    env = os.environ | {"CARGO_TARGET_DIR": target, "CARGO_INCREMENTAL": "0", "RUST_BACKTRACE": "0"}
+    # What is found is shown and not kept: the next mutation would only be tried with it first.
+    env |= {"PROPTEST_FAILURE_PERSISTENCE": "off", "PROPTEST_MAX_SHRINK_ITERS": "0"}
+    bad = 0
+    with tempfile.TemporaryDirectory() as place:
+        copy = Path(place) / "forebay"
+        listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+        for name in filter(lambda name: (ROOT / name).is_file(), listed.stdout.splitlines()):
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, copy / name)
+        print("| mutation | s | tests |\n|---|---:|---|")
+        verdict, took = test(copy, env)
+        print(f"| none | {took:.0f} | {verdict} |", flush=True)
+        if verdict != "survives":
+            return 1
+        for name, file, find, replace in MUTATIONS:
+            if part not in name:
+                continue
+            text = (copy / file).read_text()
+            if text.count(find) != 1:
+                verdict, took = f"fits {text.count(find)} places of {file}", 0
+            else:
+                (copy / file).write_text(text.replace(find, replace))
+                verdict, took = test(copy, env)
+                (copy / file).write_text(text)
+            bad += not verdict.startswith("caught")
+            print(f"| {name} | {took:.0f} | {verdict} |", flush=True)
+    print(f"\n{bad} of them are not caught")
+    return min(bad, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -114,6 +114,9 @@ pub struct WorkerArgs {
     /// Attempts at once; without it as many as there are cores
     #[arg(long)]
     pub slots: Option<NonZero<u32>>,
+    /// When this worker is taken away, in seconds since 1970: it drains in time [default: Slurm's, in a Slurm job]
+    #[arg(long, env = "SLURM_JOB_END_TIME", hide_env = true)]
+    pub until: Option<u64>,
     /// Do none of the tasks, and report them as done: only to measure what coordinating costs
     #[arg(long, hide = true)]
     pub pretend: bool,

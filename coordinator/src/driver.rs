@@ -323,6 +323,7 @@ async fn conduct(
         run: run.id().clone(),
         epoch,
         slots: run.job().workers.slots.unwrap_or_else(|| share_of_cores(run.job().workers.count)),
+        time: run.job().workers.time,
         logs: run.logs_dir(),
         pretend: options.pretend,
     });

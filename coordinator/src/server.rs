@@ -89,6 +89,8 @@ pub enum Heard {
         holds: BTreeSet<AttemptId>,
         /// Its process.
         process: Holder,
+        /// Milliseconds until it has to end.
+        left: Option<u64>,
         /// What is put in here goes to it. Dropped, it ends the stream.
         sender: mpsc::UnboundedSender<Result<ToWorker, Status>>,
     },
@@ -100,6 +102,13 @@ pub enum Heard {
         stream: u64,
         /// Which.
         attempts: Vec<AttemptId>,
+    },
+    /// It takes nothing more.
+    Draining {
+        /// Who.
+        worker: WorkerId,
+        /// Its stream.
+        stream: u64,
     },
     /// Attempts ended.
     Reports {
@@ -255,7 +264,7 @@ impl Door {
 
     /// Checks the first message of a stream.
     fn admit(&self, hello: Option<FromWorker>) -> Result<Admitted, Status> {
-        let Some(FromWorker::Hello { run, worker, slots, process, holds, version, volume }) = hello else {
+        let Some(FromWorker::Hello { run, worker, slots, process, holds, left, version, volume }) = hello else {
             return Err(Status::invalid_argument("the first message is a hello"));
         };
         let ours = env!("CARGO_PKG_VERSION");
@@ -276,7 +285,7 @@ impl Door {
         if slots == 0 {
             return Err(Status::invalid_argument("a worker has at least one slot"));
         }
-        Ok(Admitted { worker, slots, holds, process })
+        Ok(Admitted { worker, slots, holds, process, left })
     }
 }
 
@@ -286,6 +295,7 @@ struct Admitted {
     slots: u32,
     holds: BTreeSet<AttemptId>,
     process: Holder,
+    left: Option<u64>,
 }
 
 impl Link for Door {
@@ -296,14 +306,14 @@ impl Link for Door {
         let mut said = request.into_inner();
         let first = tokio::time::timeout(PATIENCE, said.message());
         let hello = first.await.map_err(|_| Status::deadline_exceeded("no hello came"))??;
-        let Admitted { worker, slots, holds, process } = self.admit(hello)?;
+        let Admitted { worker, slots, holds, process, left } = self.admit(hello)?;
         let stream = self.streams.fetch_add(1, Ordering::Relaxed);
         // Unbounded, but filled only with what the worker's slots and its prefetch hold.
         let (sender, receiver) = mpsc::unbounded_channel();
         let welcome = ToWorker::Welcome { epoch: self.config.epoch, job: Box::new(self.config.job.clone()) };
         let gone = |_| Status::unavailable("the coordinator is ending");
         sender.send(Ok(welcome)).map_err(|_| Status::internal("the stream ended before it began"))?;
-        let joined = Heard::Joined { worker: worker.clone(), stream, slots, holds, process, sender };
+        let joined = Heard::Joined { worker: worker.clone(), stream, slots, holds, process, left, sender };
         self.inbox.send(joined).await.map_err(gone)?;
         let (inbox, stop) = (self.inbox.clone(), self.stop.clone());
         self.readers.spawn(async move {
@@ -341,6 +351,7 @@ async fn hear(worker: &WorkerId, stream: u64, mut said: Streaming<FromWorker>, i
         let heard = match tokio::time::timeout(SILENCE, said.message()).await {
             Ok(Ok(Some(FromWorker::Started(attempts)))) => Heard::Started { worker, stream, attempts },
             Ok(Ok(Some(FromWorker::Reports(reports)))) => Heard::Reports { worker, stream, reports },
+            Ok(Ok(Some(FromWorker::Draining))) => Heard::Draining { worker, stream },
             Ok(Ok(Some(FromWorker::Heartbeat))) => continue,
             Ok(Ok(Some(FromWorker::Hello { .. }))) => {
                 return tracing::warn!(%worker, "a second hello in one stream: the worker is dismissed");
@@ -395,6 +406,7 @@ mod tests {
                 slots: 2,
                 process: Holder::this_process(),
                 holds: BTreeSet::new(),
+                left: None,
                 version: env!("CARGO_PKG_VERSION").into(),
                 volume: "v".into(),
             }

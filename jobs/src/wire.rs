@@ -60,6 +60,8 @@ pub enum FromWorker {
         process: Holder,
         /// What it was assigned before, by whichever coordinator, and has not ended or has yet to report.
         holds: BTreeSet<AttemptId>,
+        /// Milliseconds until it has to end; none if nothing says so.
+        left: Option<u64>,
         /// Version of forebay; coordinator and worker must agree.
         version: String,
         /// The volume's id, as the worker reads it from `volume.json`.
@@ -69,6 +71,8 @@ pub enum FromWorker {
     Started(Vec<AttemptId>),
     /// These attempts ended.
     Reports(Vec<AttemptReport>),
+    /// It is about to end, and takes nothing more.
+    Draining,
     /// Still there.
     Heartbeat,
 }

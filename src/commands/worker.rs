@@ -1,5 +1,7 @@
 //! `forebay worker`: what a fleet starts.
 
+use std::time::{Duration, UNIX_EPOCH};
+
 use forebay_worker::WorkerConfig;
 
 use crate::{
@@ -13,6 +15,7 @@ pub async fn execute(global: &Global, args: &WorkerArgs) -> Result<Exit, CliErro
         run: args.run.clone(),
         worker: args.name.clone(),
         slots: args.slots.map(Into::into),
+        until: args.until.map(|until| UNIX_EPOCH + Duration::from_secs(until)),
         pretend: args.pretend,
     })
     .await?;

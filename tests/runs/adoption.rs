@@ -1,8 +1,8 @@
-//! A coordinator dies or stalls, and its workers work for the next one.
+//! A coordinator dies or stalls, and its workers work for the next one; a worker is told to end, and others do its work.
 
 use std::{fs, path::Path};
 
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::support::{
@@ -144,4 +144,16 @@ async fn workers_whose_coordinator_never_comes_back_end_by_themselves() {
     let result = fixture.start().outcome().json(0);
     assert_eq!(result["tasks"]["succeeded"], TASKS);
     assert_eq!([fixture.marks("begun").len(), fixture.marks("done").len()], [2 * TASKS, TASKS]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_worker_that_drains_has_not_done_is_done_by_others_and_uses_up_no_try() {
+    let fixture = Fixture::new("[retry]\nattempts = 1\nbackoff = '10ms..10ms'\n").await;
+    let (running, workers) = fixture.at_work();
+    kill_process(workers[0], Signal::TERM).unwrap();
+    eventually("its tasks are begun by another", || fixture.marks("begun").len() == TASKS + 2);
+    fixture.go();
+    let result = running.outcome().json(0);
+    assert_eq!((&result["tasks"]["succeeded"], &result["tasks"]["failed"]), (&TASKS.into(), &0.into()));
+    assert_eq!(fixture.marks("done").len(), TASKS);
 }

@@ -3,7 +3,8 @@
 //! When its link breaks a worker goes on with what it holds, keeps what it has to report as files, and looks for the next
 //! coordinator of the run, be it the same one: that one hears what the worker holds, and takes it on. Without anything
 //! to do it ends soon, and in any case once the job's `[workers] patience` is over.
-//! Told to end by a signal, it drains: programs get SIGTERM and a grace, and everything that is not done is given back.
+//! Told to end by a signal, or by a time that it was given, it drains: it says so, programs get SIGTERM and a grace, and
+//! everything that is not done is given back.
 
 mod line;
 
@@ -12,7 +13,7 @@ use std::{
     io,
     path::PathBuf,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use forebay_datasets::volume::{Holder, Volume, VolumeError};
@@ -51,6 +52,9 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// A worker that holds nothing waits for so long for a coordinator: others are started as soon as there is work again.
 const IDLE: Duration = Duration::from_secs(60);
 
+/// Before the time at which it is taken away a worker begins to end: programs have 10 s, their outputs the rest.
+const BEFORE_THE_END: Duration = Duration::from_secs(15);
+
 /// Attempts of which a message tells at most, about.
 const NEWS: usize = 512;
 /// Files that the reports of one message name, so that it stays below the largest of the link; a single report with
@@ -68,6 +72,8 @@ pub struct WorkerConfig {
     pub worker: WorkerId,
     /// Attempts at once; none: as many as this process may use cores.
     pub slots: Option<u32>,
+    /// When its host takes it away: it drains in time.
+    pub until: Option<SystemTime>,
     /// Whether attempts are reported to be done and nothing is done: only to measure what coordinating costs.
     pub pretend: bool,
 }
@@ -128,7 +134,9 @@ async fn run_until(config: WorkerConfig, told: mpsc::Receiver<()>) -> Result<(),
     let volume = Volume::open(&config.volume_root)?;
     let run_dir = volume.run_dir(config.run.as_str());
     let slots = config.slots.unwrap_or_else(resources::cores).max(1);
-    let me = Me { run: config.run.clone(), run_dir: run_dir.clone(), worker: config.worker.clone(), slots };
+    let left = config.until.map(|until| until.duration_since(SystemTime::now()).unwrap_or_default());
+    let until = left.map(|left| Instant::now() + left);
+    let me = Me { run: config.run.clone(), run_dir: run_dir.clone(), worker: config.worker.clone(), slots, until };
     let link = link::connect(&config.run, &run_dir, me.hello(&volume, BTreeSet::new())).await?;
     tracing::info!(run = %config.run, worker = %config.worker, epoch = %link.epoch, slots, "joined");
     become_subreaper();
@@ -138,6 +146,7 @@ async fn run_until(config: WorkerConfig, told: mpsc::Receiver<()>) -> Result<(),
     let bench = Bench {
         logs: Logs::create(&run_dir.join("logs"), &config.worker)?,
         volume,
+        until: config.until,
         run: config.run,
         job: link.job.clone(),
         slots,
@@ -170,6 +179,8 @@ struct Me {
     run_dir: PathBuf,
     worker: WorkerId,
     slots: u32,
+    /// When it is taken away.
+    until: Option<Instant>,
 }
 
 impl Me {
@@ -180,6 +191,10 @@ impl Me {
             slots: self.slots,
             process: Holder::this_process(),
             holds,
+            left: self.until.map(|until| {
+                let left = until.saturating_duration_since(Instant::now());
+                u64::try_from(left.as_millis()).unwrap_or(u64::MAX)
+            }),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             volume: volume.id().to_owned(),
         }
@@ -218,12 +233,12 @@ impl Agent {
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !(self.draining && self.running.is_empty()) {
-            let (is_up, has_news, until) = (self.line.is_up(), self.has_news(), self.waits_until());
+            let (is_up, has_news, until) = (self.line.is_up(), self.has_news(), self.drains_at());
             let mut told_all = Ok(());
             tokio::select! {
                 // What is told waits for what is ready, so that it is told together.
                 biased;
-                Some(()) = told.recv() => self.drain(),
+                Some(()) = told.recv() => told_all = self.drain().await,
                 news = self.line.next() => match news {
                     News::Said(ToWorker::Shutdown) | News::RunEnded => {
                         self.abort().await;
@@ -239,8 +254,10 @@ impl Agent {
                 _ = heartbeat.tick(), if is_up => told_all = self.send(FromWorker::Heartbeat).await,
                 () = std::future::ready(()), if has_news => told_all = self.tell().await,
                 () = tokio::time::sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {
-                    tracing::warn!("no coordinator came in time");
-                    self.drain();
+                    if self.cut.is_some() {
+                        tracing::warn!("no coordinator came in time");
+                    }
+                    told_all = self.drain().await;
                 }
             }
             self.start();
@@ -263,12 +280,13 @@ impl Agent {
         }
     }
 
-    /// How long a worker without a coordinator waits for one.
-    fn waits_until(&self) -> Option<Instant> {
-        let (since, _) = self.cut.as_ref().filter(|_| !self.draining)?;
+    /// When this worker drains by itself: before it is taken away, and when it has been without a coordinator for long.
+    fn drains_at(&self) -> Option<Instant> {
+        let taken_away = self.me.until.map(|until| until.checked_sub(BEFORE_THE_END).unwrap_or(until));
         let patience = self.bench.job.workers.patience;
         let idle = self.running.is_empty() && self.queue.is_empty();
-        Some(*since + if idle { patience.min(IDLE) } else { patience })
+        let alone = self.cut.as_ref().map(|(since, _)| *since + if idle { patience.min(IDLE) } else { patience });
+        taken_away.into_iter().chain(alone).min().filter(|_| !self.draining)
     }
 
     /// The stream ended. What was told and not noted may have been lost with it.
@@ -413,11 +431,12 @@ impl Agent {
     }
 
     /// Begins to end; told again, ends at once.
-    fn drain(&mut self) {
+    async fn drain(&mut self) -> Result<(), Closed> {
         let why = if self.draining { Why::Abort } else { Why::Drain };
         self.draining = true;
         self.running.values().for_each(|stop| stop.order(why));
         self.give_back();
+        if self.line.is_up() { self.send(FromWorker::Draining).await } else { Ok(()) }
     }
 
     /// Kills what runs, and waits for it as long as it takes a program to die.

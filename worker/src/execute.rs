@@ -54,6 +54,8 @@ pub(crate) struct Bench {
     pub(crate) job: JobSpec,
     /// How many attempts the worker executes at once.
     pub(crate) slots: u32,
+    /// When its host takes the worker away.
+    pub(crate) until: Option<SystemTime>,
     /// Where programs print.
     pub(crate) logs: Arc<Logs>,
     /// Ends programs when the worker is killed.
@@ -197,7 +199,9 @@ impl Attempt {
         let Assignment { attempt: id, spec, beside } = assignment;
         let dir = bench.volume.run_dir(bench.run.as_str()).join("attempts").join(id.to_string());
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let deadline = bench.job.retry.timeout.and_then(|timeout| now.checked_add(timeout));
+        let timed_out = bench.job.retry.timeout.and_then(|timeout| now.checked_add(timeout));
+        let taken_away = bench.until.and_then(|until| until.duration_since(UNIX_EPOCH).ok());
+        let deadline = timed_out.into_iter().chain(taken_away).min();
         Self {
             bench,
             id,

@@ -186,6 +186,7 @@ impl Figures {
             Event::Aborted { error, .. } => self.aborted = Some(error.clone()),
             Event::Published { bytes, rows, .. } => self.published = Some((*bytes, *rows)),
             Event::InputsStaged { .. }
+            | Event::WorkerDrains { .. }
             | Event::Assigned { .. }
             | Event::CancelRequested { .. }
             | Event::Exported { .. }
@@ -260,7 +261,10 @@ fn time(event: &Event) -> Option<Millis> {
         | Event::Published { at, .. }
         | Event::Exported { at }
         | Event::Ended { at, .. } => Some(*at),
-        Event::InputsStaged { .. } | Event::WorkerLeft { .. } | Event::AttemptReturned { .. } => None,
+        Event::InputsStaged { .. }
+        | Event::WorkerDrains { .. }
+        | Event::WorkerLeft { .. }
+        | Event::AttemptReturned { .. } => None,
     }
 }
 
@@ -278,7 +282,13 @@ mod tests {
         let events = [
             Event::Opened { epoch: Epoch(1), at: Millis(1000) },
             Event::Planned { snapshot: Some("s".into()), phases: vec![3], at: Millis(1100) },
-            Event::WorkerJoined { worker: "w".parse().unwrap(), slots: 3, process: None, at: Millis(1100) },
+            Event::WorkerJoined {
+                worker: "w".parse().unwrap(),
+                slots: 3,
+                process: None,
+                until: None,
+                at: Millis(1100),
+            },
             Event::Started { attempts: (0..3).map(attempt).collect(), at: Millis(1200) },
             Event::Committed {
                 attempt: attempt(0),

@@ -103,6 +103,7 @@ impl Fixture {
             slots: 4,
             process: Holder::this_process(),
             holds: BTreeSet::new(),
+            left: None,
             version: env!("CARGO_PKG_VERSION").into(),
             volume: self.volume.id().into(),
         })

@@ -260,15 +260,18 @@ impl<'a> Work<'a> {
 
     fn hear(&mut self, heard: Heard, fleet: &mut dyn Fleet, inputs: &mut Vec<Input>) {
         match heard {
-            Heard::Joined { worker, stream, slots, holds, process, sender } => {
+            Heard::Joined { worker, stream, slots, holds, process, left, sender } => {
                 fleet.joined(&worker);
                 (self.tell)(RunProgress::Joined { worker: worker.clone() });
                 let (holds_too, process) = (holds.clone(), Some(process));
-                inputs.push(Input::Joined { worker: worker.clone(), slots, holds: holds_too, process });
+                inputs.push(Input::Joined { worker: worker.clone(), slots, holds: holds_too, process, left });
                 self.workers.joined(worker, (stream, sender), holds);
             }
             Heard::Started { worker, stream, attempts } if self.workers.is_current(&worker, stream) => {
                 inputs.push(Input::Started { worker, attempts });
+            }
+            Heard::Draining { worker, stream } if self.workers.is_current(&worker, stream) => {
+                inputs.push(Input::Draining { worker });
             }
             Heard::Reports { worker, stream, reports } if self.workers.is_current(&worker, stream) => {
                 inputs.extend(reports.into_iter().filter_map(|report| self.report(&worker, report)));
@@ -283,7 +286,7 @@ impl<'a> Work<'a> {
                 self.cancelling.push(noted);
             }
             // A stream that was replaced.
-            Heard::Started { .. } | Heard::Reports { .. } | Heard::Left { .. } => {}
+            Heard::Started { .. } | Heard::Reports { .. } | Heard::Draining { .. } | Heard::Left { .. } => {}
         }
     }
 

@@ -1,6 +1,9 @@
 //! What each worker was sent, and what it is still to be sent: the difference between the machine's wishes and that.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use forebay_jobs::{
     id::{AttemptId, WorkerId},
@@ -18,14 +21,23 @@ const PARTS_A_MESSAGE: usize = 10_000;
 
 type Sender = mpsc::UnboundedSender<Result<ToWorker, Status>>;
 
+/// A stream to a worker, by its number.
+struct Stream(u64, Sender);
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Stream({})", self.0)
+    }
+}
+
 /// The workers that the machine knows.
 #[derive(Debug, Default)]
 pub(super) struct Workers(BTreeMap<WorkerId, Known>);
 
 #[derive(Debug, Default)]
 struct Known {
-    /// The number of its stream, and what is sent on it; none of one that is absent.
-    stream: Option<(u64, Sender)>,
+    /// None of one that is absent.
+    stream: Option<Stream>,
     /// Assigned to it, and not known to be over on both sides.
     sent: BTreeSet<AttemptId>,
     /// Of these, what it reported.
@@ -56,13 +68,13 @@ impl Workers {
         let known = self.0.entry(worker).or_default();
         // What is being checked it will report once more, which is no news.
         known.ended = known.checking.clone();
-        (known.stream, known.sent, known.synced) = (Some((stream, sender)), holds, None);
+        (known.stream, known.sent, known.synced) = (Some(Stream(stream, sender)), holds, None);
         known.killed.clear();
     }
 
     /// Whether this stream is its worker's present one.
     pub(super) fn is_current(&self, worker: &WorkerId, stream: u64) -> bool {
-        self.0.get(worker).and_then(|known| known.stream.as_ref()).is_some_and(|(present, _)| *present == stream)
+        self.0.get(worker).and_then(|known| known.stream.as_ref()).is_some_and(|present| present.0 == stream)
     }
 
     /// An attempt was reported; with `check` its report is to be looked into. Says whether that is news.
@@ -134,7 +146,7 @@ impl Workers {
             known.sent.retain(|attempt| held.contains(attempt) || !known.ended.contains(attempt));
             known.ended.retain(|attempt| known.sent.contains(attempt));
             known.killed.retain(|attempt| known.sent.contains(attempt));
-            let Some((_, sender)) = &known.stream else { continue };
+            let Some(Stream(_, sender)) = &known.stream else { continue };
             let settled = |attempt: &AttemptId| {
                 held.contains(attempt) || known.ended.contains(attempt) || known.killed.contains(attempt)
             };
@@ -177,7 +189,7 @@ impl Workers {
 
     /// Tells every worker to end.
     pub(super) fn shut_down(&mut self) {
-        for (_, sender) in self.0.values().filter_map(|known| known.stream.as_ref()) {
+        for Stream(_, sender) in self.0.values().filter_map(|known| known.stream.as_ref()) {
             let _ = sender.send(Ok(ToWorker::Shutdown));
         }
     }

@@ -9,7 +9,7 @@ use std::{
     io::{self, Read, Seek, SeekFrom},
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use forebay_jobs::id::{Epoch, RunId, WorkerId};
@@ -61,6 +61,8 @@ pub struct LocalConfig {
     pub epoch: Epoch,
     /// Slots of each.
     pub slots: u32,
+    /// How long each may exist.
+    pub time: Option<Duration>,
     /// Where their standard error goes, one file a worker.
     pub logs: PathBuf,
     /// Whether they do nothing, and say that it is done.
@@ -136,6 +138,10 @@ impl Local {
         command.arg("worker").arg("--volume").arg(&self.config.volume);
         command.args(["--run", self.config.run.as_str(), "--name", worker.as_str()]);
         command.args(["--slots", &self.config.slots.to_string()]);
+        if let Some(until) = self.config.time.and_then(|time| SystemTime::now().checked_add(time)) {
+            let until = until.duration_since(UNIX_EPOCH).unwrap_or_default();
+            command.args(["--until", &until.as_secs().to_string()]);
+        }
         command.args(self.config.pretend.then_some("--pretend"));
         SECRETS.iter().for_each(|name| {
             command.env_remove(name);
@@ -328,6 +334,7 @@ mod tests {
             epoch: Epoch(2),
             slots: 3,
             logs: dir.path().to_owned(),
+            time: None,
             pretend: false,
         };
         (dir, Local::new(config))

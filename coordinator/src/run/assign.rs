@@ -37,17 +37,27 @@ impl Run {
         }
         let phase = self.tasks.phase()?;
         if let Some(task) = self.tasks.next(phase, now) {
-            let worker = self.workers.least_loaded(self.depth(phase))?;
+            let worker = self.takers(phase, self.depth(phase), now).next()?;
             return Some(self.give(worker, task));
         }
-        self.workers.free().next()?;
+        self.takers(phase, 1, now).next()?;
         let unbegun = self.unbegun(phase).find(|(at, _)| *at <= now).map(|(_, attempt)| Step::TakeBack(attempt));
         unbegun.or_else(|| {
             self.slow(phase).filter(|(at, _)| *at <= now).find_map(|(_, holding)| {
-                let worker = self.workers.free().find(|worker| **worker != holding.worker)?;
+                let worker = self.takers(phase, 1, now).find(|worker| **worker != holding.worker)?;
                 Some(self.give(worker, holding.attempt.task))
             })
         })
+    }
+
+    /// Workers that have room for another attempt of this phase, and time.
+    fn takers(&self, phase: u32, depth: usize, now: Millis) -> impl Iterator<Item = &WorkerId> {
+        self.workers.below(depth, self.usual_in(phase).unwrap_or(0) / 1000, now)
+    }
+
+    /// What an attempt of a phase took lately, in microseconds.
+    fn usual_in(&self, phase: u32) -> Option<u64> {
+        self.usual.get(phase as usize).copied().flatten()
     }
 
     fn give(&self, worker: &WorkerId, task: TaskId) -> Step {
@@ -58,7 +68,7 @@ impl Run {
     /// When time alone lets something be given to a slot that is free.
     pub(super) fn gives_at(&self, now: Millis) -> Option<Millis> {
         let phase = self.tasks.phase()?;
-        self.workers.free().next()?;
+        self.takers(phase, 1, now).next()?;
         let unbegun = self.unbegun(phase).map(|(at, _)| at).filter(|at| *at > now).min();
         let slow = self.slow(phase).map(|(at, _)| at).filter(|at| *at > now).min();
         unbegun.into_iter().chain(slow).min()
@@ -90,7 +100,7 @@ impl Run {
         });
         // What is usual is known once many have done it.
         let many = 2 * self.tasks.open_in(phase) <= self.tasks.count_in(phase);
-        let usual = self.usual.get(phase as usize).copied().flatten().filter(|_| many);
+        let usual = self.usual_in(phase).filter(|_| many);
         let running = usual.into_iter().flat_map(move |usual| {
             let long = SLOWER.0.saturating_mul(usual / 1000).saturating_add(SLOWER.1);
             self.tasks
@@ -119,7 +129,7 @@ impl Run {
         if unheld <= self.workers.due_to_missing(self.config.workers) {
             return 1;
         }
-        let lasting = self.usual.get(phase as usize).copied().flatten().map_or(2, |usual| AHEAD / usual.max(1));
+        let lasting = self.usual_in(phase).map_or(2, |usual| AHEAD / usual.max(1));
         let fair = unheld / (2 * self.workers.slots().max(1));
         usize::try_from(lasting).unwrap_or(usize::MAX).min(fair).clamp(2, DEEPEST)
     }

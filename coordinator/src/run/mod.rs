@@ -29,7 +29,7 @@ pub use self::vocabulary::{Done, EndState, Event, Input, Millis, Share, Wanted};
 use self::{
     assign::{DEEPEST, Step},
     tasks::Tasks,
-    workers::Workers,
+    workers::{Hello, Workers},
 };
 
 /// A task whose workers are lost so often is what loses them.
@@ -210,15 +210,19 @@ impl Run {
                 one(Event::Aborted { error: error.clone(), at })
             }
             Input::ExportFailed { error } if self.error.is_none() => one(Event::Aborted { error: error.clone(), at }),
-            Input::Joined { worker, slots, holds, process } => {
+            Input::Joined { worker, slots, holds, process, left } => {
                 // What it was sent and never got, or has forgotten, nobody does any more.
                 let mut events = self.lost(worker, |attempt| !holds.contains(&attempt), at);
                 let (worker, slots, process) = (worker.clone(), (*slots).max(1), process.clone());
-                events.push(Event::WorkerJoined { worker, slots, process, at });
+                let until = left.map(|left| Millis(at.0.saturating_add(left)));
+                events.push(Event::WorkerJoined { worker, slots, process, until, at });
                 events
             }
             Input::Silent { worker } if self.workers.is_there(worker) => {
                 one(Event::WorkerAbsent { worker: worker.clone(), at })
+            }
+            Input::Draining { worker } if self.workers.get(worker).is_some_and(|worker| !worker.drains) => {
+                one(Event::WorkerDrains { worker: worker.clone() })
             }
             Input::Gone { worker } => self.left(worker, at),
             Input::Started { worker, attempts } => {
@@ -393,9 +397,11 @@ impl Run {
                 let awaiting = self.tasks.awaiting().clone();
                 awaiting.into_iter().for_each(|task| self.inputs_are_there(task));
             }
-            Event::WorkerJoined { worker, slots, process, at } => {
-                self.workers.join(worker.clone(), *slots, process.clone(), *at);
+            Event::WorkerJoined { worker, slots, process, until, at } => {
+                let hello = Hello { slots: *slots, process: process.clone(), until: *until };
+                self.workers.join(worker.clone(), hello, *at);
             }
+            Event::WorkerDrains { worker } => self.workers.drain(worker),
             Event::WorkerAbsent { worker, at } => self.workers.miss(worker, *at),
             Event::WorkerLeft { worker } => self.remove_worker(worker),
             Event::Assigned { worker, attempts, at } => {

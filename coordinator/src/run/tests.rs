@@ -22,7 +22,7 @@ fn joined(worker: &WorkerId, slots: u32) -> Input {
 }
 
 fn comes_back(worker: &WorkerId, slots: u32, holds: impl IntoIterator<Item = AttemptId>) -> Input {
-    Input::Joined { worker: worker.clone(), slots, holds: holds.into_iter().collect(), process: None }
+    Input::Joined { worker: worker.clone(), slots, holds: holds.into_iter().collect(), process: None, left: None }
 }
 
 const TICK: Input = Input::Tick { reported: BTreeSet::new() };
@@ -273,6 +273,72 @@ fn what_becomes_of_one_of_two_attempts_decides_nothing_while_the_other_goes_on()
     assert_eq!(held(&run, &b).len(), 1);
     run.handle(&failed(&b, held(&run, &b)[0]), Millis(50_000));
     assert_eq!(run.ended(), Some(EndState::Failed));
+}
+
+#[test]
+fn a_second_attempt_never_goes_to_the_worker_of_the_first() {
+    let mut run = planned(RunConfig { speculate: true, ..config() }, &[2]);
+    let a = worker(1);
+    run.handle(&joined(&a, 2), Millis(0));
+    let attempts = held(&run, &a);
+    run.handle(&Input::Started { worker: a.clone(), attempts: attempts.clone() }, Millis(0));
+    run.handle(&done(&a, attempts[1]), Millis(1000));
+    run.handle(&TICK, Millis(20_000));
+    assert_eq!(held(&run, &a), attempts[..1]);
+}
+
+#[test]
+fn a_worker_that_drains_is_given_nothing_more_and_what_it_still_does_counts() {
+    let mut run = planned(config(), &[6]);
+    let (a, b) = (worker(1), worker(2));
+    run.handle(&joined(&a, 1), Millis(0));
+    run.handle(&joined(&b, 1), Millis(0));
+    let at_a = held(&run, &a);
+    run.handle(&Input::Draining { worker: a.clone() }, Millis(1));
+    assert!(run.handle(&Input::Draining { worker: a.clone() }, Millis(1)).is_empty(), "that is known");
+    run.handle(&done(&a, at_a[0]), Millis(2));
+    let given_back = at_a[1..].iter().map(|attempt| Input::GivenBack { worker: a.clone(), attempt: *attempt });
+    run.handle_all(&given_back.collect::<Vec<_>>(), Millis(2));
+    run.handle(&TICK, Millis(5000));
+    assert!(held(&run, &a).is_empty());
+    run.handle(&Input::Silent { worker: a.clone() }, Millis(5000));
+    assert!(run.workers().eq([&b]));
+    while let Some(attempt) = held(&run, &b).first() {
+        run.handle(&done(&b, *attempt), Millis(5000));
+    }
+    assert!(run.wanted(Millis(5000)).publish);
+}
+
+#[test]
+fn a_worker_with_little_time_left_is_given_only_what_fits() {
+    let with_time = |worker: &WorkerId, left| match joined(worker, 1) {
+        Input::Joined { worker, slots, holds, process, .. } => {
+            Input::Joined { worker, slots, holds, process, left: Some(left) }
+        }
+        other => other,
+    };
+    let mut run = planned(RunConfig { timeout: None, workers: 1, ..config() }, &[20]);
+    let (a, b) = (worker(1), worker(2));
+    run.handle(&with_time(&a, 200_000), Millis(0));
+    // Its tasks take 30 s each, and it needs time to end.
+    let mut now = 0;
+    while let Some(attempt) = held(&run, &a).first().copied() {
+        run.handle(&Input::Started { worker: a.clone(), attempts: vec![attempt] }, Millis(now));
+        now += 30_000;
+        run.handle(&done_in(&a, attempt, 30_000_000), Millis(now));
+    }
+    assert!((170_000..=210_000).contains(&now), "{now}");
+    run.handle(&joined(&b, 1), Millis(now));
+    assert!(!held(&run, &b).is_empty());
+    // Where no worker ever has enough, those that have most of their time before them begin.
+    let mut run = planned(RunConfig { timeout: None, workers: 1, ..config() }, &[20]);
+    run.handle(&joined(&b, 1), Millis(0));
+    run.handle(&done_in(&b, held(&run, &b)[0], 500_000_000), Millis(500_000));
+    run.handle(&Input::Gone { worker: b }, Millis(500_000));
+    run.handle(&with_time(&a, 200_000), Millis(500_000));
+    assert!(!held(&run, &a).is_empty());
+    run.handle(&with_time(&worker(3), 14_000), Millis(500_000));
+    assert!(held(&run, &worker(3)).is_empty());
 }
 
 #[test]
@@ -604,7 +670,10 @@ proptest! {
             let Some(input) = input else { continue };
             let publishing = run.wanted(Millis(now)).publish;
             let committed: Vec<_> = run.tasks().filter(|(_, t)| matches!(t.state, TaskState::Committed { .. })).map(|(id, t)| (id, t.clone())).collect();
-            journal.extend(run.handle(&input, Millis(now)));
+            let had_ended = run.ended().is_some();
+            let events = run.handle(&input, Millis(now));
+            prop_assert!(!had_ended || events.is_empty(), "it has ended: {events:?}");
+            journal.extend(events);
             invariants::check(&run).map_err(TestCaseError::fail)?;
             for (id, task) in committed {
                 prop_assert_eq!(run.task(id), Some(&task), "a commit is never withdrawn");

@@ -32,7 +32,10 @@ pub enum Input {
     /// Staging or planning failed for good, or the source changed under a plan that was made ahead of the snapshot.
     PlanFailed { error: String },
     /// A worker said hello, and what it holds of what it was given before, or has to report of it.
-    Joined { worker: WorkerId, slots: u32, holds: BTreeSet<AttemptId>, process: Option<Holder> },
+    /// `left`: milliseconds until it has to end.
+    Joined { worker: WorkerId, slots: u32, holds: BTreeSet<AttemptId>, process: Option<Holder>, left: Option<u64> },
+    /// A worker is about to end, and takes nothing more.
+    Draining { worker: WorkerId },
     /// A worker's stream ended, or it was silent for too long. Its process may be at work, and come back.
     Silent { worker: WorkerId },
     /// A worker's process has ended.
@@ -96,7 +99,14 @@ pub enum Event {
         slots: u32,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         process: Option<Holder>,
+        /// When it has to end.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        until: Option<Millis>,
         at: Millis,
+    },
+    /// It takes nothing more.
+    WorkerDrains {
+        worker: WorkerId,
     },
     /// Nothing is heard of it; what it holds it may finish.
     WorkerAbsent {

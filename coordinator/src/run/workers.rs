@@ -7,6 +7,9 @@ use forebay_jobs::id::{AttemptId, WorkerId};
 
 use super::Millis;
 
+/// So many milliseconds of a worker's time are for ending what it has begun.
+const TO_DRAIN: u64 = 15_000;
+
 /// A worker that has joined.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Worker {
@@ -22,9 +25,36 @@ pub(super) struct Worker {
     pub(super) absent_since: Option<Millis>,
     /// When it was last given anything.
     pub(super) given: Millis,
+    /// It takes nothing more.
+    pub(super) drains: bool,
+    /// When it came, and when it has to end.
+    pub(super) time: Option<(Millis, Millis)>,
+}
+
+/// What a worker brings with it.
+#[derive(Clone, Debug)]
+pub(super) struct Hello {
+    pub(super) slots: u32,
+    pub(super) process: Option<Holder>,
+    /// When it has to end.
+    pub(super) until: Option<Millis>,
 }
 
 impl Worker {
+    /// Whether anything can be given to it.
+    fn is_open(&self) -> bool {
+        self.absent_since.is_none() && !self.drains
+    }
+
+    /// Whether an attempt that usually takes so many milliseconds would end in time. One that takes longer than any
+    /// worker has is begun by those that have most of their time before them.
+    pub(super) fn has_time(&self, usual: u64, now: Millis) -> bool {
+        self.time.is_none_or(|(came, until)| {
+            let (left, all) = (until.0.saturating_sub(now.0), until.0.saturating_sub(came.0));
+            left > TO_DRAIN && (left >= usual.saturating_add(TO_DRAIN) || left >= all / 2)
+        })
+    }
+
     /// Attempts behind each slot, and in all.
     fn load(&self) -> (usize, usize) {
         (self.held.len() / self.slots as usize, self.held.len())
@@ -35,11 +65,11 @@ impl Worker {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Workers {
     joined: BTreeMap<WorkerId, Worker>,
-    /// Those that are there.
+    /// Those that can be given something.
     by_load: BTreeSet<((usize, usize), WorkerId)>,
     /// Those that are not, since when.
     absent: BTreeSet<(Millis, WorkerId)>,
-    /// Of those that are there.
+    /// Of those that can be given something.
     slots: usize,
     /// By any.
     held: usize,
@@ -64,17 +94,12 @@ impl Workers {
         self.absent.iter().map(|(since, id)| (*since, id))
     }
 
-    /// Those that have a slot free.
-    pub(super) fn free(&self) -> impl Iterator<Item = &WorkerId> {
-        self.by_load.iter().take_while(|((behind, _), _)| *behind < 1).map(|(_, id)| id)
-    }
-
-    /// Those that are there, the fullest first.
+    /// Those that can be given something, the fullest first.
     pub(super) fn by_load(&self) -> impl Iterator<Item = (&WorkerId, &Worker)> {
         self.by_load.iter().rev().map(|(_, id)| (id, &self.joined[id]))
     }
 
-    /// Slots of all that are there.
+    /// Slots of all that can be given something.
     pub(super) fn slots(&self) -> usize {
         self.slots
     }
@@ -84,9 +109,10 @@ impl Workers {
         self.held
     }
 
-    /// The worker with the least behind each slot, if that is less than `depth`.
-    pub(super) fn least_loaded(&self, depth: usize) -> Option<&WorkerId> {
-        self.by_load.first().filter(|((behind, _), _)| *behind < depth).map(|(_, id)| id)
+    /// Those with less than `depth` behind each slot and enough time for what usually takes so long, the least first.
+    pub(super) fn below(&self, depth: usize, usual: u64, now: Millis) -> impl Iterator<Item = &WorkerId> {
+        let below = self.by_load.iter().take_while(move |((behind, _), _)| *behind < depth).map(|(_, id)| id);
+        below.filter(move |id| self.joined[*id].has_time(usual, now))
     }
 
     /// Tasks that workers which have not joined yet could begin at once: who came first leaves them to them.
@@ -96,9 +122,10 @@ impl Workers {
     }
 
     /// A worker came, or came back.
-    pub(super) fn join(&mut self, id: WorkerId, slots: u32, process: Option<Holder>, at: Millis) {
+    pub(super) fn join(&mut self, id: WorkerId, hello: Hello, at: Millis) {
         let mut worker = self.take(&id).unwrap_or_default();
-        (worker.slots, worker.process, worker.absent_since) = (slots.max(1), process, None);
+        (worker.slots, worker.process, worker.absent_since) = (hello.slots.max(1), hello.process, None);
+        worker.time = hello.until.map(|until| (worker.time.map_or(at, |(came, _)| came), until));
         // What it has begun meanwhile it is about to tell.
         worker.given = at;
         worker.version += 1;
@@ -113,6 +140,14 @@ impl Workers {
         }
     }
 
+    /// A worker takes nothing more.
+    pub(super) fn drain(&mut self, id: &WorkerId) {
+        if let Some(mut worker) = self.take(id) {
+            worker.drains = true;
+            self.insert(id.clone(), worker);
+        }
+    }
+
     /// Forgets a worker, and says what it held.
     pub(super) fn leave(&mut self, id: &WorkerId) -> BTreeSet<AttemptId> {
         self.take(id).map(|worker| worker.held).unwrap_or_default()
@@ -122,6 +157,7 @@ impl Workers {
         self.held += worker.held.len();
         match worker.absent_since {
             Some(since) => drop(self.absent.insert((since, id.clone()))),
+            None if worker.drains => {}
             None => {
                 self.slots += worker.slots as usize;
                 self.by_load.insert((worker.load(), id.clone()));
@@ -135,6 +171,7 @@ impl Workers {
         self.held -= worker.held.len();
         match worker.absent_since {
             Some(since) => drop(self.absent.remove(&(since, id.clone()))),
+            None if worker.drains => {}
             None => {
                 self.slots -= worker.slots as usize;
                 self.by_load.remove(&(worker.load(), id.clone()));
@@ -179,7 +216,7 @@ impl Workers {
         worker.version += 1;
         let after = worker.load();
         self.held = self.held + after.1 - before.1;
-        if worker.absent_since.is_none() {
+        if worker.is_open() {
             self.by_load.remove(&(before, id.clone()));
             self.by_load.insert((after, id.clone()));
         }

@@ -268,6 +268,8 @@ pub struct WorkersSpec {
     pub count: u32,
     /// Attempts at once in each; none: the host's cores.
     pub slots: Option<u32>,
+    /// How long a worker may exist; another one is started in its place.
+    pub time: Option<Duration>,
     /// How long a worker goes on without a coordinator.
     pub patience: Duration,
 }

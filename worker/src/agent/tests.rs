@@ -90,6 +90,10 @@ impl Fixture {
     }
 
     async fn start_with_token(kind: &str, token: &str) -> Self {
+        Self::start_until(kind, token, None).await
+    }
+
+    async fn start_until(kind: &str, token: &str, until: Option<SystemTime>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let volume = Volume::open_or_create(&dir.path().join("volume")).unwrap();
         let run_dir = volume.run_dir("r");
@@ -133,6 +137,7 @@ impl Fixture {
             run: "r".parse().unwrap(),
             worker: "w".parse().unwrap(),
             slots: Some(2),
+            until,
             pretend: false,
         };
         let (tell, told) = mpsc::channel(2);
@@ -400,6 +405,23 @@ async fn told_to_end_a_worker_gives_back_what_is_not_done() {
     assert_eq!(this.reports(3).await, given_back);
     (&mut this.worker).await.unwrap().unwrap();
     assert_eq!(this.attempts(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_worker_that_is_taken_away_drains_in_time() {
+    // Longer than it needs to drain.
+    let until = SystemTime::now() + BEFORE_THE_END + Duration::from_secs(2);
+    let text = "[command]\nshell = 'echo $FOREBAY_DEADLINE > @/d; mv @/d @/deadline; exec sleep 1000'";
+    let mut this = Fixture::start_until(text, TOKEN, Some(until)).await;
+    this.assign((0..3).map(|index| (index, nothing())));
+    assert_eq!(this.hear().await, FromWorker::Started(vec![attempt(0), attempt(1)]));
+    this.appears("deadline").await;
+    let deadline: u64 = fs::read_to_string(this.dir.path().join("deadline")).unwrap().trim().parse().unwrap();
+    assert_eq!(deadline, until.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs());
+    assert_eq!(this.hear().await, FromWorker::Draining);
+    assert_eq!(this.reports(3).await, (0..3).map(|index| (index, Outcome::GivenBack)).collect());
+    (&mut this.worker).await.unwrap().unwrap();
+    assert!(SystemTime::now() < until);
 }
 
 #[tokio::test]

@@ -1,6 +1,9 @@
 //! A coordinator: the machine and what it sends to workers as they are, with the loop around them in steps.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use forebay_datasets::{split::Split, volume::Holder};
 use forebay_jobs::{
@@ -26,6 +29,13 @@ pub(super) struct Coordinator {
     streams: BTreeMap<u64, (WorkerId, Receiver)>,
     /// Reports that are to be compared with the volume.
     checks: Vec<Done>,
+}
+
+impl fmt::Debug for Coordinator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let streams: Vec<_> = self.streams.iter().map(|(stream, (worker, _))| (stream, worker)).collect();
+        write!(f, "{:?} {:?} {streams:?} {:?}", self.machine, self.workers, self.checks)
+    }
 }
 
 impl Coordinator {
@@ -79,7 +89,7 @@ impl Coordinator {
         let (sender, receiver) = mpsc::unbounded_channel();
         self.workers.joined(worker.clone(), (stream, sender), holds.clone());
         self.streams.insert(stream, (worker.clone(), receiver));
-        Input::Joined { worker: worker.clone(), slots, holds, process: None::<Holder> }
+        Input::Joined { worker: worker.clone(), slots, holds, process: None::<Holder>, left: None }
     }
 
     /// A stream ended, as far as it is its worker's present one.
@@ -101,6 +111,7 @@ impl Coordinator {
         match message {
             FromWorker::Started(attempts) => vec![Input::Started { worker, attempts }],
             FromWorker::Reports(reports) => self.reports(&worker, reports),
+            FromWorker::Draining => vec![Input::Draining { worker }],
             FromWorker::Hello { .. } | FromWorker::Heartbeat => Vec::new(),
         }
     }

@@ -9,6 +9,7 @@
 //! each.
 
 mod coordinator;
+mod exhaustive;
 mod worker;
 mod world;
 
@@ -22,6 +23,8 @@ use crate::run::EndState;
 enum Action {
     /// A worker of so many slots is started.
     Join(u32),
+    /// A worker is told to end.
+    Drain(usize),
     /// A worker's process is killed.
     Crash(usize),
     /// A worker's stream breaks; who of the two sides notices.
@@ -76,6 +79,7 @@ fn actions() -> impl Strategy<Value = Vec<Action>> {
     let ending = prop_oneof![6 => Just(Ending::Done), 1 => Just(Ending::Failed), 1 => Just(Ending::GivenBack)];
     let action = prop_oneof![
         4 => (1u32..4).prop_map(Action::Join),
+        1 => n().prop_map(Action::Drain),
         1 => n().prop_map(Action::Crash),
         3 => (n(), noticed).prop_map(|(n, noticed)| Action::Cut(n, noticed)),
         8 => (n(), prop::bool::weighted(0.1)).prop_map(|(n, lost)| Action::Call(n, lost)),

@@ -10,6 +10,7 @@ use forebay_jobs::{
 };
 
 /// A worker's process.
+#[derive(Debug)]
 pub(super) struct Worker {
     pub(super) id: WorkerId,
     pub(super) slots: u32,
@@ -21,6 +22,7 @@ pub(super) struct Worker {
     queue: VecDeque<AttemptId>,
     running: BTreeSet<AttemptId>,
     seen: BTreeSet<AttemptId>,
+    draining: bool,
     unnoted: BTreeMap<AttemptId, AttemptReport>,
     /// What it keeps as files, for a coordinator that looks after it.
     pub(super) files: Vec<Vec<AttemptReport>>,
@@ -37,6 +39,7 @@ impl Worker {
             queue: VecDeque::new(),
             running: BTreeSet::new(),
             seen: BTreeSet::new(),
+            draining: false,
             unnoted: BTreeMap::new(),
             files: Vec::new(),
         }
@@ -79,7 +82,7 @@ impl Worker {
                 let new = assignments.into_iter().map(|assignment| assignment.attempt);
                 let new: Vec<_> = new.filter(|attempt| self.seen.insert(*attempt)).collect();
                 self.queue.extend(new);
-                self.start()
+                if self.draining { self.give_back() } else { self.start() }
             }
             ToWorker::Kill(attempts) => {
                 let (killed, kept) = std::mem::take(&mut self.queue).into_iter().partition(|id| attempts.contains(id));
@@ -100,6 +103,25 @@ impl Worker {
             }
             ToWorker::Welcome { .. } => Vec::new(),
         }
+    }
+
+    /// It is told to end: it takes nothing more, and ends once its slots are empty.
+    pub(super) fn drain(&mut self) -> Vec<FromWorker> {
+        self.draining = true;
+        let mut says = self.give_back();
+        if self.stream.is_some() {
+            says.insert(0, FromWorker::Draining);
+        }
+        says
+    }
+
+    pub(super) fn has_drained(&self) -> bool {
+        self.draining && self.running.is_empty()
+    }
+
+    fn give_back(&mut self) -> Vec<FromWorker> {
+        let queued = std::mem::take(&mut self.queue);
+        self.tell(queued.into_iter().map(|attempt| (attempt, Outcome::GivenBack)).collect())
     }
 
     /// An attempt in a slot ends.

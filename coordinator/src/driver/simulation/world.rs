@@ -47,7 +47,7 @@ pub(super) struct World {
 }
 
 /// A message under way.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 struct Packet {
     stream: u64,
     to_worker: bool,
@@ -107,6 +107,12 @@ impl World {
                     let id = format!("w{}", self.workers.len()).parse().unwrap();
                     self.workers.push(Worker::new(id, slots));
                     self.call(self.workers.len() - 1, false);
+                }
+            }
+            Action::Drain(n) => {
+                if let Some(n) = self.alive(n) {
+                    let says = self.workers[n].drain();
+                    self.say_of(n, says);
                 }
             }
             Action::Crash(n) => {
@@ -174,6 +180,40 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// Messages in the bag.
+    pub(super) fn under_way(&self) -> usize {
+        self.bag.len()
+    }
+
+    /// Messages on streams of which the other end is gone.
+    pub(super) fn lose_what_nobody_hears(&mut self) {
+        let (coordinators, streams, workers) = (&self.coordinators, &self.streams, &self.workers);
+        self.bag.retain(|packet| match packet.to_worker {
+            true => workers.iter().any(|worker| worker.alive && worker.stream == Some(packet.stream)),
+            false => {
+                coordinators.get(&streams[&packet.stream]).is_some_and(|c| c.streams().any(|s| s == packet.stream))
+            }
+        });
+    }
+
+    /// Coordinators that there were.
+    pub(super) fn epochs(&self) -> u32 {
+        self.newest.0
+    }
+
+    pub(super) fn has_committed(&self) -> bool {
+        !self.committed.is_empty()
+    }
+
+    /// All that what happens next depends on.
+    pub(super) fn state(&self) -> String {
+        let mut bag: Vec<_> = self.bag.iter().map(|packet| format!("{packet:?}")).collect();
+        bag.sort();
+        let (coordinators, workers) = (&self.coordinators, &self.workers);
+        let volume = (&self.journals, &self.made, &self.published, &self.committed);
+        format!("{} {bag:?} {coordinators:?} {workers:?} {volume:?} {:?}", self.now, self.begun)
     }
 
     fn alive(&self, n: usize) -> Option<usize> {
@@ -391,9 +431,15 @@ impl World {
             Ending::GivenBack => Outcome::GivenBack,
         };
         let says = self.workers[n].finish(attempt, outcome);
+        self.say_of(n, says);
+    }
+
+    /// What a worker says goes over its stream; one that has drained goes.
+    fn say_of(&mut self, n: usize, says: Vec<FromWorker>) {
         if let Some(stream) = self.workers[n].stream {
             self.say(stream, says);
         }
+        self.workers[n].alive &= !self.workers[n].has_drained();
     }
 
     /// Of an attempt that it, or another one, is given.

@@ -59,6 +59,8 @@ pub(super) fn split(raw: Option<Spanned<RawSplit>>, work: &Work) -> Result<Split
     Ok(SplitSpec { by, size })
 }
 
+/// A worker drains 15 s before its time is up.
+const SHORTEST: Duration = Duration::from_secs(20);
 /// How long a worker goes on without a coordinator, unless the job says otherwise.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
@@ -75,7 +77,15 @@ pub(super) fn workers(raw: RawWorkers) -> Result<WorkersSpec, SpecError> {
     }
     let slots = raw.slots.is_some().then(|| positive(raw.slots.as_ref(), 1, 1024)).transpose()?;
     let patience = raw.patience.as_ref().map_or(Ok(PATIENCE), |text| sized(text, size::duration))?;
-    Ok(WorkersSpec { fleet: FleetKind::Local, count: positive(raw.count.as_ref(), 1, 10_000)?, slots, patience })
+    let time = raw.time.as_ref().map(|text| match sized(text, size::duration)? {
+        time if time < SHORTEST => {
+            Err(SpecError::at(text, "a worker needs more time than this to end what it has begun")
+                .help("give it a minute, or remove it for workers that stay"))
+        }
+        time => Ok(time),
+    });
+    let (fleet, count, time) = (FleetKind::Local, positive(raw.count.as_ref(), 1, 10_000)?, time.transpose()?);
+    Ok(WorkersSpec { fleet, count, slots, time, patience })
 }
 
 pub(super) fn retry(raw: RawRetry) -> Result<RetrySpec, SpecError> {

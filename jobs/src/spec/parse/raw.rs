@@ -183,6 +183,7 @@ pub(super) struct RawWorkers {
     pub(super) fleet: Option<Spanned<String>>,
     pub(super) count: Option<Spanned<u32>>,
     pub(super) slots: Option<Spanned<u32>>,
+    pub(super) time: Option<Spanned<String>>,
     pub(super) patience: Option<Spanned<String>>,
 }
 

@@ -56,8 +56,13 @@ impl Drop for Running {
 
 /// Kills processes that may have ended by themselves.
 pub fn kill(pids: &[Pid]) {
+    signal(pids, Signal::KILL);
+}
+
+/// Sends a signal to processes that may have ended by themselves.
+pub fn signal(pids: &[Pid], signal: Signal) {
     for pid in pids {
-        let _ = kill_process(*pid, Signal::KILL);
+        let _ = kill_process(*pid, signal);
     }
 }
 

@@ -35,7 +35,7 @@ impl Run {
         if self.ended.is_some() || self.stopping().is_some() {
             return None;
         }
-        let phase = self.tasks.phase()?;
+        let phase = self.tasks.phase().filter(|_| self.workers.held() < self.most_at_once(now))?;
         if let Some(task) = self.tasks.next(phase, now) {
             let worker = self.takers(phase, self.depth(phase), now).next()?;
             return Some(self.give(worker, task));
@@ -65,10 +65,38 @@ impl Run {
         Step::Give(worker.clone(), AttemptId { task, number, epoch: self.epoch })
     }
 
+    /// Attempts that may be held at this time, by all workers together.
+    fn most_at_once(&self, now: Millis) -> usize {
+        let all = self.config.readers.map_or(usize::MAX, |readers| readers as usize);
+        match self.begun {
+            Some(begun) if now.0.saturating_sub(begun.0) < self.config.ramp => {
+                let (all, gone) = (self.ramped_to() as u64, now.0.saturating_sub(begun.0));
+                usize::try_from(all * gone / self.config.ramp).unwrap_or(usize::MAX).max(1)
+            }
+            _ => all,
+        }
+    }
+
+    /// How many are held at once when all slots have begun.
+    fn ramped_to(&self) -> usize {
+        let slots = self.workers.slots();
+        self.config.readers.map_or(slots, |readers| slots.min(readers as usize))
+    }
+
+    /// When the next attempt may be held, if only the ramp is in its way.
+    fn ramps_at(&self, now: Millis) -> Option<Millis> {
+        let (begun, next, all) = (self.begun?, self.workers.held() + 1, self.ramped_to());
+        let after = (next as u64).saturating_mul(self.config.ramp).div_ceil(all.max(1) as u64);
+        Some(Millis(begun.0.saturating_add(after.min(self.config.ramp)))).filter(|at| *at > now && next <= all)
+    }
+
     /// When time alone lets something be given to a slot that is free.
     pub(super) fn gives_at(&self, now: Millis) -> Option<Millis> {
         let phase = self.tasks.phase()?;
         self.takers(phase, 1, now).next()?;
+        if self.tasks.next(phase, now).is_some() {
+            return self.ramps_at(now);
+        }
         let unbegun = self.unbegun(phase).map(|(at, _)| at).filter(|at| *at > now).min();
         let slow = self.slow(phase).map(|(at, _)| at).filter(|at| *at > now).min();
         unbegun.into_iter().chain(slow).min()
@@ -125,6 +153,10 @@ impl Run {
     /// holds as many again as it has slots, so that no slot waits for the network; of short ones as many as last for
     /// [`AHEAD`], but none that another worker would have time for.
     fn depth(&self, phase: u32) -> usize {
+        // What waits behind a slot would take a reader's place.
+        if self.config.readers.is_some() || self.config.ramp > 0 {
+            return 1;
+        }
         let unheld = (self.tasks.open_in(phase) as usize).saturating_sub(self.workers.held());
         if unheld <= self.workers.due_to_missing(self.config.workers) {
             return 1;

@@ -61,6 +61,10 @@ pub struct RunConfig {
     pub speculate: bool,
     /// Workers at most.
     pub workers: u32,
+    /// Attempts at once, of all workers; none: as many as there are slots.
+    pub readers: Option<u32>,
+    /// Milliseconds over which the number of attempts at once grows to all.
+    pub ramp: u64,
     /// Whether the output is copied elsewhere in the end.
     pub export: bool,
 }
@@ -76,6 +80,8 @@ impl From<&JobSpec> for RunConfig {
             max_failures: job.retry.max_failures,
             speculate: job.retry.speculate,
             workers: job.workers.count,
+            readers: job.workers.readers,
+            ramp: millis(job.workers.ramp),
             export: job.output.to.is_some(),
         }
     }
@@ -93,6 +99,8 @@ pub struct Run {
     workers: Workers,
     /// What an attempt took lately, in microseconds, by phase; none before the first was committed.
     usual: Vec<Option<u64>>,
+    /// When this epoch's coordinator first gave anything out.
+    begun: Option<Millis>,
     cancelled: bool,
     error: Option<String>,
     published: bool,
@@ -111,6 +119,7 @@ impl Run {
             tasks: Tasks::default(),
             workers: Workers::default(),
             usual: Vec::new(),
+            begun: None,
             cancelled: false,
             error: None,
             published: false,
@@ -279,6 +288,7 @@ impl Run {
         };
         self.put(attempt.task, state);
         self.workers.give(worker, at);
+        self.begun.get_or_insert(at);
     }
 
     /// The run's end, if this is it.
@@ -379,6 +389,7 @@ impl Run {
         match event {
             Event::Opened { epoch, .. } => {
                 self.epoch = *epoch;
+                self.begun = None;
                 self.await_inputs();
             }
             Event::Planned { snapshot, phases, .. } => {

@@ -12,6 +12,8 @@ fn config() -> RunConfig {
         max_failures: 0,
         speculate: false,
         workers: 2,
+        readers: None,
+        ramp: 0,
         export: false,
     }
 }
@@ -339,6 +341,33 @@ fn a_worker_with_little_time_left_is_given_only_what_fits() {
     assert!(!held(&run, &a).is_empty());
     run.handle(&with_time(&worker(3), 14_000), Millis(500_000));
     assert!(held(&run, &worker(3)).is_empty());
+}
+
+#[test]
+fn no_more_attempts_are_held_at_once_than_may_read_and_they_begin_one_after_the_other() {
+    let mut run = planned(RunConfig { timeout: None, readers: Some(5), ramp: 10_000, ..config() }, &[100]);
+    let workers = [1, 2, 3, 4].map(worker);
+    workers.iter().for_each(|id| drop(run.handle(&joined(id, 2), Millis(0))));
+    let all = |run: &Run| workers.iter().map(|id| held(run, id).len()).sum::<usize>();
+    assert_eq!(all(&run), 1);
+    let mut begun = Vec::new();
+    let mut now = Millis(0);
+    while let Some(at) = run.wanted(now).wake_at {
+        now = at;
+        run.handle(&TICK, now);
+        begun.push((now.0, all(&run)));
+    }
+    assert_eq!(begun, [(4000, 2), (6000, 3), (8000, 4), (10_000, 5)]);
+    // Whoever is done makes room for one.
+    for _ in 0..20 {
+        let (by, attempt) = workers.iter().find_map(|id| Some((id, *held(&run, id).first()?))).unwrap();
+        run.handle(&done_in(by, attempt, 200), now);
+        assert_eq!(all(&run), 5);
+    }
+    // The next coordinator begins as carefully.
+    run.handle(&Input::Opened { epoch: Epoch(2) }, now);
+    workers.iter().for_each(|id| drop(run.handle(&joined(id, 2), now)));
+    assert_eq!(all(&run), 1);
 }
 
 #[test]

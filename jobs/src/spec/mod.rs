@@ -270,6 +270,10 @@ pub struct WorkersSpec {
     pub slots: Option<u32>,
     /// How long a worker may exist; another one is started in its place.
     pub time: Option<Duration>,
+    /// Attempts at once, of all workers together; none: as many as there are slots.
+    pub readers: Option<u32>,
+    /// The time over which the number of attempts at once grows to all.
+    pub ramp: Duration,
     /// How long a worker goes on without a coordinator.
     pub patience: Duration,
 }

@@ -65,6 +65,8 @@ impl World {
             max_failures: 2,
             speculate: true,
             workers: 3,
+            readers: None,
+            ramp: 0,
             export: false,
         };
         let mut world = Self {

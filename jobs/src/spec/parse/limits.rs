@@ -85,7 +85,9 @@ pub(super) fn workers(raw: RawWorkers) -> Result<WorkersSpec, SpecError> {
         time => Ok(time),
     });
     let (fleet, count, time) = (FleetKind::Local, positive(raw.count.as_ref(), 1, 10_000)?, time.transpose()?);
-    Ok(WorkersSpec { fleet, count, slots, time, patience })
+    let readers = raw.readers.is_some().then(|| positive(raw.readers.as_ref(), 1, 10_000_000)).transpose()?;
+    let ramp = raw.ramp.as_ref().map_or(Ok(Duration::ZERO), |text| sized(text, size::duration))?;
+    Ok(WorkersSpec { fleet, count, slots, readers, ramp, time, patience })
 }
 
 pub(super) fn retry(raw: RawRetry) -> Result<RetrySpec, SpecError> {

@@ -183,6 +183,8 @@ pub(super) struct RawWorkers {
     pub(super) fleet: Option<Spanned<String>>,
     pub(super) count: Option<Spanned<u32>>,
     pub(super) slots: Option<Spanned<u32>>,
+    pub(super) readers: Option<Spanned<u32>>,
+    pub(super) ramp: Option<Spanned<String>>,
     pub(super) time: Option<Spanned<String>>,
     pub(super) patience: Option<Spanned<String>>,
 }

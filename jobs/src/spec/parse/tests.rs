@@ -22,7 +22,9 @@ fn the_shortest_jobs_have_every_default() {
     assert_eq!(job.split, SplitSpec { by: SplitBy::Whole, size: SplitSize::Each });
     assert_eq!((job.retry.attempts, job.retry.max_failures, job.retry.timeout), (3, 0, None));
     assert_eq!((job.retry.backoff_first, job.retry.backoff_last), (Duration::from_secs(1), Duration::from_secs(60)));
-    assert_eq!((job.workers.count, job.workers.slots), (1, None));
+    assert_eq!((job.workers.count, job.workers.slots, job.workers.readers, job.workers.time), (1, None, None, None));
+    assert_eq!((job.workers.ramp, job.workers.patience), (Duration::ZERO, Duration::from_secs(3600)));
+    assert!(job.retry.speculate);
     assert_eq!((job.output.format, &job.output.to), (OutputFormat::Parquet, &None));
     let Work::Sql(sql) = job.work else { panic!("{:?}", job.work) };
     assert_eq!(sql.tables, BTreeMap::from([("flights".to_owned(), "**".to_owned())]));
@@ -76,6 +78,13 @@ fn errors_point_at_what_is_wrong() {
         (format!("{command}[workers]\nfleet = \"ecs\""), "the fleet `ecs` is not supported by this version", "\"ecs\""),
         (format!("{command}[workers]\ncount = 0"), "0 is out of range", "0"),
         (format!("{command}[workers]\ncount = -1"), "-1 is out of range", "-1"),
+        (format!("{command}[workers]\nreaders = 0"), "0 is out of range", "0"),
+        (format!("{command}[workers]\nramp = \"soon\""), "`soon` does not begin with a number", "\"soon\""),
+        (
+            format!("{command}[workers]\ntime = \"19s\""),
+            "a worker needs more time than this to end what it has begun",
+            "\"19s\"",
+        ),
         (format!("{command}[retry]\ntimeout = \"0s\""), "a time-out of nothing ends every attempt", "\"0s\""),
         (format!("{command}[retry]\nbackoff = \"9s..1s\""), "the first wait is longer than the last", "\"9s..1s\""),
         (format!("{command}env = {{ \"A=B\" = \"1\" }}"), "`A=B` is no name of an environment variable", "\"1\""),

@@ -10,7 +10,7 @@ use forebay_datasets::{
     stage::StageError,
     volume::VolumeError,
 };
-use forebay_jobs::{id::RunId, spec::parse::SpecError};
+use forebay_jobs::{host::Unfit, id::RunId, spec::parse::SpecError};
 use forebay_worker::{WorkerError, logs::LogError};
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, SourceSpan};
 use rustix::io::Errno;
@@ -23,6 +23,7 @@ pub enum Exit {
     Usage = 2,
     NotFound = 3,
     OutOfReach = 4,
+    CannotRun = 5,
     TimedOut = 124,
     Interrupted = 130,
 }
@@ -114,6 +115,7 @@ impl CliError {
             error @ CoordinateError::SnapshotGone { .. } => Self::caused(Exit::NotFound, &error),
             error @ CoordinateError::NoPlan(_) => Self::caused(Exit::Usage, &error)
                 .help("correct the job file; the dataset is staged, the run is not there"),
+            CoordinateError::Unfit(error) => error.into(),
             error => Self::caused(Exit::OutOfReach, &error),
         }
     }
@@ -248,6 +250,12 @@ impl From<SnapshotError> for CliError {
             }
             error => Self::caused(Exit::OutOfReach, &error),
         }
+    }
+}
+
+impl From<Unfit> for CliError {
+    fn from(error: Unfit) -> Self {
+        Self::new(Exit::CannotRun, error.to_string()).help("ask for less in [workers], or run it where there is more")
     }
 }
 

@@ -36,6 +36,7 @@ use forebay_datasets::{
     volume::{Volume, VolumeError},
 };
 use forebay_jobs::{
+    host::{Host, Unfit},
     id::{AttemptId, Epoch, RunId, WorkerId},
     kept::REPORTS,
     kinds::TaskError,
@@ -129,6 +130,9 @@ pub enum CoordinateError {
     /// The published output could not be read.
     #[error("the published output cannot be read")]
     Published(#[source] OutputError),
+    /// No worker could ever hold a task.
+    #[error(transparent)]
+    Unfit(#[from] Unfit),
     /// No worker can be started.
     #[error("no worker can be started: {0}")]
     Fleet(String),
@@ -296,6 +300,8 @@ async fn conduct(
         sweep(volume, run).await;
         return Ok(result);
     }
+    let host = Host::here();
+    let fit = host.holds(&run.job().workers)?;
     (options.tell)(RunProgress::Coordinating { epoch: claim.epoch });
     let (epoch, epoch_dir) = (claim.epoch, claim.dir.clone());
     let session = open(run, epoch, epoch_dir.clone()).await?;
@@ -322,7 +328,9 @@ async fn conduct(
         volume: volume.root().to_owned(),
         run: run.id().clone(),
         epoch,
-        slots: run.job().workers.slots.unwrap_or_else(|| share_of_cores(run.job().workers.count)),
+        slots: run.job().workers.slots_of(host.cores),
+        fit,
+        gpus: (host.gpus, run.job().workers.gpus),
         time: run.job().workers.time,
         logs: run.logs_dir(),
         pretend: options.pretend,
@@ -375,12 +383,6 @@ fn reads(session: &Session) -> Option<&str> {
     let tasks = session.figures.tasks();
     let works = tasks.succeeded < tasks.total && !session.machine.is_stopping();
     session.figures.snapshot.as_deref().filter(|_| works)
-}
-
-/// Slots of each of so many workers on this host.
-fn share_of_cores(workers: u32) -> u32 {
-    let cores = std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX));
-    (cores / workers.max(1)).max(1)
 }
 
 async fn open(run: &RunDir, epoch: Epoch, epoch_dir: PathBuf) -> Result<Session, CoordinateError> {

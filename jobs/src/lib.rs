@@ -1,6 +1,7 @@
 //! The vocabulary of work that coordinator and workers share: ids, job files, plans, tasks, the wire, and the kinds
 //! of work.
 
+pub mod host;
 pub mod id;
 pub mod kept;
 pub mod kinds;

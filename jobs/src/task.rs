@@ -107,6 +107,12 @@ pub enum Failure {
         /// Whether another try can help.
         retryable: bool,
     },
+    /// It used more memory than its slot has, and the kernel ended it.
+    #[error("it used more than its {} MiB of memory, and was ended", limit >> 20)]
+    OutOfMemory {
+        /// Bytes.
+        limit: u64,
+    },
     /// Its worker was lost.
     #[error("its worker was lost")]
     WorkerLost,

@@ -8,6 +8,7 @@ use forebay_datasets::{
     volume::Volume,
 };
 use forebay_jobs::{
+    host::Host,
     kinds::{TaskError, sql},
     plan,
     spec::{ColumnsSpec, Work},
@@ -23,6 +24,7 @@ use crate::{
 
 pub async fn execute(global: &Global, args: &JobArgs) -> Result<Exit, CliError> {
     let (text, job) = job::read(args)?;
+    Host::here().holds(&job.workers)?;
     let request = job.dataset.stage_request()?;
     let mut source = Source::connect(&request.url, &request.options).await?;
     let (mut objects, mut bytes) = (0, 0);

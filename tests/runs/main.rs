@@ -13,4 +13,5 @@ mod errors;
 mod life;
 mod programs;
 mod queries;
+mod resources;
 mod words;

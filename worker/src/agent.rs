@@ -18,6 +18,7 @@ use std::{
 
 use forebay_datasets::volume::{Holder, Volume, VolumeError};
 use forebay_jobs::{
+    host::Host,
     id::{AttemptId, RunId, WorkerId},
     kept,
     task::{AttemptReport, Failure, Outcome},
@@ -38,6 +39,7 @@ use crate::{
     guard::Guard,
     link::{self, Link},
     logs::Logs,
+    memory::Groups,
     process::become_subreaper,
     resources,
     stop::{Stop, Why},
@@ -133,7 +135,8 @@ async fn run_until(config: WorkerConfig, told: mpsc::Receiver<()>) -> Result<(),
     resources::raise_open_files();
     let volume = Volume::open(&config.volume_root)?;
     let run_dir = volume.run_dir(config.run.as_str());
-    let slots = config.slots.unwrap_or_else(resources::cores).max(1);
+    let host = Host::here();
+    let slots = config.slots.unwrap_or(host.cores).max(1);
     let left = config.until.map(|until| until.duration_since(SystemTime::now()).unwrap_or_default());
     let until = left.map(|left| Instant::now() + left);
     let me = Me { run: config.run.clone(), run_dir: run_dir.clone(), worker: config.worker.clone(), slots, until };
@@ -147,6 +150,8 @@ async fn run_until(config: WorkerConfig, told: mpsc::Receiver<()>) -> Result<(),
         logs: Logs::create(&run_dir.join("logs"), &config.worker)?,
         volume,
         until: config.until,
+        gpus: host.gpus.into_iter().take(link.job.workers.gpus as usize).collect(),
+        groups: if link.job.workers.memory.is_some() { Groups::new() } else { Groups::none() },
         run: config.run,
         job: link.job.clone(),
         slots,
@@ -159,6 +164,7 @@ async fn run_until(config: WorkerConfig, told: mpsc::Receiver<()>) -> Result<(),
         me,
         queue: VecDeque::new(),
         running: BTreeMap::new(),
+        free: (0..slots).collect(),
         seen: BTreeSet::new(),
         tasks: JoinSet::new(),
         ids: BTreeMap::new(),
@@ -207,11 +213,13 @@ struct Agent {
     /// Assigned and not started, in the coordinator's order.
     queue: VecDeque<Assignment>,
     running: BTreeMap<AttemptId, Stop>,
+    /// Slots that are free.
+    free: BTreeSet<u32>,
     /// Everything that was ever assigned: nothing is done twice.
     seen: BTreeSet<AttemptId>,
     tasks: JoinSet<AttemptReport>,
-    /// Whose task is whose, for one that panics.
-    ids: BTreeMap<Id, AttemptId>,
+    /// Whose task is whose, and in which slot, for one that panics.
+    ids: BTreeMap<Id, (AttemptId, u32)>,
     /// Not yet told: attempts that entered slots, and those that ended.
     started: Vec<AttemptId>,
     ended: Vec<AttemptReport>,
@@ -355,11 +363,12 @@ impl Agent {
             let done = || Outcome::Done { outputs: Vec::new(), metrics: BTreeMap::new() };
             self.ended.extend(self.queue.drain(..).map(|assignment| unstarted(&assignment, done())));
         }
-        while self.running.len() < self.bench.slots as usize {
+        while !self.queue.is_empty() {
+            let Some(slot) = self.free.pop_first() else { break };
             let Some(assignment) = self.queue.pop_front() else { break };
             let (attempt, stop) = (assignment.attempt, Stop::default());
-            let task = self.tasks.spawn(execute(Arc::clone(&self.bench), assignment, stop.clone()));
-            self.ids.insert(task.id(), attempt);
+            let task = self.tasks.spawn(execute(Arc::clone(&self.bench), assignment, slot, stop.clone()));
+            self.ids.insert(task.id(), (attempt, slot));
             self.running.insert(attempt, stop);
             self.started.push(attempt);
         }
@@ -368,7 +377,8 @@ impl Agent {
     /// Notes that an attempt has ended.
     fn note_ended(&mut self, ended: Result<(Id, AttemptReport), JoinError>) {
         let id = ended.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
-        if let Some(attempt) = self.ids.remove(&id) {
+        if let Some((attempt, slot)) = self.ids.remove(&id) {
+            self.free.insert(slot);
             self.running.remove(&attempt);
             let panicked = |_| {
                 let message = "the worker's own code panicked".to_owned();

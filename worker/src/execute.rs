@@ -23,7 +23,7 @@ use forebay_datasets::{
 };
 use forebay_jobs::{
     id::{AttemptId, RunId},
-    kinds::{TaskContext, TaskError, TaskOutput, command, mapreduce, sql},
+    kinds::{TaskContext, TaskError, TaskOutput, command, command::SlotShare, mapreduce, sql},
     plan::PlanError,
     spec::{JobSpec, MapReduceSpec, Mapper, Work},
     task::{AttemptReport, Failure, Outcome, OutputFile, TaskInput, TaskSpec},
@@ -34,6 +34,7 @@ use self::program::{run_command, run_filter};
 use crate::{
     guard::Guard,
     logs::Logs,
+    memory::Groups,
     process::{ProcessError, on_thread},
     stop::{Stop, Why},
 };
@@ -54,6 +55,10 @@ pub(crate) struct Bench {
     pub(crate) job: JobSpec,
     /// How many attempts the worker executes at once.
     pub(crate) slots: u32,
+    /// The worker's GPUs.
+    pub(crate) gpus: Vec<String>,
+    /// Where attempts get their limits of memory.
+    pub(crate) groups: Groups,
     /// When its host takes the worker away.
     pub(crate) until: Option<SystemTime>,
     /// Where programs print.
@@ -89,6 +94,15 @@ enum ExecuteError {
         /// Its last words.
         stderr: String,
     },
+    /// The kernel ended the program for its memory.
+    #[error("its program used too much memory")]
+    OutOfMemory {
+        /// Bytes.
+        limit: u64,
+    },
+    /// The system does not limit its memory.
+    #[error("its memory cannot be limited")]
+    Limit(#[source] io::Error),
     /// The program's end was ordered.
     #[error("its program was stopped")]
     Stopped,
@@ -115,6 +129,7 @@ impl ExecuteError {
             Self::Task(error) => error.is_retryable(),
             Self::Process(error) => error.is_retryable(),
             Self::Volume(error) => !matches!(error, VolumeError::Escapes { .. }),
+            Self::OutOfMemory { .. } | Self::Limit(_) => true,
             Self::Plan(_) | Self::Status { .. } | Self::Stopped | Self::Panicked | Self::Thread(_) => true,
             Self::BadName(_) | Self::NoProgram | Self::TooManyFiles(_) => false,
         }
@@ -122,10 +137,10 @@ impl ExecuteError {
 }
 
 /// Executes an attempt to its end, or to the end that `stop` orders. Always gives a report.
-pub(crate) async fn execute(bench: Arc<Bench>, assignment: Assignment, stop: Stop) -> AttemptReport {
+pub(crate) async fn execute(bench: Arc<Bench>, assignment: Assignment, slot: u32, stop: Stop) -> AttemptReport {
     let started = Instant::now();
     let timeout = bench.job.retry.timeout;
-    let this = Arc::new(Attempt::new(bench, assignment, stop));
+    let this = Arc::new(Attempt::new(bench, assignment, slot, stop));
     let time_is_up = async {
         match timeout {
             // The limit that the job itself sets; without one there is none.
@@ -164,6 +179,7 @@ fn outcome(error: ExecuteError) -> Outcome {
             (Some(code), _) => Outcome::Failed(Failure::ExitCode { code, stderr }),
             (None, signal) => Outcome::Failed(Failure::Signal { signal: signal.unwrap_or_default(), stderr }),
         },
+        ExecuteError::OutOfMemory { limit } => Outcome::Failed(Failure::OutOfMemory { limit }),
         error => Outcome::Failed(Failure::Error { message: chain(&error), retryable }),
     }
 }
@@ -186,6 +202,8 @@ struct Attempt {
     spec: TaskSpec,
     /// Another attempt at its task goes on.
     beside: bool,
+    /// What its slot has.
+    share: SlotShare,
     dir: PathBuf,
     out_dir: PathBuf,
     scratch_dir: PathBuf,
@@ -195,18 +213,20 @@ struct Attempt {
 }
 
 impl Attempt {
-    fn new(bench: Arc<Bench>, assignment: Assignment, stop: Stop) -> Self {
+    fn new(bench: Arc<Bench>, assignment: Assignment, slot: u32, stop: Stop) -> Self {
         let Assignment { attempt: id, spec, beside } = assignment;
         let dir = bench.volume.run_dir(bench.run.as_str()).join("attempts").join(id.to_string());
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let timed_out = bench.job.retry.timeout.and_then(|timeout| now.checked_add(timeout));
         let taken_away = bench.until.and_then(|until| until.duration_since(UNIX_EPOCH).ok());
         let deadline = timed_out.into_iter().chain(taken_away).min();
+        let share = SlotShare::of(&bench.job.workers, &bench.gpus, (slot, bench.slots));
         Self {
             bench,
             id,
             spec,
             beside,
+            share,
             out_dir: dir.join("out"),
             scratch_dir: dir.join("scratch"),
             dir,

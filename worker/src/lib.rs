@@ -12,8 +12,9 @@ mod execute;
 mod guard;
 mod link;
 pub mod logs;
+mod memory;
 mod process;
-pub mod resources;
+mod resources;
 mod stop;
 
 pub use agent::{WorkerConfig, WorkerError, run};

@@ -1,18 +1,9 @@
-//! What this host offers.
-
-use std::num::NonZero;
+//! What this process may use of its host.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Open files that a worker asks for: its slots merge many at once. More would slow down programs that close them all.
 const OPEN_FILES: u64 = 16_384;
-
-/// Attempts that a worker executes at once if nobody says otherwise: the cores that it may use, which a container's
-/// limits and `taskset` lower.
-pub fn cores() -> u32 {
-    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-    u32::try_from(cores).unwrap_or(u32::MAX)
-}
 
 /// Raises the soft limit of open files as far as it may and needs be.
 pub(crate) fn raise_open_files() {

@@ -61,6 +61,10 @@ pub struct LocalConfig {
     pub epoch: Epoch,
     /// Slots of each.
     pub slots: u32,
+    /// How many this host holds at once.
+    pub fit: u32,
+    /// The host's GPUs, and how many each has to itself.
+    pub gpus: (Vec<String>, u32),
     /// How long each may exist.
     pub time: Option<Duration>,
     /// Where their standard error goes, one file a worker.
@@ -89,6 +93,8 @@ pub struct Local {
 #[derive(Debug)]
 struct Member {
     joined: bool,
+    /// Its GPUs.
+    gpus: Vec<String>,
     /// To be stopped now.
     stop: CancellationToken,
     /// Its link is gone: to be stopped unless it ends by itself soon.
@@ -146,6 +152,10 @@ impl Local {
         SECRETS.iter().for_each(|name| {
             command.env_remove(name);
         });
+        let gpus = self.free_gpus();
+        if !gpus.is_empty() {
+            command.env("CUDA_VISIBLE_DEVICES", gpus.join(","));
+        }
         let errors = File::create(self.words(&worker))?;
         let child = command
             .stdin(Stdio::null())
@@ -154,12 +164,19 @@ impl Local {
             // Control-C on the terminal is for the coordinator, which tells its workers.
             .process_group(0)
             .spawn()?;
-        let member = Member { joined: false, stop: CancellationToken::new(), lost: CancellationToken::new() };
+        let member = Member { joined: false, gpus, stop: CancellationToken::new(), lost: CancellationToken::new() };
         let (id, stop, lost) = (worker.clone(), member.stop.clone(), member.lost.clone());
         let patience = self.patience;
         self.processes.spawn(async move { (id, tend(child, &stop, &lost, patience).await) });
         self.members.insert(worker, member);
         Ok(())
+    }
+
+    /// Those that the next worker has to itself.
+    fn free_gpus(&self) -> Vec<String> {
+        let (all, each) = &self.config.gpus;
+        let taken: Vec<_> = self.members.values().flat_map(|member| &member.gpus).collect();
+        all.iter().filter(|gpu| !taken.contains(gpu)).take(*each as usize).cloned().collect()
     }
 
     /// Takes note of a worker's end; tells it unless the fleet failed by it.
@@ -200,7 +217,7 @@ impl Local {
 
 impl Fleet for Local {
     fn want(&mut self, workers: u32) {
-        self.wanted = workers;
+        self.wanted = workers.min(self.config.fit);
         self.start_missing();
     }
 
@@ -334,6 +351,8 @@ mod tests {
             epoch: Epoch(2),
             slots: 3,
             logs: dir.path().to_owned(),
+            fit: u32::MAX,
+            gpus: (Vec::new(), 0),
             time: None,
             pretend: false,
         };

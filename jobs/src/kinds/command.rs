@@ -13,6 +13,7 @@ use forebay_datasets::{output, read::whole_path, volume::VolumeError};
 use super::{TaskContext, TaskError, TaskOutput, Written};
 use crate::{
     id::{AttemptId, RunId},
+    spec::WorkersSpec,
     task::TaskInput,
 };
 
@@ -29,8 +30,46 @@ pub struct ProgramContext<'a> {
     pub checkpoint_dir: &'a Path,
     /// When the attempt will be ended, since the Unix epoch.
     pub deadline: Option<Duration>,
+    /// What its slot has.
+    pub slot: &'a SlotShare,
     /// Variables that the job gives.
     pub env: &'a BTreeMap<String, String>,
+}
+
+/// What one slot of a worker has of what the job asks for a worker.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SlotShare {
+    /// Cores, at least one.
+    pub cpus: Option<u32>,
+    /// Bytes.
+    pub memory: Option<u64>,
+    /// As `CUDA_VISIBLE_DEVICES` names them.
+    pub gpus: Vec<String>,
+}
+
+impl SlotShare {
+    /// The share of the `slot`th of so many slots; `gpus` are the worker's.
+    pub fn of(workers: &WorkersSpec, gpus: &[String], (slot, slots): (u32, u32)) -> Self {
+        let each = (gpus.len() / slots as usize).max(1);
+        Self {
+            cpus: workers.cpus.map(|cpus| (cpus / slots).max(1)),
+            memory: workers.memory.map(|bytes| bytes / u64::from(slots)),
+            gpus: gpus.chunks(each).nth(slot as usize).unwrap_or_default().to_vec(),
+        }
+    }
+
+    fn environment(&self) -> Vec<(String, String)> {
+        let mut env = Vec::new();
+        if let Some(cpus) = self.cpus {
+            // What libraries would otherwise take is the whole host.
+            env.extend(["FOREBAY_CPUS", "OMP_NUM_THREADS"].map(|name| (name.to_owned(), cpus.to_string())));
+        }
+        env.extend(self.memory.map(|bytes| ("FOREBAY_MEMORY".to_owned(), bytes.to_string())));
+        if !self.gpus.is_empty() {
+            env.extend(["FOREBAY_GPUS", "CUDA_VISIBLE_DEVICES"].map(|name| (name.to_owned(), self.gpus.join(","))));
+        }
+        env
+    }
 }
 
 /// The environment of a task's program, on top of the worker's own. Writes the files that it names into the scratch
@@ -72,6 +111,7 @@ pub fn environment(ctx: &TaskContext<'_>, program: &ProgramContext<'_>) -> Resul
         ("JOB_COMPLETION_INDEX".to_owned(), index),
     ];
     env.extend(program.deadline.map(|at| ("FOREBAY_DEADLINE".to_owned(), at.as_secs().to_string())));
+    env.extend(program.slot.environment());
     let params = ctx.job.params.iter();
     env.extend(params.map(|(name, value)| (format!("FOREBAY_PARAM_{}", name.to_ascii_uppercase()), value.clone())));
     env.extend(program.env.iter().map(|(name, value)| (name.clone(), value.clone())));

@@ -270,12 +270,27 @@ pub struct WorkersSpec {
     pub slots: Option<u32>,
     /// How long a worker may exist; another one is started in its place.
     pub time: Option<Duration>,
+    /// Cores of each worker, which its slots share; none: as many as there are.
+    pub cpus: Option<u32>,
+    /// Bytes of memory of each worker, of which a slot has its part and no more.
+    pub memory: Option<u64>,
+    /// GPUs of each worker, of which a slot has its own.
+    pub gpus: u32,
     /// Attempts at once, of all workers together; none: as many as there are slots.
     pub readers: Option<u32>,
     /// The time over which the number of attempts at once grows to all.
     pub ramp: Duration,
     /// How long a worker goes on without a coordinator.
     pub patience: Duration,
+}
+
+impl WorkersSpec {
+    /// Attempts at once in each worker, where so many cores are for so many workers.
+    pub fn slots_of(&self, cores: u32) -> u32 {
+        let by_cpus = self.cpus.filter(|_| self.gpus == 0);
+        let by_gpus = Some(self.gpus).filter(|gpus| *gpus > 0);
+        self.slots.or(by_gpus).or(by_cpus).unwrap_or(cores / self.count.max(1)).max(1)
+    }
 }
 
 /// What starts workers.

@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Attempt, Bench, ExecuteError, blocking};
 use crate::{
     logs::Stream,
+    memory::Limit,
     process::{self, Ended, Output, Streams, held},
 };
 
@@ -41,9 +42,9 @@ pub(super) async fn run_command(
     files: &BTreeMap<String, String>,
     env: &BTreeMap<String, String>,
 ) -> Result<(), ExecuteError> {
-    let command = command(this, program, files, env).await?;
+    let (command, limit) = command(this, program, files, env).await?;
     let nothing = None::<fn(io::PipeWriter, CancellationToken)>;
-    let ended = run_program(this, command, nothing, None::<fn(Output)>).await?;
+    let ended = run_program(this, (command, limit), nothing, None::<fn(Output)>).await?;
     check(ended.status, ended.stderr)
 }
 
@@ -75,7 +76,7 @@ pub(super) async fn run_filter(
 
 async fn run_program<F: Send + 'static, T: Send + 'static>(
     this: &Attempt,
-    command: Command,
+    (command, limit): (Command, Option<Limit>),
     feed: Option<impl FnOnce(io::PipeWriter, CancellationToken) -> F + Send + 'static>,
     take: Option<impl FnOnce(Output) -> T + Send + 'static>,
 ) -> Result<Ended<F, T>, ExecuteError> {
@@ -87,6 +88,9 @@ async fn run_program<F: Send + 'static, T: Send + 'static>(
     // As `command::environment` writes it.
     let mark = format!("FOREBAY_SCRATCH_DIR={}", this.scratch_dir.display());
     let ended = process::run(command, &mark, streams, &this.stop, this.bench.guard.as_ref()).await?;
+    if let Some(limit) = limit.filter(|limit| !ended.stopped && limit.was_exceeded()) {
+        return Err(ExecuteError::OutOfMemory { limit: limit.bytes });
+    }
     // A program that was told to end has not done its work, whatever it says.
     if ended.stopped { Err(ExecuteError::Stopped) } else { Ok(ended) }
 }
@@ -101,12 +105,14 @@ async fn command(
     program: &Program,
     files: &BTreeMap<String, String>,
     env: &BTreeMap<String, String>,
-) -> Result<Command, ExecuteError> {
+) -> Result<(Command, Option<Limit>), ExecuteError> {
     let (attempt, program) = (Arc::clone(this), program.clone());
     let (env, names) = (env.clone(), files.keys().cloned().collect::<Vec<_>>());
-    let prepare = move || -> Result<Command, ExecuteError> {
+    let prepare = move || -> Result<(Command, Option<Limit>), ExecuteError> {
         attempt.prepare()?;
-        let mut command = command_of(&program, &env)?;
+        let limit = attempt.share.memory.map(|bytes| attempt.bench.groups.limit(attempt.id, bytes));
+        let limit = limit.transpose().map_err(ExecuteError::Limit)?;
+        let mut command = command_of(&program, &env, limit.as_ref())?;
         let run_dir = attempt.bench.volume.run_dir(attempt.bench.run.as_str());
         let work_dir = attempt.scratch_dir.join("work");
         let checkpoint_dir = super::checkpoint::dir(&run_dir.join("checkpoints"), attempt.id, attempt.beside)?;
@@ -120,25 +126,40 @@ async fn command(
             data: &data(&attempt.bench, &run_dir)?,
             checkpoint_dir: &checkpoint_dir,
             deadline: attempt.deadline,
+            slot: &attempt.share,
             env: &env,
         };
         command.envs(command::environment(&attempt.context(1), &context)?).current_dir(work_dir);
-        Ok(command)
+        Ok((command, limit))
     };
     blocking("prepare", prepare).await?
 }
 
-fn command_of(program: &Program, env: &BTreeMap<String, String>) -> Result<Command, ExecuteError> {
+fn command_of(
+    program: &Program,
+    env: &BTreeMap<String, String>,
+    limit: Option<&Limit>,
+) -> Result<Command, ExecuteError> {
     let mut command;
     match program {
         Program::Shell(text) => {
-            command = Command::new("/bin/sh");
+            let shell = Path::new("/bin/sh");
+            command = limit.map_or_else(|| Command::new(shell), |limit| limit.command(shell));
             command.args(["-c", text]);
         }
         Program::Argv(argv) => {
             let (program, args) = argv.split_first().ok_or(ExecuteError::NoProgram)?;
-            command = Command::new(found(program, env));
-            command.arg0(program).args(args);
+            let found = found(program, env);
+            // What is not there only the system can tell of.
+            command = match limit.filter(|_| found.is_absolute()) {
+                Some(limit) => limit.command(&found),
+                None => {
+                    let mut command = Command::new(found);
+                    command.arg0(program);
+                    command
+                }
+            };
+            command.args(args);
         }
     }
     Ok(command)

@@ -59,6 +59,8 @@ pub(super) fn split(raw: Option<Spanned<RawSplit>>, work: &Work) -> Result<Split
     Ok(SplitSpec { by, size })
 }
 
+/// With less hardly a program starts.
+const LEAST_MEMORY: u64 = 16 << 20;
 /// A worker drains 15 s before its time is up.
 const SHORTEST: Duration = Duration::from_secs(20);
 /// How long a worker goes on without a coordinator, unless the job says otherwise.
@@ -85,9 +87,24 @@ pub(super) fn workers(raw: RawWorkers) -> Result<WorkersSpec, SpecError> {
         time => Ok(time),
     });
     let (fleet, count, time) = (FleetKind::Local, positive(raw.count.as_ref(), 1, 10_000)?, time.transpose()?);
+    let some = |count: Option<&Spanned<u32>>| count.map(|count| positive(Some(count), 1, 1024)).transpose();
+    let (cpus, gpus) = (some(raw.cpus.as_ref())?, some(raw.gpus.as_ref())?.unwrap_or(0));
+    if let (Some(slots), Some(place)) = (slots, &raw.gpus)
+        && gpus % slots != 0
+    {
+        let message = format!("{slots} slots cannot have the same number of {gpus} gpus each");
+        return Err(SpecError::at(place, message).help("a gpu belongs to one slot: take fewer slots"));
+    }
+    let memory = raw.memory.as_ref().map(|text| match sized(text, size::bytes)? {
+        memory if memory / u64::from(slots.unwrap_or(1)) < LEAST_MEMORY => {
+            Err(SpecError::at(text, "a slot would have less than 16 MiB of memory").help("write \"4GiB\""))
+        }
+        memory => Ok(memory),
+    });
+    let memory = memory.transpose()?;
     let readers = raw.readers.is_some().then(|| positive(raw.readers.as_ref(), 1, 10_000_000)).transpose()?;
     let ramp = raw.ramp.as_ref().map_or(Ok(Duration::ZERO), |text| sized(text, size::duration))?;
-    Ok(WorkersSpec { fleet, count, slots, readers, ramp, time, patience })
+    Ok(WorkersSpec { fleet, count, slots, cpus, memory, gpus, readers, ramp, time, patience })
 }
 
 pub(super) fn retry(raw: RawRetry) -> Result<RetrySpec, SpecError> {

@@ -1,6 +1,6 @@
 //! What can be typed. What it means is decided in `commands`.
 
-use std::{num::NonZero, path::PathBuf, time::Duration};
+use std::{net::IpAddr, num::NonZero, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use forebay_datasets::source::S3Options;
@@ -32,6 +32,9 @@ pub struct Cli {
 /// Options of every command.
 #[derive(Debug, Args)]
 pub struct Global {
+    /// Where a coordinator listens for its workers [default: this host alone; with the fleet `external` everywhere]
+    #[arg(long, global = true, env = "FOREBAY_LISTEN", hide_env = true, value_name = "ADDRESS")]
+    pub listen: Option<IpAddr>,
     /// Directory on the shared file system that holds datasets and runs
     #[arg(long, global = true, env = "FOREBAY_VOLUME", default_value = DEFAULT_VOLUME, value_name = "DIR")]
     pub volume: PathBuf,
@@ -78,7 +81,7 @@ pub enum Command {
     Volume(VolumeCommand),
     /// Stage a sample from an S3 server of its own and run three jobs over it; needs no network and no set-up
     Demo,
-    /// Work for a run; a fleet starts it
+    /// Work for a run: fleets start it, or you do, on any host that mounts the volume
     Worker(WorkerArgs),
 }
 
@@ -108,9 +111,9 @@ pub struct WorkerArgs {
     /// The run to work for
     #[arg(long)]
     pub run: RunId,
-    /// The worker's name, which no other worker of the run may have at the same time
+    /// The worker's name, which no other worker of the run may have at the same time [default: of host and process]
     #[arg(long)]
-    pub name: WorkerId,
+    pub name: Option<WorkerId>,
     /// Attempts at once; without it as many as there are cores
     #[arg(long)]
     pub slots: Option<NonZero<u32>>,

@@ -41,6 +41,7 @@ use forebay_jobs::{
     kept::REPORTS,
     kinds::TaskError,
     plan::{Plan, PlanError},
+    spec::FleetKind,
     task::Failure,
 };
 use tokio::sync::mpsc;
@@ -55,6 +56,7 @@ use crate::{
     commit::CommitError,
     fleet::{
         Fleet,
+        external::External,
         local::{Local, LocalConfig},
     },
     journal::JournalError,
@@ -300,8 +302,12 @@ async fn conduct(
         sweep(volume, run).await;
         return Ok(result);
     }
+    let wanted = &run.job().workers;
     let host = Host::here();
-    let fit = host.holds(&run.job().workers)?;
+    let fit = match wanted.fleet {
+        FleetKind::Local => host.holds(wanted)?,
+        FleetKind::External => u32::MAX,
+    };
     (options.tell)(RunProgress::Coordinating { epoch: claim.epoch });
     let (epoch, epoch_dir) = (claim.epoch, claim.dir.clone());
     let session = open(run, epoch, epoch_dir.clone()).await?;
@@ -323,22 +329,25 @@ async fn conduct(
     };
     let mut server = Server::start(config, sender).await?;
     server.announce(&epoch_dir)?;
-    let mut fleet = Local::new(LocalConfig {
-        program: options.worker_program.clone(),
-        volume: volume.root().to_owned(),
-        run: run.id().clone(),
-        epoch,
-        slots: run.job().workers.slots_of(host.cores),
-        fit,
-        gpus: (host.gpus, run.job().workers.gpus),
-        time: run.job().workers.time,
-        logs: run.logs_dir(),
-        pretend: options.pretend,
-    });
+    let mut fleet: Box<dyn Fleet> = match wanted.fleet {
+        FleetKind::External => Box::new(External),
+        FleetKind::Local => Box::new(Local::new(LocalConfig {
+            program: options.worker_program.clone(),
+            volume: volume.root().to_owned(),
+            run: run.id().clone(),
+            epoch,
+            slots: wanted.slots_of(host.cores),
+            fit,
+            gpus: (host.gpus, wanted.gpus),
+            time: wanted.time,
+            logs: run.logs_dir(),
+            pretend: options.pretend,
+        })),
+    };
     let tell = Arc::clone(&options.tell);
     let mut work = Work::new((volume, run), (epoch, epoch_dir.clone()), (session, plan), inbox, tell, reading.clone());
     let ended = tokio::select! {
-        ended = work.until_ended(&mut fleet, &mut server) => ended,
+        ended = work.until_ended(&mut *fleet, &mut server) => ended,
         gone = reading.keep(run) => Err(gone),
         () = options.interrupt.cancelled() => Err(CoordinateError::Interrupted),
     };

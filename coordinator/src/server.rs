@@ -33,11 +33,11 @@ use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
 };
-use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
+use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{
     Request, Response, Status, Streaming,
-    transport::{Identity, Server as GrpcServer, ServerTlsConfig},
+    transport::{Identity, Server as GrpcServer, ServerTlsConfig, server::TcpIncoming},
 };
 
 /// A worker that says nothing for so long has left; it beats every 2 s.
@@ -186,11 +186,12 @@ impl Server {
         };
         let router = GrpcServer::builder()
             .tls_config(ServerTlsConfig::new().identity(identity))?
-            .tcp_nodelay(true)
             .http2_keepalive_interval(Some(Duration::from_secs(5)))
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
             .add_service(LinkServer::new(door));
-        let serving = tokio::spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
+        // Two small messages after each other would wait for the peer's delayed acknowledgement, 40 ms, otherwise.
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let serving = tokio::spawn(router.serve_with_incoming(incoming));
         Ok(Self { link, readers, stop, serving })
     }
 

@@ -11,7 +11,7 @@ use forebay_jobs::{
     host::Host,
     kinds::{TaskError, sql},
     plan,
-    spec::{ColumnsSpec, Work},
+    spec::{ColumnsSpec, FleetKind, Work},
 };
 use serde_json::json;
 
@@ -24,7 +24,9 @@ use crate::{
 
 pub async fn execute(global: &Global, args: &JobArgs) -> Result<Exit, CliError> {
     let (text, job) = job::read(args)?;
-    Host::here().holds(&job.workers)?;
+    if job.workers.fleet == FleetKind::Local {
+        Host::here().holds(&job.workers)?;
+    }
     let request = job.dataset.stage_request()?;
     let mut source = Source::connect(&request.url, &request.options).await?;
     let (mut objects, mut bytes) = (0, 0);

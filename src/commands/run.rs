@@ -11,7 +11,7 @@ use forebay_coordinator::{
     rundir::{self, RunDir},
 };
 use forebay_datasets::volume::Volume;
-use forebay_jobs::id::RunId;
+use forebay_jobs::{id::RunId, spec::FleetKind};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -43,9 +43,19 @@ pub async fn resume(global: &Global, run: &RunId) -> Result<Exit, CliError> {
 pub async fn coordinate(global: &Global, volume: &Volume, run: &RunDir, pretend: bool) -> Result<RunResult, CliError> {
     let view = Arc::new(RunView::new(global.quiet, run.id(), run.job()));
     let told = Arc::clone(&view);
+    let listen = match run.job().workers.fleet {
+        FleetKind::Local => Ipv4Addr::LOCALHOST,
+        FleetKind::External => {
+            let start =
+                format!("start workers: forebay --volume {} worker --run {}", volume.root().display(), run.id());
+            render::note(global.quiet, &start);
+            Ipv4Addr::UNSPECIFIED
+        }
+    };
+    let listen = global.listen.unwrap_or(IpAddr::V4(listen));
     let options = CoordinateOptions {
         worker_program: std::env::current_exe().map_err(CliError::runtime)?,
-        listen: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        listen,
         tell: Arc::new(move |progress| told.advance(progress)),
         interrupt: interrupted()?,
         pretend,

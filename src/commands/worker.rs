@@ -2,6 +2,7 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
+use forebay_jobs::id::WorkerId;
 use forebay_worker::WorkerConfig;
 
 use crate::{
@@ -9,11 +10,19 @@ use crate::{
     error::{CliError, Exit},
 };
 
+/// A name that no other process has, of letters that a worker's may have.
+fn name() -> WorkerId {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let plain = |char: char| if char.is_ascii_alphanumeric() || char == '-' { char } else { '-' };
+    let host: String = host.chars().take(40).map(plain).collect();
+    format!("at-{host}-{}", std::process::id()).parse().expect("letters, digits and hyphens are an id")
+}
+
 pub async fn execute(global: &Global, args: &WorkerArgs) -> Result<Exit, CliError> {
     forebay_worker::run(WorkerConfig {
         volume_root: global.volume.clone(),
         run: args.run.clone(),
-        worker: args.name.clone(),
+        worker: args.name.clone().unwrap_or_else(name),
         slots: args.slots.map(Into::into),
         until: args.until.map(|until| UNIX_EPOCH + Duration::from_secs(until)),
         pretend: args.pretend,

@@ -1,5 +1,6 @@
 //! Fleets start and stop workers, and know nothing of tasks.
 
+pub mod external;
 pub mod local;
 
 use forebay_jobs::id::WorkerId;

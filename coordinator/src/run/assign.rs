@@ -102,9 +102,11 @@ impl Run {
         unbegun.into_iter().chain(slow).min()
     }
 
-    /// Attempts that their workers have not begun, and since when others may: of each worker the last.
+    /// Attempts for which their workers have no slot, and since when others may begin them: of each worker the last. One
+    /// that has a slot is begun, be it that the word of it is lost on a link that breaks.
     fn unbegun(&self, phase: u32) -> impl Iterator<Item = (Millis, AttemptId)> {
-        self.workers.by_load().filter_map(move |(_, worker)| {
+        let full = self.workers.by_load().filter(|(_, worker)| worker.held.len() > worker.slots as usize);
+        full.filter_map(move |(_, worker)| {
             let waits = |attempt: &&AttemptId| attempt.task.phase == phase && self.waits(**attempt);
             let attempt = worker.held.iter().rev().find(waits)?;
             Some((Millis(worker.given.0.saturating_add(UNBEGUN)), *attempt))

@@ -278,6 +278,18 @@ fn what_becomes_of_one_of_two_attempts_decides_nothing_while_the_other_goes_on()
 }
 
 #[test]
+fn what_has_a_slot_of_its_own_is_not_taken_back_though_nobody_heard_that_it_was_begun() {
+    let mut run = planned(config(), &[4]);
+    let (a, b) = (worker(1), worker(2));
+    run.handle(&joined(&a, 2), Millis(0));
+    run.handle(&joined(&b, 4), Millis(0));
+    let at_a = held(&run, &a);
+    assert_eq!((at_a.len(), held(&run, &b).len()), (2, 2));
+    run.handle(&TICK, Millis(20_000));
+    assert_eq!(held(&run, &a), at_a);
+}
+
+#[test]
 fn a_second_attempt_never_goes_to_the_worker_of_the_first() {
     let mut run = planned(RunConfig { speculate: true, ..config() }, &[2]);
     let a = worker(1);

@@ -262,7 +262,7 @@ pub enum SplitSize {
 /// `[workers]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkersSpec {
-    /// Only `local` so far.
+    /// What starts them.
     pub fleet: FleetKind,
     /// Worker processes.
     pub count: u32,
@@ -299,6 +299,8 @@ impl WorkersSpec {
 pub enum FleetKind {
     /// Processes on this host.
     Local,
+    /// Somebody else does.
+    External,
 }
 
 /// `[retry]`

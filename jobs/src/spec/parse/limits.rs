@@ -59,6 +59,7 @@ pub(super) fn split(raw: Option<Spanned<RawSplit>>, work: &Work) -> Result<Split
     Ok(SplitSpec { by, size })
 }
 
+const FLEETS: &str = "use local, or external and start `forebay worker` yourself";
 /// With less hardly a program starts.
 const LEAST_MEMORY: u64 = 16 << 20;
 /// A worker drains 15 s before its time is up.
@@ -67,16 +68,18 @@ const SHORTEST: Duration = Duration::from_secs(20);
 const PATIENCE: Duration = Duration::from_secs(3600);
 
 pub(super) fn workers(raw: RawWorkers) -> Result<WorkersSpec, SpecError> {
-    if let Some(fleet) = &raw.fleet {
-        match fleet.get_ref().as_str() {
-            "local" => {}
+    let fleet = match &raw.fleet {
+        None => FleetKind::Local,
+        Some(fleet) => match fleet.get_ref().as_str() {
+            "local" => FleetKind::Local,
+            "external" => FleetKind::External,
             later @ ("slurm" | "ecs" | "kubernetes") => {
                 let error = SpecError::at(fleet, format!("the fleet `{later}` is not supported by this version"));
-                return Err(error.help("use local"));
+                return Err(error.help(FLEETS));
             }
-            other => return Err(SpecError::at(fleet, format!("there is no fleet `{other}`")).help("use local")),
-        }
-    }
+            other => return Err(SpecError::at(fleet, format!("there is no fleet `{other}`")).help(FLEETS)),
+        },
+    };
     let slots = raw.slots.is_some().then(|| positive(raw.slots.as_ref(), 1, 1024)).transpose()?;
     let patience = raw.patience.as_ref().map_or(Ok(PATIENCE), |text| sized(text, size::duration))?;
     let time = raw.time.as_ref().map(|text| match sized(text, size::duration)? {
@@ -86,7 +89,7 @@ pub(super) fn workers(raw: RawWorkers) -> Result<WorkersSpec, SpecError> {
         }
         time => Ok(time),
     });
-    let (fleet, count, time) = (FleetKind::Local, positive(raw.count.as_ref(), 1, 10_000)?, time.transpose()?);
+    let (count, time) = (positive(raw.count.as_ref(), 1, 10_000)?, time.transpose()?);
     let some = |count: Option<&Spanned<u32>>| count.map(|count| positive(Some(count), 1, 1024)).transpose();
     let (cpus, gpus) = (some(raw.cpus.as_ref())?, some(raw.gpus.as_ref())?.unwrap_or(0));
     if let (Some(slots), Some(place)) = (slots, &raw.gpus)

@@ -1,0 +1,162 @@
+//! Three hosts, as far as the kernel can make them of one: each with a network and processes of its own, on one switch,
+//! over one directory. What one host does not see of another here, it would not see of a real one: whether its
+//! processes are there. Links are cut, and hosts die.
+//!
+//! `cargo test --test hosts -- --ignored`, as root.
+
+#![allow(clippy::unwrap_used, reason = "clippy knows tests only by their attribute")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod network;
+
+use std::{fs, path::PathBuf};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use self::network::{Host, Network};
+use crate::support::{eventually, processes::Running, published};
+
+const TASKS: usize = 4;
+
+/// A run whose coordinator is on the first host, with a worker on each of the two others.
+struct Scene {
+    network: Network,
+    dir: TempDir,
+    coordinator: Running,
+    _workers: Vec<Running>,
+}
+
+impl Scene {
+    /// Every task is in a slot, two on each host, and waits for the file `go`.
+    fn new(speculate: bool) -> Self {
+        let (network, dir) = (Network::new(3), TempDir::new().unwrap());
+        let marks = dir.path().join("marks");
+        fs::create_dir(&marks).unwrap();
+        fs::create_dir(dir.path().join("src")).unwrap();
+        for n in 0..TASKS {
+            fs::write(dir.path().join(format!("src/{n}.txt")), format!("content {n}")).unwrap();
+        }
+        let marks = marks.display();
+        let text = format!(
+            "name = 'j'\n[dataset]\nsource = 'file://{}/src'\n[command]\nshell = \"\"\"\n\
+             : > {marks}/begun.$FOREBAY_TASK_INDEX.$FOREBAY_ATTEMPT; until [ -e {marks}/go ]; do sleep 0.01; done\n\
+             cat $(cat $FOREBAY_INPUTS) > $FOREBAY_OUTPUT_DIR/x; : > {marks}/done.$FOREBAY_TASK_INDEX.$FOREBAY_ATTEMPT\
+             \"\"\"\n[workers]\nfleet = 'external'\ncount = 2\n[retry]\nspeculate = {speculate}\n",
+            dir.path().display()
+        );
+        fs::write(dir.path().join("job.toml"), text).unwrap();
+        let coordinator = coordinate(&network.hosts[0], &dir);
+        eventually("the coordinator is there", || dir.path().join("v/runs/r/epochs/1/link.json").exists());
+        let workers = network.hosts[1..].iter().map(|host| work(host, &dir, &host.name())).collect();
+        let scene = Self { network, dir, coordinator, _workers: workers };
+        eventually("all tasks are begun", || scene.marks("begun") == TASKS);
+        scene
+    }
+
+    fn marks(&self, which: &str) -> usize {
+        let names = fs::read_dir(self.dir.path().join("marks")).unwrap();
+        names.filter(|entry| entry.as_ref().unwrap().file_name().to_str().unwrap().starts_with(which)).count()
+    }
+
+    fn go(&self) {
+        fs::write(self.dir.path().join("marks/go"), "").unwrap();
+    }
+
+    fn output(&self) -> PathBuf {
+        self.dir.path().join("v/runs/r/output")
+    }
+}
+
+fn path(dir: &TempDir, name: &str) -> String {
+    dir.path().join(name).display().to_string()
+}
+
+fn coordinate(host: &Host, dir: &TempDir) -> Running {
+    let (volume, job) = (path(dir, "v"), path(dir, "job.toml"));
+    host.start(&["--volume", &volume, "--listen", host.address(), "run", &job, "--id", "r", "--json"])
+}
+
+/// A worker of two slots.
+fn work(host: &Host, dir: &TempDir, name: &str) -> Running {
+    host.start(&["--volume", &path(dir, "v"), "worker", "--run", "r", "--name", name, "--slots", "2"])
+}
+
+/// All is done and published, and nothing counts twice.
+#[track_caller]
+fn check(result: &Value, output: PathBuf) {
+    assert_eq!((&result["state"], &result["tasks"]["succeeded"]), (&"succeeded".into(), &TASKS.into()), "{result}");
+    let expected = (0..TASKS).map(|n| (format!("task-{n:05}/x"), format!("content {n}").into_bytes()));
+    assert!(published(&output).into_iter().eq(expected));
+}
+
+#[test]
+#[ignore = "makes networks, as root; .ci/run has it"]
+fn what_is_done_behind_a_cut_link_counts_before_the_link_is_there_again() {
+    let scene = Scene::new(false);
+    scene.network.cut(2);
+    scene.go();
+    let output = scene.output();
+    eventually("all are done", || scene.marks("done") == TASKS);
+    assert_eq!(scene.marks("begun"), TASKS);
+    // Its results come over the volume.
+    let result = scene.coordinator.outcome().json(0);
+    check(&result, output);
+    assert_eq!(result["tasks"]["attempts"], TASKS);
+}
+
+#[test]
+#[ignore = "makes networks, as root; .ci/run has it"]
+fn a_link_that_is_cut_for_longer_than_its_time_out_and_heals_costs_nothing() {
+    let scene = Scene::new(true);
+    // That of the coordinator: it hears of nobody.
+    scene.network.cut(0);
+    let show = || {
+        let shown = scene.network.hosts[0].start(&["--volume", &path(&scene.dir, "v"), "runs", "show", "r", "--json"]);
+        shown.outcome().json(0)["workers"].as_u64()
+    };
+    eventually("both workers are absent", || show() == Some(0));
+    scene.network.heal(0);
+    eventually("both are there again", || show() == Some(2));
+    scene.go();
+    let (output, begun) = (scene.output(), scene.marks("begun"));
+    let result = scene.coordinator.outcome().json(0);
+    check(&result, output);
+    assert_eq!((begun, &result["tasks"]["attempts"]), (TASKS, &TASKS.into()));
+}
+
+#[test]
+#[ignore = "makes networks, as root; .ci/run has it"]
+fn the_tasks_of_a_host_that_dies_are_done_by_another() {
+    let mut scene = Scene::new(true);
+    scene.network.kill(2);
+    let _idle = work(&scene.network.hosts[1], &scene.dir, "idle");
+    eventually("its tasks are begun elsewhere", || scene.marks("begun") == TASKS + 2);
+    scene.go();
+    let output = scene.output();
+    let result = scene.coordinator.outcome().json(0);
+    check(&result, output);
+    assert_eq!(names(&scene.dir, "done"), TASKS);
+}
+
+#[test]
+#[ignore = "makes networks, as root; .ci/run has it"]
+fn the_workers_of_a_coordinator_whose_host_dies_work_for_the_next_on_another_host() {
+    let mut scene = Scene::new(true);
+    scene.network.kill(0);
+    let next = coordinate(&scene.network.hosts[2], &scene.dir);
+    eventually("it has taken the run over", || scene.dir.path().join("v/runs/r/epochs/2/link.json").exists());
+    scene.go();
+    let output = scene.output();
+    let result = next.outcome().json(0);
+    check(&result, output);
+    assert_eq!((names(&scene.dir, "begun"), names(&scene.dir, "done")), (TASKS, TASKS), "nothing is done again");
+    assert_eq!(result["workers"], 2);
+}
+
+fn names(dir: &TempDir, beginning: &str) -> usize {
+    let names = fs::read_dir(dir.path().join("marks")).unwrap();
+    names.filter(|entry| entry.as_ref().unwrap().file_name().to_str().unwrap().starts_with(beginning)).count()
+}

@@ -1,0 +1,109 @@
+//! Hosts on a switch: namespaces, which end with the processes that hold them.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+};
+
+use crate::support::processes::Running;
+
+pub struct Network {
+    switch: Namespace,
+    pub hosts: Vec<Host>,
+}
+
+/// A network of its own.
+struct Namespace(Child);
+
+/// With processes of its own, too: the first of them holds it, and all end with that.
+pub struct Host {
+    namespace: Namespace,
+    /// The process that holds it, as it is seen from outside.
+    first: u32,
+    address: String,
+}
+
+impl Network {
+    pub fn new(hosts: usize) -> Self {
+        let switch = Namespace::new(&["-n"], "ip link add switch type bridge; ip link set switch up");
+        let hosts = (0..hosts).map(|number| Host::new(&switch, number)).collect();
+        Self { switch, hosts }
+    }
+
+    /// From now on nothing reaches this host, and nothing comes from it.
+    pub fn cut(&self, host: usize) {
+        self.switch.sh(&format!("ip link set host{host} down"));
+    }
+
+    pub fn heal(&self, host: usize) {
+        self.switch.sh(&format!("ip link set host{host} up"));
+    }
+
+    /// As when its power goes: nobody there says goodbye, and nothing arrives any more.
+    pub fn kill(&mut self, host: usize) {
+        self.cut(host);
+        self.hosts[host].die();
+    }
+}
+
+impl Namespace {
+    fn new(kind: &[&str], set_up: &str) -> Self {
+        let mut unshare = Command::new("unshare");
+        unshare.args(kind).args(["sh", "-euc", &format!("{set_up}; echo ready; exec sleep infinity")]);
+        let mut holder = unshare.stdout(Stdio::piped()).spawn().unwrap();
+        let mut said = String::new();
+        BufReader::new(holder.stdout.take().unwrap()).read_line(&mut said).unwrap();
+        assert_eq!(said, "ready\n", "this needs root");
+        Self(holder)
+    }
+
+    fn sh(&self, text: &str) {
+        let target = self.0.id().to_string();
+        let status = Command::new("nsenter").args(["-t", &target, "-n", "sh", "-euc", text]).status().unwrap();
+        assert!(status.success(), "{text}");
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Host {
+    fn new(switch: &Namespace, number: usize) -> Self {
+        let namespace = Namespace::new(&["-npf", "--kill-child", "--mount-proc"], "ip link set lo up");
+        let holder = namespace.0.id();
+        let children = std::fs::read_to_string(format!("/proc/{holder}/task/{holder}/children")).unwrap();
+        let first = children.trim().parse().unwrap();
+        let address = format!("10.77.0.{}", number + 1);
+        switch.sh(&format!(
+            "ip link add host{number} type veth peer name eth0 netns {first}\n\
+             ip link set host{number} master switch up\n\
+             nsenter -t {first} -n sh -euc 'ip addr add {address}/24 dev eth0; ip link set eth0 up'"
+        ));
+        Self { namespace, first, address }
+    }
+
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    pub fn name(&self) -> String {
+        format!("at-{}", self.address)
+    }
+
+    /// Starts the program there.
+    pub fn start(&self, args: &[&str]) -> Running {
+        let mut command = Command::new("nsenter");
+        command.args(["-t", &self.first.to_string(), "-n", "-p", "-m", env!("CARGO_BIN_EXE_forebay")]).args(args);
+        command.env_remove("AWS_ENDPOINT_URL_S3");
+        Running::new(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))
+    }
+
+    fn die(&mut self) {
+        let _ = self.namespace.0.kill();
+        let _ = self.namespace.0.wait();
+    }
+}

@@ -197,7 +197,7 @@ mod tests {
         }
 
         fn wrote(&self, name: &str, text: &str) -> OutputFile {
-            let relative = format!("runs/r/attempts/{ATTEMPT}/out/{name}");
+            let relative = format!("runs/r/attempts/{ATTEMPT}/{name}");
             let path = self.volume.root().join(&relative);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(&path, text).unwrap();

@@ -62,7 +62,7 @@ use crate::{
     journal::JournalError,
     lease::{self, Claim, LeaseError},
     run::EndState,
-    rundir::{ATTEMPTS, INPUTS, RunDir, RunDirError},
+    rundir::{ATTEMPTS, INPUTS, RunDir, RunDirError, SLOTS},
     server::{Server, ServerConfig, ServerError},
 };
 
@@ -376,7 +376,7 @@ async fn sweep(volume: &Volume, run: &RunDir) {
     if let Err(error) = tokio::task::spawn_blocking(move || reading::end(&of, &its)).await {
         tracing::debug!(run = %run.id(), %error, "its lease on the snapshot could not be ended");
     }
-    for what in [ATTEMPTS, INPUTS, REPORTS] {
+    for what in [ATTEMPTS, SLOTS, INPUTS, REPORTS] {
         let (volume, dir) = (volume.clone(), run.path().join(what));
         if !dir.exists() {
             continue;

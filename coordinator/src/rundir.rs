@@ -29,6 +29,8 @@ use crate::{
 
 /// Where attempts write.
 pub(crate) const ATTEMPTS: &str = "attempts";
+/// Where attempts write what goes with them.
+pub(crate) const SLOTS: &str = "slots";
 /// Where tasks find their inputs that start before all of them are staged.
 pub(crate) const INPUTS: &str = "inputs";
 const JOB_TEXT: &str = "job.toml";
@@ -273,7 +275,7 @@ impl New<'_> {
             builder.mode(mode).create(path).map_err(|error| VolumeError::io("create", path, error))
         };
         create(&self.dir, 0o777)?;
-        for name in ["files", ATTEMPTS, REPORTS, "checkpoints", "logs"] {
+        for name in ["files", ATTEMPTS, SLOTS, REPORTS, "checkpoints", "logs"] {
             create(&self.dir.join(name), 0o777)?;
         }
         // Who can read this directory can join the run.

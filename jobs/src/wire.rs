@@ -133,7 +133,7 @@ mod tests {
         let task = TaskId { phase: 1, index: 7 };
         let attempt = AttemptId { task, number: 2, epoch: Epoch(3) };
         let file = OutputFile {
-            path: "runs/r/attempts/0-7.2.3/out/part".into(),
+            path: "runs/r/attempts/0-7.2.3/part".into(),
             publish_as: None,
             partition: Some(4),
             size: u64::MAX,

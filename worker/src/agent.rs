@@ -35,7 +35,7 @@ use tonic::Status;
 use self::line::{Line, News};
 pub use crate::link::LinkError;
 use crate::{
-    execute::{Bench, execute},
+    execute::{Bench, Scratch, execute},
     guard::Guard,
     link::{self, Link},
     logs::Logs,
@@ -148,6 +148,8 @@ async fn run_until(config: WorkerConfig, told: mpsc::Receiver<()>) -> Result<(),
     });
     let bench = Bench {
         logs: Logs::create(&run_dir.join("logs"), &config.worker)?,
+        worker: config.worker,
+        scratch: Scratch::default(),
         volume,
         until: config.until,
         gpus: host.gpus.into_iter().take(link.job.workers.gpus as usize).collect(),

@@ -1,17 +1,18 @@
 //! One attempt: its directory, its work, its report.
 //!
-//! An attempt writes into `attempts/<id>/` and nowhere else: what is to stay into `out/`, what goes with it into
-//! `scratch/`. When it has succeeded, `out/` is synced, and each of its files is reported with size and checksum; else,
-//! and where there is none, the whole directory goes.
+//! An attempt writes what is to stay into `attempts/<id>/`, what goes with it into its slot's directory, and nothing
+//! elsewhere. When it has succeeded, the first is synced, and each of its files is reported with size and checksum; else,
+//! and where there is none, it goes.
 
 mod checkpoint;
 mod program;
+mod scratch;
 
 use std::{
     error::Error,
     io,
     os::unix::process::ExitStatusExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::ExitStatus,
     sync::{Arc, Mutex},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -22,7 +23,7 @@ use forebay_datasets::{
     volume::{self, Volume, VolumeError},
 };
 use forebay_jobs::{
-    id::{AttemptId, RunId},
+    id::{AttemptId, RunId, WorkerId},
     kinds::{TaskContext, TaskError, TaskOutput, command, command::SlotShare, mapreduce, sql},
     plan::PlanError,
     spec::{JobSpec, MapReduceSpec, Mapper, Work},
@@ -30,7 +31,11 @@ use forebay_jobs::{
     wire::Assignment,
 };
 
-use self::program::{run_command, run_filter};
+pub(crate) use self::scratch::Scratch;
+use self::{
+    program::{run_command, run_filter},
+    scratch::clear,
+};
 use crate::{
     guard::Guard,
     logs::Logs,
@@ -61,6 +66,10 @@ pub(crate) struct Bench {
     pub(crate) groups: Groups,
     /// When its host takes the worker away.
     pub(crate) until: Option<SystemTime>,
+    /// The name of the worker.
+    pub(crate) worker: WorkerId,
+    /// The slots' directories.
+    pub(crate) scratch: Scratch,
     /// Where programs print.
     pub(crate) logs: Arc<Logs>,
     /// Ends programs when the worker is killed.
@@ -161,7 +170,7 @@ pub(crate) async fn execute(bench: Arc<Bench>, assignment: Assignment, slot: u32
         Ok(done) => done,
         Err(error) => {
             let attempt = Arc::clone(&this);
-            if let Err(error) = blocking("discard", move || attempt.discard(&attempt.dir)).await {
+            if let Err(error) = blocking("discard", move || attempt.discard()).await {
                 tracing::debug!(%error, attempt = %this.id, "its directory was not removed");
             }
             this.stopped(error)
@@ -204,7 +213,6 @@ struct Attempt {
     beside: bool,
     /// What its slot has.
     share: SlotShare,
-    dir: PathBuf,
     out_dir: PathBuf,
     scratch_dir: PathBuf,
     /// When its time is up, since the Unix epoch.
@@ -215,24 +223,15 @@ struct Attempt {
 impl Attempt {
     fn new(bench: Arc<Bench>, assignment: Assignment, slot: u32, stop: Stop) -> Self {
         let Assignment { attempt: id, spec, beside } = assignment;
-        let dir = bench.volume.run_dir(bench.run.as_str()).join("attempts").join(id.to_string());
+        let run_dir = bench.volume.run_dir(bench.run.as_str());
+        let out_dir = run_dir.join("attempts").join(id.to_string());
+        let scratch_dir = run_dir.join("slots").join(format!("{}.{slot}", bench.worker));
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let timed_out = bench.job.retry.timeout.and_then(|timeout| now.checked_add(timeout));
         let taken_away = bench.until.and_then(|until| until.duration_since(UNIX_EPOCH).ok());
         let deadline = timed_out.into_iter().chain(taken_away).min();
         let share = SlotShare::of(&bench.job.workers, &bench.gpus, (slot, bench.slots));
-        Self {
-            bench,
-            id,
-            spec,
-            beside,
-            share,
-            out_dir: dir.join("out"),
-            scratch_dir: dir.join("scratch"),
-            dir,
-            deadline,
-            stop,
-        }
+        Self { bench, id, spec, beside, share, out_dir, scratch_dir, deadline, stop }
     }
 
     fn context(&self, threads: usize) -> TaskContext<'_> {
@@ -249,10 +248,8 @@ impl Attempt {
 
     /// Makes its directories. A run that has ended without this worker's knowledge has no place for them any more.
     fn prepare(&self) -> Result<(), ExecuteError> {
-        for dir in [&self.dir, &self.out_dir, &self.scratch_dir] {
-            volume::create_dir(dir)?;
-        }
-        Ok(())
+        volume::create_dir(&self.out_dir)?;
+        Ok(self.bench.scratch.prepare(&self.scratch_dir)?)
     }
 
     /// What an attempt without success is reported as.
@@ -268,8 +265,9 @@ impl Attempt {
         }
     }
 
-    fn discard(&self, dir: &Path) {
-        output::discard(&self.bench.volume, dir);
+    fn discard(&self) {
+        output::discard(&self.bench.volume, &self.out_dir);
+        clear(&self.scratch_dir);
     }
 
     /// Makes its files durable up to the run's own directory, lists them as they are reported, and removes the rest.
@@ -278,7 +276,7 @@ impl Attempt {
             return Err(ExecuteError::TooManyFiles(output.files.len()));
         }
         if !output.files.is_empty() {
-            let dirs = [Some(self.out_dir.as_path()), Some(&self.dir), self.dir.parent()];
+            let dirs = [Some(self.out_dir.as_path()), self.out_dir.parent()];
             dirs.into_iter().flatten().try_for_each(volume::sync_dir)?;
         }
         let mut outputs = Vec::with_capacity(output.files.len());
@@ -294,7 +292,11 @@ impl Attempt {
                 rows: file.rows,
             });
         }
-        self.discard(if outputs.is_empty() { &self.dir } else { &self.scratch_dir });
+        if outputs.is_empty() {
+            self.discard();
+        } else {
+            clear(&self.scratch_dir);
+        }
         Ok(Outcome::Done { outputs, metrics: output.metrics })
     }
 }

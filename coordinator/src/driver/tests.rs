@@ -145,7 +145,7 @@ impl Fixture {
 
     /// Writes an output and reports it: truly, except for the text `torn`.
     fn done(&self, attempt: &AttemptId, text: &str) -> Outcome {
-        let relative = format!("runs/r/attempts/{attempt}/out/x");
+        let relative = format!("runs/r/attempts/{attempt}/x");
         let path = self.volume.root().join(&relative);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, text).unwrap();

@@ -97,7 +97,7 @@ impl Fixture {
         let dir = tempfile::tempdir().unwrap();
         let volume = Volume::open_or_create(&dir.path().join("volume")).unwrap();
         let run_dir = volume.run_dir("r");
-        for dir in ["files", "attempts", "reports", "checkpoints", "logs"] {
+        for dir in ["files", "attempts", "slots", "reports", "checkpoints", "logs"] {
             fs::create_dir_all(run_dir.join(dir)).unwrap();
         }
         fs::create_dir_all(run_dir.join("epochs/1")).unwrap();
@@ -306,8 +306,8 @@ async fn a_command_gets_its_input_and_its_files_and_leaves_its_output() {
     assert_eq!(files["task-00003/copy"], "hello\n");
     let dataset = this.volume.root().join("datasets/d/snapshots/5nap/data");
     assert_eq!(files["task-00003/told"], format!("3 {}\n", dataset.display()));
-    // Its scratch directory is gone, its output stays.
-    assert!(!this.volume.run_dir("r").join("attempts/0-3.1.1/scratch").exists());
+    // Its working directory is empty again, its output stays.
+    assert_eq!(fs::read_dir(this.volume.run_dir("r").join("slots/w.0/work")).unwrap().count(), 0);
     let mut printed = Vec::new();
     let take = |entry: logs::Entry<'_>| {
         if let Content::Bytes(bytes) = entry.content {

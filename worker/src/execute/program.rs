@@ -23,7 +23,7 @@ use forebay_jobs::{
 use rustix::fs::Access;
 use tokio_util::sync::CancellationToken;
 
-use super::{Attempt, Bench, ExecuteError, blocking};
+use super::{Attempt, Bench, ExecuteError, blocking, scratch::WORK};
 use crate::{
     logs::Stream,
     memory::Limit,
@@ -114,9 +114,8 @@ async fn command(
         let limit = limit.transpose().map_err(ExecuteError::Limit)?;
         let mut command = command_of(&program, &env, limit.as_ref())?;
         let run_dir = attempt.bench.volume.run_dir(attempt.bench.run.as_str());
-        let work_dir = attempt.scratch_dir.join("work");
+        let work_dir = attempt.scratch_dir.join(WORK);
         let checkpoint_dir = super::checkpoint::dir(&run_dir.join("checkpoints"), attempt.id, attempt.beside)?;
-        volume::create_dir(&work_dir)?;
         for name in names {
             ship(&run_dir.join("files"), &work_dir, name)?;
         }

@@ -6,7 +6,7 @@ use std::{
     hash::{Hash, Hasher},
 };
 
-use super::{Action, Ending, Noticed, world::World};
+use super::{Action, Ending, NoticedBy, world::World};
 
 /// Steps of a history at most.
 const DEPTH: usize = 6;
@@ -22,7 +22,7 @@ fn steps(world: &World) -> Vec<Action> {
     }
     for worker in 0..2 {
         steps.extend([Action::Call(worker, false), Action::Crash(worker)]);
-        steps.extend([Noticed::ByWorker, Noticed::ByCoordinator].map(|noticed| Action::Cut(worker, noticed)));
+        steps.extend([NoticedBy::Worker, NoticedBy::Coordinator].map(|noticed| Action::Cut(worker, noticed)));
     }
     steps.extend((0..2).map(|attempt| Action::Finish(attempt, Ending::Done)));
     // Of the newest coordinator, and of the one before.

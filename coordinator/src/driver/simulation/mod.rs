@@ -28,7 +28,7 @@ enum Action {
     /// A worker's process is killed.
     Crash(usize),
     /// A worker's stream breaks; who of the two sides notices.
-    Cut(usize, Noticed),
+    Cut(usize, NoticedBy),
     /// A worker without a stream calls the coordinator; `true`: and the answer is lost.
     Call(usize, bool),
     /// No stream of this worker's can be made, or again.
@@ -60,10 +60,10 @@ enum Action {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Noticed {
-    ByWorker,
-    ByCoordinator,
-    ByBoth,
+enum NoticedBy {
+    Worker,
+    Coordinator,
+    Both,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -75,7 +75,7 @@ enum Ending {
 
 fn actions() -> impl Strategy<Value = Vec<Action>> {
     let n = || any::<usize>();
-    let noticed = prop_oneof![Just(Noticed::ByWorker), Just(Noticed::ByCoordinator), Just(Noticed::ByBoth)];
+    let noticed = prop_oneof![Just(NoticedBy::Worker), Just(NoticedBy::Coordinator), Just(NoticedBy::Both)];
     let ending = prop_oneof![6 => Just(Ending::Done), 1 => Just(Ending::Failed), 1 => Just(Ending::GivenBack)];
     let action = prop_oneof![
         4 => (1u32..4).prop_map(Action::Join),

@@ -8,7 +8,7 @@ use forebay_jobs::{
     wire::{FromWorker, ToWorker},
 };
 
-use super::{Action, Ending, Noticed, coordinator::Coordinator, worker::Worker};
+use super::{Action, Ending, NoticedBy, coordinator::Coordinator, worker::Worker};
 use crate::{
     driver::session::compose,
     journal::{self, Header},
@@ -226,7 +226,8 @@ impl World {
     /// Mostly the newest one; else one that does not know that it was taken over.
     fn any_coordinator(&self, n: usize) -> Option<Epoch> {
         let epochs: Vec<_> = self.coordinators.keys().copied().collect();
-        (!epochs.is_empty()).then(|| if n % 4 == 0 { epochs[n / 4 % epochs.len()] } else { epochs[epochs.len() - 1] })
+        (!epochs.is_empty())
+            .then(|| if n.is_multiple_of(4) { epochs[n / 4 % epochs.len()] } else { epochs[epochs.len() - 1] })
     }
 
     fn running(&self) -> impl Iterator<Item = (usize, AttemptId)> {
@@ -385,12 +386,12 @@ impl World {
         self.bag.extend(messages.into_iter().map(packet));
     }
 
-    fn cut(&mut self, n: usize, noticed: Noticed) {
+    fn cut(&mut self, n: usize, noticed: NoticedBy) {
         let Some(stream) = self.workers[n].stream else { return };
-        if matches!(noticed, Noticed::ByWorker | Noticed::ByBoth) {
+        if matches!(noticed, NoticedBy::Worker | NoticedBy::Both) {
             self.workers[n].is_cut();
         }
-        if matches!(noticed, Noticed::ByCoordinator | Noticed::ByBoth) {
+        if matches!(noticed, NoticedBy::Coordinator | NoticedBy::Both) {
             self.left(stream);
         }
     }
@@ -494,7 +495,7 @@ impl World {
         self.bag.clear();
         for n in 0..self.workers.len() {
             self.workers[n].partitioned = false;
-            self.cut(n, Noticed::ByBoth);
+            self.cut(n, NoticedBy::Both);
         }
         self.take(Action::Join(2))?;
         for round in 0..ROUNDS {

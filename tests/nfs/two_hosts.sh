@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Staging by two hosts over real NFSv4.1: two user-mode kernels mount what a third one exports, in a network namespace of
-# their own. As root, with the packages below; takes three minutes. FOREBAY names the program, by default the debug build.
+# Staging and running by two hosts over real NFSv4.1: two user-mode kernels mount what a third one exports, in a network
+# namespace of their own. As root, with the packages below; takes five minutes. FOREBAY names the program, by default the debug build.
 # With a command, the first host runs that instead, over the volume at /mnt/v; tiny objects are served then, from ENDPOINT.
 # DELAY_MS delays what the hosts send.
 #   apt-get install user-mode-linux kmod socat iproute2 nfs-common nfs-kernel-server python3
@@ -158,4 +158,40 @@ wait "$healing"
 wait "$one" || true
 [[ $(id "$work/two.out") == "$known" ]] || fail "another snapshot"
 whole cut
+
+# A run whose coordinator is on one, with a worker of four slots on two, all of whose four tasks wait for a file.
+begin() { # VOLUME
+    marks=/mnt/v/$1-marks
+    run="'$FOREBAY' --volume /mnt/v/$1 run /mnt/v/$1.toml --id r --json"
+    on one "mkdir $marks $marks/src; for n in 0 1 2 3; do echo \$n >$marks/src/\$n; done"
+    on one "printf '%s\n' \"name = 'j'\" '[dataset]' \"source = 'file://$marks/src'\" '[command]' \
+        'shell = \"\"\": >$marks/begun.\$FOREBAY_TASK_INDEX.\$FOREBAY_ATTEMPT' 'until [ -e $marks/go ]; do sleep 0.2; done' \
+        'cat \$(cat \$FOREBAY_INPUTS) >\$FOREBAY_OUTPUT_DIR/x; : >$marks/done.\$FOREBAY_TASK_INDEX.\$FOREBAY_ATTEMPT\"\"\"' \
+        '[workers]' \"fleet = 'external'\" >/mnt/v/$1.toml"
+    on one "HOME=/run setsid $run --listen $NET.11 >/run/$1.said 2>&1 & echo \$! >/run/$1.pid"
+    on two "until [ -e /mnt/v/$1/runs/r/epochs/1/link.json ]; do sleep 0.5; done
+        HOME=/run setsid '$FOREBAY' --volume /mnt/v/$1 worker --run r --slots 4 >/run/$1.worker 2>&1 &"
+    on two "until [ \$(ls $marks | grep -c begun) = 4 ]; do sleep 0.5; done"
+}
+take_over() { # VOLUME: two coordinates, and the run ends with what its worker has done, once.
+    on two "HOME=/run setsid $run --listen $NET.12 >/run/$1.json 2>/run/$1.said &"
+    on two "until [ -e /mnt/v/$1/runs/r/epochs/2/link.json ]; do sleep 0.5; done; touch $marks/go
+        until grep -q state /run/$1.json; do sleep 0.5; done; cat /run/$1.json" >"$work/two.out"
+    [[ $(number succeeded "$work/two.out") == 4 && $(number attempts "$work/two.out") == 4 ]] || fail "$1"
+    [[ $(on two "ls $marks | grep -c -e begun -e done") == 8 ]] || fail "$1: something was done twice"
+    [[ $(on two "cat /mnt/v/$1/runs/r/output/task-0000?/x" | tr -d '\n') == 0123 ]] || fail "$1: the output"
+}
+
+echo "== the coordinator of a run is killed: two takes over, with the worker and what it holds"
+begin adopted >"$work/begin.out"
+on one "kill -9 \$(cat /run/adopted.pid)"
+take_over adopted
+
+echo "== the coordinator's host is cut off from workers and volume: the same, and it knows when it is back"
+begin deposed >"$work/begin.out"
+inside ip link set tap-one nomaster
+take_over deposed
+inside ip link set tap-one master bridge
+on one "while kill -0 \$(cat /run/deposed.pid) 2>/dev/null; do sleep 0.5; done; cat /run/deposed.said" >"$work/one.out"
+grep -q -e "taken over by another" "$work/one.out" || fail "the deposed coordinator"
 echo "passed"

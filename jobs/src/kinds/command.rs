@@ -3,7 +3,8 @@
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
-    fs,
+    fs::{self, OpenOptions},
+    io::Write as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -118,8 +119,16 @@ pub fn environment(ctx: &TaskContext<'_>, program: &ProgramContext<'_>) -> Resul
     Ok(env)
 }
 
+/// Writes over what an attempt before has left, in place: of a file that was cut to nothing ext4 writes the new content to
+/// the disk when it is closed (`auto_da_alloc` in ext4(5)).
 fn write(path: &Path, bytes: &[u8]) -> Result<(), TaskError> {
-    fs::write(path, bytes).map_err(|error| VolumeError::io("write", path, error).into())
+    let written = || {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+        file.write_all(bytes)?;
+        let length = bytes.len() as u64;
+        if file.metadata()?.len() > length { file.set_len(length) } else { Ok(()) }
+    };
+    written().map_err(|error| VolumeError::io("write", path, error).into())
 }
 
 /// Everything a program left in its output directory, to be published as `task-<index>/<path>`, and the figures of

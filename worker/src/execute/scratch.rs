@@ -7,6 +7,7 @@
 use std::{
     collections::BTreeSet,
     fs, io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Mutex,
 };
@@ -45,10 +46,13 @@ impl Scratch {
 pub(super) fn clear(dir: &Path) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let (name, path) = (entry.file_name(), entry.path());
-        if name == WORK && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+        let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        // What has another name, as in an output, or leads elsewhere must not be written over.
+        let is_own = || entry.metadata().is_ok_and(|meta| meta.is_file() && meta.nlink() == 1);
+        if name == WORK && is_dir {
             clear(&path);
-        } else if !KEPT.iter().any(|kept| name == *kept) {
-            remove(&path, entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        } else if !(KEPT.iter().any(|kept| name == *kept) && is_own()) {
+            remove(&path, is_dir);
         }
     }
 }
@@ -79,10 +83,14 @@ mod tests {
             assert!(names(&dir.join(WORK)).is_empty());
             fs::create_dir_all(dir.join("work/deep/er")).unwrap();
             std::os::unix::fs::symlink("/", dir.join("work/deep/root")).unwrap();
-            for name in ["inputs.txt", "work/file", "spill"] {
+            for name in ["inputs.txt", "split.json", "work/file", "spill"] {
                 fs::write(dir.join(name), "x").unwrap();
             }
+            let elsewhere = place.path().join("output");
+            let _ = fs::remove_file(&elsewhere);
+            fs::hard_link(dir.join("split.json"), &elsewhere).unwrap();
             clear(&dir);
+            assert!(elsewhere.exists());
             assert_eq!(names(&dir), ["inputs.txt", "work"].map(str::to_owned).into());
             assert!(names(&dir.join(WORK)).is_empty() && Path::new("/").exists());
         }

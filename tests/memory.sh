@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# A program that takes more memory than its slot has, where control groups are: in a kernel of its own, since cgroup v2 has
+# the memory controller there whatever this host does with it. As root, with what tests/nfs/two_hosts.sh needs:
+#   tests/nfs/two_hosts.sh bash "$PWD/tests/memory.sh" PATH-OF-FOREBAY
+set -euo pipefail
+forebay=$1
+mount -t cgroup2 none /sys/fs/cgroup
+mkdir -p /run/m/src
+echo x >/run/m/src/x
+take() { # MIB: what a job comes to whose program takes so much of 200 MiB.
+    printf '%s\n' "name = 'j'" '[dataset]' "source = 'file:///run/m/src'" '[command]' \
+        "argv = ['python3', '-c', 'import os; x = os.urandom(1 << 20) * $1; print(len(x))']" \
+        '[workers]' "memory = '200MiB'" 'slots = 1' '[retry]' 'attempts = 1' >/run/m/job.toml
+    HOME=/run/m "$forebay" --volume /run/m/v run /run/m/job.toml --id "m$1" 2>&1
+}
+take 100
+if said=$(take 300); then
+    echo "FAILED: it got 300 MiB of 200"
+    exit 1
+fi
+grep -q "used more than its 200 MiB of memory, and was ended" <<<"$said" || { echo "FAILED: $said"; exit 1; }
+# Its groups are gone with it; the worker's own may wait for the kernel.
+sleep 1
+left=$(find /sys/fs/cgroup -maxdepth 2 -name '0-*')
+[[ -z $left ]] || { echo "FAILED: $left"; exit 1; }
+echo passed

@@ -141,6 +141,12 @@ pub enum RunsCommand {
         /// Only tasks in this state
         #[arg(long)]
         state: Option<TaskStateArg>,
+        /// Only tasks from this one on, such as 17, or 1-17 for the second phase
+        #[arg(long, value_name = "TASK")]
+        from: Option<TaskId>,
+        /// So many tasks at most
+        #[arg(long, default_value = "10000", value_name = "COUNT")]
+        limit: NonZero<u32>,
     },
     /// Print what a run's programs printed
     Logs {

@@ -244,6 +244,85 @@ mod tests {
         }
     }
 
+    /// One event of each kind, as this version writes them.
+    fn every_kind() -> Vec<Event> {
+        use std::collections::BTreeMap;
+
+        use forebay_datasets::{checksum::Crc64, volume::Holder};
+        use forebay_jobs::{
+            id::{AttemptId, TaskId},
+            task::{Failure, OutputFile},
+        };
+
+        use crate::run::EndState;
+
+        let (worker, at) = ("local-1-1".parse::<forebay_jobs::id::WorkerId>().unwrap(), Millis(1_796_000_000_000));
+        let attempt = |index, number| AttemptId { task: TaskId { phase: 0, index }, number, epoch: Epoch(1) };
+        let process = Holder {
+            host: "h".into(),
+            pid: 17,
+            pid_started: Some(4711),
+            pid_namespace: Some("pid:[1]".into()),
+            boot: Some("b".into()),
+        };
+        let output = OutputFile {
+            path: "runs/r/attempts/0-0.1.1/x".into(),
+            publish_as: Some("task-00000/x".into()),
+            partition: Some(3),
+            size: u64::MAX,
+            checksum: Crc64(u64::MAX),
+            rows: Some(9),
+        };
+        let metrics = BTreeMap::from([("loss".to_owned(), 0.25)]);
+        let failure = Failure::ExitCode { code: 1, stderr: "\u{1b}why".into() };
+        vec![
+            Event::Opened { epoch: Epoch(1), at },
+            Event::Planned { snapshot: None, phases: vec![3, 1], at },
+            Event::InputsStaged { tasks: vec![0, 2] },
+            Event::Staged { snapshot: "5nap".into(), at },
+            Event::WorkerJoined {
+                worker: worker.clone(),
+                slots: 2,
+                process: Some(process),
+                until: Some(Millis(7)),
+                at,
+            },
+            Event::WorkerJoined { worker: worker.clone(), slots: 2, process: None, until: None, at },
+            Event::WorkerDrains { worker: worker.clone() },
+            Event::WorkerAbsent { worker: worker.clone(), at },
+            Event::Assigned { worker: worker.clone(), attempts: vec![attempt(0, 1), attempt(1, 1)], at },
+            Event::Started { attempts: vec![attempt(0, 1)], at },
+            Event::Committed { attempt: attempt(0, 1), outputs: vec![output], metrics, micros: 17, at },
+            Event::Committed { attempt: attempt(2, 1), outputs: vec![], metrics: BTreeMap::new(), micros: 0, at },
+            Event::AttemptFailed { attempt: attempt(1, 1), failure, retry_at: Some(Millis(5)), at },
+            Event::AttemptFailed {
+                attempt: attempt(1, 2),
+                failure: Failure::OutOfMemory { limit: 5 },
+                retry_at: None,
+                at,
+            },
+            Event::AttemptReturned { attempt: attempt(1, 3), retry_at: Millis(6), lost: true },
+            Event::WorkerLeft { worker },
+            Event::CancelRequested { at },
+            Event::Aborted { error: "no".into(), at },
+            Event::Published { files: 1, bytes: 2, rows: Some(3), at },
+            Event::Exported { at },
+            Event::Ended { state: EndState::Failed, at },
+        ]
+    }
+
+    /// Add a file when a version writes something new; never change one.
+    #[test]
+    fn a_journal_of_an_earlier_version_is_read_as_it_was_written() {
+        let kept = include_bytes!("../testdata/journal-0.1.log");
+        let replay = parse(kept).unwrap();
+        assert_eq!(replay.header, Some(Header { epoch: Epoch(2), before: vec![(Epoch(1), 77)] }));
+        assert_eq!((replay.events, replay.torn), (every_kind(), 0));
+        // What is written today is what was kept, or a file is missing.
+        let header = Header { epoch: Epoch(2), before: vec![(Epoch(1), 77)] };
+        assert_eq!([begin(&header), group(&every_kind())].concat(), kept);
+    }
+
     #[test]
     fn what_a_successor_did_not_see_does_not_count() {
         let dir = tempfile::tempdir().unwrap();

@@ -33,7 +33,9 @@ pub async fn execute(global: &Global, command: &RunsCommand) -> Result<Exit, Cli
     match command {
         RunsCommand::List => list(global).await,
         RunsCommand::Show { run } => show(global, run).await,
-        RunsCommand::Tasks { run, state } => tasks(global, run, *state).await,
+        RunsCommand::Tasks { run, state, from, limit } => {
+            tasks(global, run, Page { state: *state, from: *from, limit: limit.get() }).await
+        }
         RunsCommand::Logs { run, task, follow } => logs(global, run, *task, *follow).await,
     }
 }
@@ -135,16 +137,27 @@ fn state(run: &Observed) -> &'static str {
     }
 }
 
-async fn tasks(global: &Global, id: &RunId, only: Option<TaskStateArg>) -> Result<Exit, CliError> {
+/// Which tasks are shown.
+struct Page {
+    state: Option<TaskStateArg>,
+    from: Option<TaskId>,
+    limit: u32,
+}
+
+async fn tasks(global: &Global, id: &RunId, page: Page) -> Result<Exit, CliError> {
     let (_, run) = open_run(global, id)?;
     let observed = driver::observe(&run).await?;
     // What was in a slot when the coordinator died is to be tried again.
     let live = matches!(observed.lease, LeaseState::Live { .. });
-    let shown = |(_, task): &(TaskId, &Task)| only.is_none_or(|only| task_state(task, live).0 == only);
-    let tasks = observed.machine.tasks().filter(shown);
+    let shown = |(id, task): &(TaskId, &Task)| {
+        page.from.is_none_or(|from| *id >= from) && page.state.is_none_or(|state| task_state(task, live).0 == state)
+    };
+    let mut rest = observed.machine.tasks().filter(shown);
+    let tasks: Vec<_> = rest.by_ref().take(page.limit as usize).collect();
+    let next = rest.next().map(|(id, _)| id.to_string());
     if global.json {
-        let tasks: Vec<Value> = tasks.map(|(id, task)| task_object(id, task, live)).collect();
-        println!("{}", json!({ "version": 1, "run": id, "tasks": tasks }));
+        let tasks: Vec<Value> = tasks.into_iter().map(|(id, task)| task_object(id, task, live)).collect();
+        println!("{}", json!({ "version": 1, "run": id, "tasks": tasks, "next": next }));
         return Ok(Exit::Done);
     }
     let mut table = Table::new(["task", "state", "attempts", "worker", "what"]);
@@ -158,6 +171,9 @@ async fn tasks(global: &Global, id: &RunId, only: Option<TaskStateArg>) -> Resul
         table.row([id.to_string(), state.to_owned(), task.attempts.to_string(), worker(task, live), what]);
     }
     table.print();
+    if let Some(next) = next {
+        render::note(global.quiet, &format!("there are more: --from {next}"));
+    }
     Ok(Exit::Done)
 }
 

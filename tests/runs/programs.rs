@@ -263,4 +263,15 @@ async fn thousands_of_tasks_that_are_only_said_to_be_done_are_each_committed_onc
     assert_eq!(result["output"]["files"], serde_json::json!([]));
     let shown = cluster.forebay(["runs", "show", "r", "--json"]).json(0);
     assert_eq!(shown["tasks"]["succeeded"], 5000, "as the journal tells it");
+    // They are listed in pages.
+    let (mut listed, mut next) = (0, Some("0".to_owned()));
+    while let Some(from) = next {
+        let page = cluster.forebay(["runs", "tasks", "r", "--from", &from, "--limit", "1200", "--json"]).json(0);
+        assert_eq!(page["tasks"][0]["task"], format!("0-{listed}"));
+        listed += page["tasks"].as_array().unwrap().len();
+        next = page["next"].as_str().map(str::to_owned);
+    }
+    assert_eq!(listed, 5000);
+    let table = cluster.forebay(["runs", "tasks", "r", "--limit", "2", "--from", "0-17"]).code(0);
+    assert!(table.stdout.contains("0-18") && table.stderr.contains("there are more: --from 0-19"), "{table:?}");
 }

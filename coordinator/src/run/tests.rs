@@ -278,6 +278,21 @@ fn what_becomes_of_one_of_two_attempts_decides_nothing_while_the_other_goes_on()
 }
 
 #[test]
+fn what_waits_is_taken_back_and_not_what_has_begun_be_it_the_later_task() {
+    let mut run = planned(RunConfig { workers: 1, ..config() }, &[2]);
+    let (a, b) = (worker(1), worker(2));
+    run.handle(&joined(&a, 1), Millis(0));
+    let [first, second] = held(&run, &a)[..] else { panic!() };
+    run.handle(&failed(&a, first), Millis(0));
+    run.handle(&Input::Started { worker: a.clone(), attempts: vec![second] }, Millis(0));
+    run.handle(&TICK, Millis(2000));
+    assert_eq!(held(&run, &a).iter().map(|attempt| attempt.number).collect::<Vec<_>>(), [2, 1], "it waits behind");
+    run.handle(&joined(&b, 1), Millis(3000));
+    assert_eq!(held(&run, &a), [second]);
+    assert_eq!(held(&run, &b).iter().map(|attempt| attempt.task).collect::<Vec<_>>(), [first.task]);
+}
+
+#[test]
 fn what_has_a_slot_of_its_own_is_not_taken_back_though_nobody_heard_that_it_was_begun() {
     let mut run = planned(config(), &[4]);
     let (a, b) = (worker(1), worker(2));

@@ -147,7 +147,7 @@ struct Page {
 async fn tasks(global: &Global, id: &RunId, page: Page) -> Result<Exit, CliError> {
     let (_, run) = open_run(global, id)?;
     let observed = driver::observe(&run).await?;
-    // What was in a slot when the coordinator died is to be tried again.
+    // Without a coordinator nobody knows who is still at work.
     let live = matches!(observed.lease, LeaseState::Live { .. });
     let shown = |(id, task): &(TaskId, &Task)| {
         page.from.is_none_or(|from| *id >= from) && page.state.is_none_or(|state| task_state(task, live).0 == state)

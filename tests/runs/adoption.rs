@@ -157,3 +157,16 @@ async fn what_a_worker_that_drains_has_not_done_is_done_by_others_and_uses_up_no
     assert_eq!((&result["tasks"]["succeeded"], &result["tasks"]["failed"]), (&TASKS.into(), &0.into()));
     assert_eq!(fixture.marks("done").len(), TASKS);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_whose_coordinator_was_killed_is_cancelled_and_its_workers_end() {
+    let fixture = Fixture::new("").await;
+    let (first, workers) = fixture.at_work();
+    kill(&[first.pid()]);
+    first.outcome();
+    fixture.cluster.forebay(["cancel", "r"]).code(0);
+    let shown = fixture.cluster.forebay(["runs", "show", "r", "--json"]).json(0);
+    assert_eq!(shown["state"], "cancelled");
+    eventually("they have ended", || !workers.iter().copied().any(is_running));
+    assert_eq!(fixture.marks("done").len(), 0);
+}

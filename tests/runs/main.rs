@@ -14,4 +14,5 @@ mod life;
 mod programs;
 mod queries;
 mod resources;
+mod speculation;
 mod words;

@@ -204,8 +204,8 @@ async fn ask_to_cancel(run: &RunId, epochs: &Path) -> Result<(), LinkError> {
     Ok(())
 }
 
-/// Ends a run that nobody coordinates: without workers nothing has to be waited for. None if there is nothing left of
-/// it to end but publishing.
+/// Ends a run that nobody coordinates. Its workers, if there still are any, need not be waited for: they end once they see
+/// that the run has. None if there is nothing left of it to end but publishing.
 async fn end_unattended(run: &RunDir, claim: &lease::Claim) -> Result<Option<RunResult>, CoordinateError> {
     if let Some(result) = run.result()? {
         return Ok(Some(result));
@@ -213,6 +213,10 @@ async fn end_unattended(run: &RunDir, claim: &lease::Claim) -> Result<Option<Run
     let mut session = open(run, claim.epoch, claim.dir.clone()).await?;
     session.take(&Input::Opened { epoch: claim.epoch });
     session.take(&Input::Cancel);
+    if session.machine.is_stopping() {
+        let gone: Vec<_> = session.machine.workers().map(|worker| Input::Gone { worker: worker.clone() }).collect();
+        session.take_all(&gone);
+    }
     session.commit().await?;
     match session.machine.ended() {
         Some(state) => conclude(run, &claim.dir, &session, state).await.map(Some),

@@ -14,6 +14,7 @@
 //! id is free for a corrected job. Any later error that may pass (storage out of reach, a full disk, an interrupt) ends the coordinator and not the run: it
 //! can be resumed. What can never succeed ends the run.
 
+mod absent;
 mod early;
 mod keep;
 mod others;

@@ -3,21 +3,15 @@
 //! What is to be done is derived from the machine's state each time round, and compared with what is under way. So a
 //! restart needs nothing but the replayed state, and doing something twice is harmless.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use forebay_datasets::{
     output::{self, OutputError},
     source::{ErrorKind, SourceUrl},
-    volume::{Holder, Volume},
+    volume::Volume,
 };
 use forebay_jobs::{
     id::{AttemptId, Epoch, TaskId, WorkerId},
-    kept,
     plan::Plan,
     task::{AttemptReport, Failure, Outcome, OutputFile, TaskInput, TaskSpec},
     wire::Assignment,
@@ -32,6 +26,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     CoordinateError, FIRST, RunProgress, Tell,
+    absent::Seen,
     prepare::{self, News},
     reading::Reading,
     session::Session,
@@ -56,24 +51,8 @@ const TICK: Duration = Duration::from_millis(200);
 /// A worker that was told to end an attempt gives its program 10 s, and the built-in work 3 s; this long means never.
 const UNANSWERED: Duration = Duration::from_secs(40);
 
-/// Between two looks after absent workers.
-const LOOK: Duration = Duration::from_secs(1);
-/// In place of a worker that is absent for so many milliseconds the fleet starts another one.
-const MISSED: u64 = 5_000;
-
-/// What was found of an absent worker.
-struct Seen {
-    worker: WorkerId,
-    /// What it kept for a coordinator.
-    reports: Vec<AttemptReport>,
-    /// How many of its files that are.
-    files: u32,
-    /// Whether its process had ended before they were read.
-    ended: bool,
-}
-
 /// Work beside the loop that has ended.
-enum Finished {
+pub(super) enum Finished {
     Prepared(Result<(), CoordinateError>),
     Checked {
         worker: WorkerId,
@@ -101,7 +80,7 @@ pub(super) struct Work<'a> {
     plan: Option<Arc<Plan>>,
     reading: Reading,
     /// Everything spawned; dropped, all of it ends.
-    tasks: JoinSet<Finished>,
+    pub(super) tasks: JoinSet<Finished>,
     checks: Arc<Semaphore>,
     /// Ends what runs on threads of its own; cancelled when this is dropped, too.
     stop: CancellationToken,
@@ -116,7 +95,7 @@ pub(super) struct Work<'a> {
     publishing: bool,
     exporting: bool,
     /// When absent workers are looked after; none while that is under way.
-    look_at: Option<Instant>,
+    pub(super) look_at: Option<Instant>,
     /// Why no more workers can be started.
     fleet_failure: Option<String>,
     /// When an ending run waits no longer for its workers.
@@ -291,7 +270,7 @@ impl<'a> Work<'a> {
     }
 
     /// What a report means, unless it has to be looked into first.
-    fn report(&mut self, worker: &WorkerId, report: AttemptReport) -> Option<Input> {
+    pub(super) fn report(&mut self, worker: &WorkerId, report: AttemptReport) -> Option<Input> {
         let AttemptReport { attempt, outcome, seconds } = report;
         let checking = matches!(&outcome, Outcome::Done { outputs, .. } if !outputs.is_empty());
         if !self.workers.reported(worker, attempt, checking) {
@@ -370,17 +349,7 @@ impl<'a> Work<'a> {
                 self.workers.checked(&worker, attempt);
                 self.take_gone();
             }
-            Finished::Looked(seen) => {
-                let absent = self.session.machine.absent().next().is_some();
-                self.look_at = absent.then(|| Instant::now() + LOOK);
-                let mut inputs = Vec::new();
-                for Seen { worker, reports, files, ended } in seen {
-                    self.workers.read(&worker, files, ended);
-                    inputs.extend(reports.into_iter().filter_map(|report| self.report(&worker, report)));
-                }
-                self.session.take_all(&inputs);
-                self.take_gone();
-            }
+            Finished::Looked(seen) => self.looked(seen),
             Finished::Published(Ok(Published { files, bytes, rows })) => {
                 self.session.take(&Input::Published { files, bytes, rows });
             }
@@ -408,67 +377,6 @@ impl<'a> Work<'a> {
             // Whoever is at work goes on; without anybody the run is interrupted.
             FleetEvent::Failed { error } => self.fleet_failure = Some(error),
         }
-    }
-
-    /// What nothing more will be heard of is given up.
-    fn take_gone(&mut self) {
-        let gone: Vec<_> = self.workers.gone().into_iter().map(|worker| Input::Gone { worker }).collect();
-        if !gone.is_empty() {
-            self.session.take_all(&gone);
-        }
-    }
-
-    /// Workers that this fleet did not start, and that are there or may still come back.
-    fn adopted(&self, fleet: &dyn Fleet) -> u32 {
-        let machine = &self.session.machine;
-        let now = self.session.now();
-        let missed = machine.absent().filter(|(_, since, _)| now.0.saturating_sub(since.0) > MISSED);
-        let missed: BTreeSet<_> = missed.map(|(worker, ..)| worker).collect();
-        let adopted = machine.workers().filter(|worker| !fleet.started(worker) && !missed.contains(worker)).count();
-        u32::try_from(adopted).unwrap_or(u32::MAX)
-    }
-
-    /// Something may have changed about an absent worker.
-    fn look_soon(&mut self) {
-        self.look_at = self.look_at.map(|_| Instant::now());
-    }
-
-    /// Looks, beside the loop, at what absent workers have kept for a coordinator, and whether they are there at all.
-    fn look_after_absent(&mut self) {
-        let absent = self.session.machine.absent();
-        if self.look_at.is_none_or(|at| at > Instant::now()) {
-            return;
-        }
-        let absent: Vec<_> = absent
-            .map(|(worker, _, process)| (worker.clone(), process.cloned(), self.workers.absent(worker)))
-            .collect();
-        if absent.is_empty() {
-            return;
-        }
-        self.look_at = None;
-        let dir = self.run.path().to_owned();
-        self.tasks.spawn_blocking(move || {
-            let look = |(worker, process, (files, ended)): (WorkerId, Option<Holder>, (u32, bool))| {
-                // In this order: what it kept before it ended is read.
-                let ended = ended || process.is_some_and(|process| process.is_gone());
-                let (mut reports, mut read) = (Vec::new(), files);
-                let complete = loop {
-                    match kept::read(&dir, &worker, read + 1) {
-                        Ok(Some(more)) => {
-                            reports.extend(more);
-                            read += 1;
-                        }
-                        Ok(None) => break true,
-                        Err(error) => {
-                            tracing::warn!(%worker, %error, "what it reported cannot be read");
-                            break false;
-                        }
-                    }
-                };
-                Seen { worker, reports, files: read, ended: ended && complete }
-            };
-            Finished::Looked(absent.into_iter().map(look).collect())
-        });
     }
 
     fn sync_workers(&mut self) {

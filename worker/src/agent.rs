@@ -255,7 +255,7 @@ impl Agent {
                         return Ok(());
                     }
                     News::Said(message) => self.take(message),
-                    News::Broke(source) => self.is_cut(source).await,
+                    News::Broke(source) => self.is_cut(source),
                     News::IsBack => self.is_back(),
                     News::Nobody => {}
                     News::MayCall => self.call(),
@@ -275,7 +275,7 @@ impl Agent {
                 told_all = self.tell().await;
             }
             if told_all.is_err() {
-                self.is_cut(None).await;
+                self.is_cut(None);
             }
         }
         let told_all = self.tell().await;
@@ -300,7 +300,7 @@ impl Agent {
     }
 
     /// The stream ended. What was told and not noted may have been lost with it.
-    async fn is_cut(&mut self, source: Option<Box<Status>>) {
+    fn is_cut(&mut self, source: Option<Box<Status>>) {
         if self.cut.is_none() {
             tracing::warn!("the link to the coordinator broke");
         }

@@ -70,6 +70,13 @@ pub enum Command {
     },
     /// Find what is wrong with a job before any data moves
     Check(JobArgs),
+    /// Tell where a task is, why, and what became of each attempt at it
+    Explain {
+        /// The run
+        run: RunId,
+        /// The task, such as 17, or 1-17 for the second phase
+        task: TaskId,
+    },
     /// List runs, show one, its tasks and what its programs printed
     #[command(subcommand)]
     Runs(RunsCommand),

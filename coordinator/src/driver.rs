@@ -49,7 +49,7 @@ use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 pub use self::{
-    others::{Attached, Cancelled, Client, LinkError, Observed, attach, cancel, finish, observe, reach},
+    others::{Attached, Cancelled, Client, LinkError, Observed, attach, cancel, finish, history, observe, reach},
     result::{FailureKind, Figures, OutputFigures, PhaseFigures, RunResult, StagedFigures, TaskFigures},
 };
 use self::{reading::Reading, session::Session, work::Work};

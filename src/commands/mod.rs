@@ -5,6 +5,7 @@ mod check;
 mod dataset;
 mod demo;
 mod diff;
+mod explain;
 mod gc;
 mod job;
 mod preview;
@@ -32,6 +33,7 @@ pub async fn execute(cli: &Cli) -> Result<Exit, CliError> {
         Command::Resume { run } => run::resume(global, run).await,
         Command::Cancel { run } => cancel::execute(global, run).await,
         Command::Wait { run, timeout } => wait::execute(global, run, *timeout).await,
+        Command::Explain { run, task } => explain::execute(global, run, *task).await,
         Command::Check(args) => check::execute(global, args).await,
         Command::Runs(command) => runs::execute(global, command).await,
         Command::Dataset(command) => dataset::execute(global, command).await,

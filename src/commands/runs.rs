@@ -177,7 +177,7 @@ async fn tasks(global: &Global, id: &RunId, page: Page) -> Result<Exit, CliError
     Ok(Exit::Done)
 }
 
-fn task_state(task: &Task, live: bool) -> (TaskStateArg, &'static str) {
+pub(super) fn task_state(task: &Task, live: bool) -> (TaskStateArg, &'static str) {
     match &task.state {
         held @ TaskState::Held { .. } if live && held.holdings().any(|holding| holding.started.is_some()) => {
             (TaskStateArg::Running, "running")

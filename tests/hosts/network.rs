@@ -24,19 +24,20 @@ pub struct Host {
 }
 
 impl Network {
-    pub fn new(hosts: usize) -> Self {
-        let switch = Namespace::new(&["-n"], "ip link add switch type bridge; ip link set switch up");
-        let hosts = (0..hosts).map(|number| Host::new(&switch, number)).collect();
-        Self { switch, hosts }
+    /// None where the user may not make networks, or the kernel has no bridges.
+    pub fn new(hosts: usize) -> Option<Self> {
+        let switch = Namespace::new(&["-n"], "ip link add switch type bridge; ip link set switch up")?;
+        let hosts = (0..hosts).map(|number| Host::new(&switch, number)).collect::<Option<_>>()?;
+        Some(Self { switch, hosts })
     }
 
     /// From now on nothing reaches this host, and nothing comes from it.
     pub fn cut(&self, host: usize) {
-        self.switch.sh(&format!("ip link set host{host} down"));
+        assert!(self.switch.sh(&format!("ip link set host{host} down")));
     }
 
     pub fn heal(&self, host: usize) {
-        self.switch.sh(&format!("ip link set host{host} up"));
+        assert!(self.switch.sh(&format!("ip link set host{host} up")));
     }
 
     /// As when its power goes: nobody there says goodbye, and nothing arrives any more.
@@ -47,20 +48,20 @@ impl Network {
 }
 
 impl Namespace {
-    fn new(kind: &[&str], set_up: &str) -> Self {
+    fn new(kind: &[&str], set_up: &str) -> Option<Self> {
         let mut unshare = Command::new("unshare");
         unshare.args(kind).args(["sh", "-euc", &format!("{set_up}; echo ready; exec sleep infinity")]);
         let mut holder = unshare.stdout(Stdio::piped()).spawn().unwrap();
         let mut said = String::new();
         BufReader::new(holder.stdout.take().unwrap()).read_line(&mut said).unwrap();
-        assert_eq!(said, "ready\n", "this needs root");
-        Self(holder)
+        let namespace = Self(holder);
+        (said == "ready\n").then_some(namespace)
     }
 
-    fn sh(&self, text: &str) {
+    fn sh(&self, text: &str) -> bool {
         let target = self.0.id().to_string();
         let status = Command::new("nsenter").args(["-t", &target, "-n", "sh", "-euc", text]).status().unwrap();
-        assert!(status.success(), "{text}");
+        status.success()
     }
 }
 
@@ -72,18 +73,18 @@ impl Drop for Namespace {
 }
 
 impl Host {
-    fn new(switch: &Namespace, number: usize) -> Self {
-        let namespace = Namespace::new(&["-npf", "--kill-child", "--mount-proc"], "ip link set lo up");
+    fn new(switch: &Namespace, number: usize) -> Option<Self> {
+        let namespace = Namespace::new(&["-npf", "--kill-child", "--mount-proc"], "ip link set lo up")?;
         let holder = namespace.0.id();
         let children = std::fs::read_to_string(format!("/proc/{holder}/task/{holder}/children")).unwrap();
         let first = children.trim().parse().unwrap();
         let address = format!("10.77.0.{}", number + 1);
-        switch.sh(&format!(
+        let is_linked = switch.sh(&format!(
             "ip link add host{number} type veth peer name eth0 netns {first}\n\
              ip link set host{number} master switch up\n\
              nsenter -t {first} -n sh -euc 'ip addr add {address}/24 dev eth0; ip link set eth0 up'"
         ));
-        Self { namespace, first, address }
+        is_linked.then_some(Self { namespace, first, address })
     }
 
     pub fn address(&self) -> &str {

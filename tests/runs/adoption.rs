@@ -83,10 +83,13 @@ async fn the_workers_of_a_killed_coordinator_are_taken_on_by_the_next() {
     let (first, workers) = fixture.at_work();
     kill(&[first.pid()]);
     first.outcome();
+    let why = || fixture.cluster.forebay(["explain", "r", "2", "--json"]).json(0)["why"].as_str().unwrap().to_owned();
+    assert_eq!(why(), "nobody coordinates the run: `forebay resume r` goes on");
     let second = fixture.start();
     eventually("the second coordinator has taken the run over", || {
         fixture.cluster.run_dir("r").join("epochs/2/link.json").exists()
     });
+    eventually("it says who has the task", || why().starts_with("attempt 0-2.1.1 is begun at "));
     fixture.go();
     let result = second.outcome().json(0);
     fixture.check(&result);

@@ -130,6 +130,21 @@ async fn a_program_that_fails_twice_succeeds_at_the_third_try() {
     assert_eq!(output_file(&shown, "n"), "3\n");
     let logs = cluster.forebay(["runs", "logs", "r"]).code(0).stdout;
     assert!(logs.contains("==> 0-0.1.1 on local-1-1 <==\ntry 1\n") && logs.contains("try 3\n"), "{logs}");
+    let explained = cluster.forebay(["explain", "r", "0", "--json"]).json(0);
+    let attempts = explained["attempts"].as_array().unwrap();
+    assert_eq!(explained["why"], "attempt 0-0.3.1 was the first that was done, with 1 file");
+    let outcomes: Vec<_> = attempts.iter().map(|attempt| attempt["outcome"].as_str().unwrap()).collect();
+    assert_eq!(
+        outcomes,
+        ["its program ended with exit code 1: try 1", "its program ended with exit code 1: try 2", "done"]
+    );
+    assert!(attempts.iter().all(|attempt| attempt["worker"] == "local-1-1" && attempt["given"].is_string()));
+    let text = cluster.forebay(["explain", "r", "0"]).code(0).stdout;
+    assert!(
+        text.starts_with("task 0-0 is succeeded: attempt 0-0.3.1") && text.contains("exit code 1: try 2"),
+        "{text}"
+    );
+    cluster.forebay(["explain", "r", "1-0"]).code(3);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -37,6 +37,10 @@ const AT_ONCE: u32 = 3;
 #[ignore = "random faults for as long as one likes; .ci/run has some"]
 fn however_often_a_run_is_struck_it_ends_with_the_output_of_an_undisturbed_one() {
     let histories = std::env::var("FOREBAY_SOAK").map_or(HISTORIES, |text| text.parse().unwrap());
+    if !Place::can_be_made() {
+        println!("skipped: no network can be made here");
+        return;
+    }
     let (seed, begun) = (seed(), Instant::now());
     let expected = [0, 1].map(|job| {
         let place = Place::new();

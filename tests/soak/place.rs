@@ -28,6 +28,13 @@ pub struct Place {
 }
 
 impl Place {
+    /// Whether the user may make networks and mounts.
+    pub fn can_be_made() -> bool {
+        let mut unshare = Command::new("unshare");
+        unshare.arg(kind()).args(["sh", "-euc", "ip link set lo up; mount -t tmpfs tmpfs /mnt"]);
+        unshare.status().is_ok_and(|status| status.success())
+    }
+
     pub fn new() -> Self {
         let set_up = r#"
             ip link set lo up; mount -t tmpfs -o size=96m tmpfs /mnt; mkdir /mnt/src
@@ -61,7 +68,7 @@ $tail
 END
             echo ready; exec sleep infinity"#;
         let mut unshare = Command::new("unshare");
-        unshare.arg(if geteuid().is_root() { "-mn" } else { "-rmn" }).args(["sh", "-euc", set_up]);
+        unshare.arg(kind()).args(["sh", "-euc", set_up]);
         let mut holder = unshare.stdout(Stdio::piped()).process_group(0).spawn().unwrap();
         let mut said = String::new();
         BufReader::new(holder.stdout.take().unwrap()).read_line(&mut said).unwrap();
@@ -135,6 +142,11 @@ END
     pub fn workers(&self) -> Vec<Pid> {
         self.processes("worker")
     }
+}
+
+/// Another user is root in a namespace of its own.
+fn kind() -> &'static str {
+    if geteuid().is_root() { "-mn" } else { "-rmn" }
 }
 
 impl Drop for Place {

@@ -4,7 +4,7 @@ use std::{fs, path::Path, time::Duration};
 
 use forebay_datasets::volume::Volume;
 use forebay_jobs::{
-    id::RunId,
+    id::{RunId, TaskId},
     link::LinkClient,
     wire::{CancelRequest, LinkFile, SERVER_NAME},
 };
@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     lease::{self, LeaseState},
-    run::{Input, Run},
+    run::{Event, Input, Run},
     rundir::RunDir,
     server::LINK,
 };
@@ -235,6 +235,22 @@ pub struct Observed {
     pub lease: LeaseState,
     /// Its result, once it has ended.
     pub result: Option<RunResult>,
+}
+
+/// The events of a run that are about a task, in order.
+pub async fn history(run: &RunDir, task: TaskId) -> Result<Vec<Event>, CoordinateError> {
+    let run = run.clone();
+    let is_about = move |event: &Event| match event {
+        Event::Assigned { attempts, .. } | Event::Started { attempts, .. } => {
+            attempts.iter().any(|attempt| attempt.task == task)
+        }
+        Event::Committed { attempt, .. }
+        | Event::AttemptFailed { attempt, .. }
+        | Event::AttemptReturned { attempt, .. } => attempt.task == task,
+        _ => false,
+    };
+    let look = move || Ok(replay(&run, None)?.events.into_iter().filter(is_about).collect());
+    tokio::task::spawn_blocking(look).await?
 }
 
 /// Looks at a run, and changes nothing.

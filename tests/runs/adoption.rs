@@ -33,7 +33,7 @@ impl Fixture {
             "name = 'j'\n[dataset]\nsource = 's3://data'\n[command]\nshell = \"\"\"\n\
              : > {here}/begun.$FOREBAY_TASK_INDEX.$$; while [ ! -e {here}/go ]; do sleep 0.01; done\n\
              cat $(cat $FOREBAY_INPUTS) > $FOREBAY_OUTPUT_DIR/x; : > {here}/done.$FOREBAY_TASK_INDEX.$$\"\"\"\n\
-             [workers]\ncount = 2\nslots = 2\n{workers}"
+             [workers]\ncount = 2\nslots = 2\n{workers}\n[retry]\nattempts = 1\nbackoff = '10ms..10ms'\nspeculate = false\n"
         );
         let job = cluster.file("job.toml", &text);
         Self { cluster, job }
@@ -151,7 +151,7 @@ async fn workers_whose_coordinator_never_comes_back_end_by_themselves() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_worker_that_drains_has_not_done_is_done_by_others_and_uses_up_no_try() {
-    let fixture = Fixture::new("[retry]\nattempts = 1\nbackoff = '10ms..10ms'\n").await;
+    let fixture = Fixture::new("").await;
     let (running, workers) = fixture.at_work();
     kill_process(workers[0], Signal::TERM).unwrap();
     eventually("its tasks are begun by another", || fixture.marks("begun").len() == TASKS + 2);

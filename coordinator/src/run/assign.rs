@@ -144,7 +144,10 @@ impl Run {
             // One that has failed has a fault of its own, and one beside which another was begun had its chance.
             match &task.state {
                 TaskState::Held { first, second: None } if task.failures == 0 && task.attempts == attempt.number => {
-                    Some((at, first))
+                    // Who has just come back is about to tell what it has ended.
+                    let told =
+                        self.workers.get(&first.worker).map_or(0, |worker| worker.joined.0.saturating_add(UNBEGUN));
+                    Some((at.max(Millis(told)), first))
                 }
                 _ => None,
             }

@@ -305,6 +305,24 @@ fn what_has_a_slot_of_its_own_is_not_taken_back_though_nobody_heard_that_it_was_
 }
 
 #[test]
+fn who_comes_back_may_first_tell_what_it_has_ended_meanwhile() {
+    let mut run = planned(RunConfig { speculate: true, ..config() }, &[2]);
+    let (a, b) = (worker(1), worker(2));
+    run.handle(&joined(&a, 1), Millis(0));
+    run.handle(&joined(&b, 1), Millis(0));
+    let attempt = held(&run, &a)[0];
+    run.handle(&Input::Started { worker: a.clone(), attempts: vec![attempt] }, Millis(0));
+    run.handle(&Input::Silent { worker: a.clone() }, Millis(0));
+    run.handle(&done_in(&b, held(&run, &b)[0], 1000), Millis(100));
+    run.handle(&comes_back(&a, 1, [attempt]), Millis(4000));
+    assert!(held(&run, &b).is_empty());
+    let at = run.wanted(Millis(4000)).wake_at.unwrap();
+    assert_eq!(at, Millis(5000));
+    run.handle(&TICK, at);
+    assert_eq!(held(&run, &b).len(), 1);
+}
+
+#[test]
 fn a_second_attempt_never_goes_to_the_worker_of_the_first() {
     let mut run = planned(RunConfig { speculate: true, ..config() }, &[2]);
     let a = worker(1);

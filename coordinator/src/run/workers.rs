@@ -23,6 +23,8 @@ pub(super) struct Worker {
     pub(super) process: Option<Holder>,
     /// Since when nothing was heard of it; none while it has a stream.
     pub(super) absent_since: Option<Millis>,
+    /// When its stream began.
+    pub(super) joined: Millis,
     /// When it was last given anything.
     pub(super) given: Millis,
     /// It takes nothing more.
@@ -126,8 +128,8 @@ impl Workers {
         let mut worker = self.take(&id).unwrap_or_default();
         (worker.slots, worker.process, worker.absent_since) = (hello.slots.max(1), hello.process, None);
         worker.time = hello.until.map(|until| (worker.time.map_or(at, |(came, _)| came), until));
-        // What it has begun meanwhile it is about to tell.
-        worker.given = at;
+        // What it has begun and ended meanwhile it is about to tell.
+        (worker.joined, worker.given) = (at, at);
         worker.version += 1;
         self.insert(id, worker);
     }

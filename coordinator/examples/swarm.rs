@@ -78,6 +78,7 @@ async fn work(link: &LinkFile, hello: FromWorker, takes: Duration, done: &Atomic
         }
         let ends = async {
             match running {
+                // What it does is to take its time.
                 Some((_, at)) => tokio::time::sleep_until(at).await,
                 None => std::future::pending().await,
             }

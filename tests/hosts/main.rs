@@ -61,8 +61,7 @@ impl Scene {
     }
 
     fn marks(&self, which: &str) -> usize {
-        let names = fs::read_dir(self.dir.path().join("marks")).unwrap();
-        names.filter(|entry| entry.as_ref().unwrap().file_name().to_str().unwrap().starts_with(which)).count()
+        names(&self.dir, which)
     }
 
     fn go(&self) {

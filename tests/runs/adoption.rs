@@ -52,6 +52,11 @@ impl Fixture {
         (running, workers)
     }
 
+    fn is_taken_over(&self) {
+        let link = self.cluster.run_dir("r").join("epochs/2/link.json");
+        eventually("the second coordinator has taken the run over", || link.exists());
+    }
+
     fn go(&self) {
         fs::write(self.cluster.volume().join("marks/go"), "").unwrap();
     }
@@ -86,9 +91,7 @@ async fn the_workers_of_a_killed_coordinator_are_taken_on_by_the_next() {
     let why = || fixture.cluster.forebay(["explain", "r", "2", "--json"]).json(0)["why"].as_str().unwrap().to_owned();
     assert_eq!(why(), "nobody coordinates the run: `forebay resume r` goes on");
     let second = fixture.start();
-    eventually("the second coordinator has taken the run over", || {
-        fixture.cluster.run_dir("r").join("epochs/2/link.json").exists()
-    });
+    fixture.is_taken_over();
     eventually("it says who has the task", || why().starts_with("attempt 0-2.1.1 is begun at "));
     fixture.go();
     let result = second.outcome().json(0);
@@ -121,9 +124,7 @@ async fn a_coordinator_that_was_stopped_for_longer_than_its_lease_does_no_harm_w
     let (first, workers) = fixture.at_work();
     first.signal(Signal::STOP);
     let second = fixture.start();
-    eventually("the second coordinator has taken the run over", || {
-        fixture.cluster.run_dir("r").join("epochs/2/link.json").exists()
-    });
+    fixture.is_taken_over();
     first.signal(Signal::CONT);
     let forebay = || fixture.cluster.forebay(["runs", "show", "r", "--json"]).json(0);
     eventually("the workers have come over", || forebay()["workers"] == 2);

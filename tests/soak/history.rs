@@ -149,25 +149,31 @@ impl History {
             Fault::KillAll => signal(&[coordinators, workers].concat(), Signal::KILL),
             Fault::Interrupt => signal(&coordinators[..coordinators.len().min(1)], Signal::INT),
             Fault::DrainWorker => signal(&first(1), Signal::TERM),
-            Fault::StopCoordinator(lasts) => self.stop(&coordinators[..coordinators.len().min(1)], lasts),
-            Fault::StopWorkers(count, lasts) => self.stop(&first(count), lasts),
+            Fault::StopCoordinator(lasts) => stop(&coordinators[..coordinators.len().min(1)], lasts),
+            Fault::StopWorkers(count, lasts) => stop(&first(count), lasts),
             Fault::FillDisk(lasts) => {
                 place.sh("cat /dev/zero >/mnt/filler");
-                std::thread::sleep(lasts);
+                last(lasts);
                 place.sh("rm -f /mnt/filler");
             }
             Fault::CutNetwork(lasts) => {
                 place.sh("ip link set lo down");
-                std::thread::sleep(lasts);
+                last(lasts);
                 place.sh("ip link set lo up");
             }
             Fault::Rival => {}
         }
     }
+}
 
-    fn stop(&self, pids: &[Pid], lasts: Duration) {
-        signal(pids, Signal::STOP);
-        std::thread::sleep(lasts);
-        signal(pids, Signal::CONT);
-    }
+/// Processes stand still.
+fn stop(pids: &[Pid], lasts: Duration) {
+    signal(pids, Signal::STOP);
+    last(lasts);
+    signal(pids, Signal::CONT);
+}
+
+/// A fault goes on. That is all that it does: nothing is waited for.
+fn last(time: Duration) {
+    std::thread::sleep(time);
 }

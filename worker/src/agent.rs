@@ -263,6 +263,7 @@ impl Agent {
                 Some(ended) = self.tasks.join_next_with_id() => self.note_ended(ended),
                 _ = heartbeat.tick(), if is_up => told_all = self.send(FromWorker::Heartbeat).await,
                 () = std::future::ready(()), if has_news => told_all = self.tell().await,
+                // What is taken away goes at a time, and so does patience.
                 () = tokio::time::sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {
                     if self.cut.is_some() {
                         tracing::warn!("no coordinator came in time");

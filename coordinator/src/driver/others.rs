@@ -120,6 +120,7 @@ pub async fn attach(run: &RunDir, interrupt: &CancellationToken) -> Result<Attac
             looked_at_lease = Instant::now();
         }
         tokio::select! {
+            // Until the next look: nothing tells when another host has written the result.
             () = tokio::time::sleep(LOOK) => {}
             () = interrupt.cancelled() => return Err(CoordinateError::Interrupted),
         }

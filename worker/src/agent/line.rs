@@ -87,6 +87,7 @@ impl Line {
                 }
             },
             Self::Down(until) => {
+                // Nobody tells a worker that there is a coordinator: it asks again after a while.
                 tokio::time::sleep_until(*until).await;
                 News::MayCall
             }

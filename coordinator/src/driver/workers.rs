@@ -70,6 +70,8 @@ impl Workers {
         known.ended = known.checking.clone();
         (known.stream, known.sent, known.synced) = (Some(Stream(stream, sender)), holds, None);
         known.killed.clear();
+        // Who says hello is there, whatever became of another process of this name.
+        known.process = Process::Unknown;
     }
 
     /// Whether this stream is its worker's present one.
@@ -314,7 +316,12 @@ mod tests {
         fixture.workers.checked(&worker, attempt(0));
         assert!(fixture.workers.gone().is_empty());
         fixture.workers.checked(&worker, attempt(1));
-        assert_eq!((fixture.workers.gone(), fixture.workers.absent(&worker)), (vec![worker], (2, true)));
+        assert_eq!((fixture.workers.gone(), fixture.workers.absent(&worker)), (vec![worker.clone()], (2, true)));
+        // Another process of its name comes, and is silent for a while.
+        let (sender, _receiver) = mpsc::unbounded_channel();
+        fixture.workers.joined(worker.clone(), (8, sender), BTreeSet::new());
+        fixture.workers.left(&worker);
+        assert_eq!((fixture.workers.gone(), fixture.workers.absent(&worker)), (vec![], (2, false)));
     }
 
     #[test]

@@ -126,6 +126,10 @@ impl Workers {
     /// A worker came, or came back.
     pub(super) fn join(&mut self, id: WorkerId, hello: Hello, at: Millis) {
         let mut worker = self.take(&id).unwrap_or_default();
+        // Another process of the same name has not begun to end, and has a time of its own.
+        if worker.process != hello.process {
+            (worker.drains, worker.proven, worker.time) = (false, false, None);
+        }
         (worker.slots, worker.process, worker.absent_since) = (hello.slots.max(1), hello.process, None);
         worker.time = hello.until.map(|until| (worker.time.map_or(at, |(came, _)| came), until));
         // What it has begun and ended meanwhile it is about to tell.

@@ -153,3 +153,22 @@ fn a_task_that_no_worker_can_even_take_is_given_up() {
     }
     assert_eq!(run.ended(), Some(EndState::Failed));
 }
+
+#[test]
+fn another_process_of_the_name_of_one_that_drained_is_given_work() {
+    let mut run = planned(config(), &[2]);
+    let a = worker(1);
+    let of_process = |pid| match joined(&a, 1) {
+        Input::Joined { worker, slots, holds, left, .. } => {
+            let process = Holder { host: "h".into(), pid, pid_started: None, pid_namespace: None, boot: None };
+            Input::Joined { worker, slots, holds, process: Some(process), left }
+        }
+        other => other,
+    };
+    run.handle(&of_process(1), Millis(0));
+    run.handle(&Input::Draining { worker: a.clone() }, Millis(1));
+    run.handle(&of_process(1), Millis(2));
+    assert!(held(&run, &a).is_empty(), "it came back, and still drains");
+    run.handle(&of_process(2), Millis(5000));
+    assert!(!held(&run, &a).is_empty());
+}

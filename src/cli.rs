@@ -177,6 +177,8 @@ pub enum TaskStateArg {
     Ready,
     /// Is on a worker
     Running,
+    /// Done, as one of a gang of which others are not
+    Finished,
     /// Done
     Succeeded,
     /// Failed for good

@@ -20,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 MACHINE = "coordinator/src/run/mod.rs"
 ASSIGN = "coordinator/src/run/assign.rs"
+GANG = "coordinator/src/run/gang.rs"
 TASKS = "coordinator/src/run/tasks.rs"
 WORKERS = "coordinator/src/run/workers.rs"
 SENT = "coordinator/src/driver/workers.rs"
@@ -28,6 +29,19 @@ JOURNAL = "coordinator/src/journal.rs"
 
 # What goes wrong, where, and how.
 MUTATIONS = [
+    ("a gang begins with as many members as there are slots", GANG,
+     "        if slots < all {\n            return Vec::new();\n        }", "        let all = all.min(slots);\n        if all == 0 {\n            return Vec::new();\n        }"),
+    ("what a member has made counts before all have", GANG,
+     "_ if at_work < all => vec![Event::GangBroke],", "_ if at_work < all && held > 0 => vec![Event::GangBroke],"),
+    ("a gang begins again while members of its last try are held", GANG,
+     "return if held == 0 { vec![Event::GangReady] }", "return if held < 2 { vec![Event::GangReady] }"),
+    ("a member that was done is not begun again with its gang", GANG,
+     "finished.into_iter().for_each(", "finished.into_iter().skip(1).for_each("),
+    ("the others go on when a gang is broken", MACHINE,
+     "(None, true) => Share { version: u64::MAX - 1, held: &NOTHING },",
+     "(None, true) => Share { version: worker.version, held: &worker.held },"),
+    ("every failure of a broken gang uses up a try", MACHINE, "_ if follows => {}", "_ if follows && task.failures > 9 => {}"),
+    ("each member of a gang has tries of its own", GANG, "true => self.tasks.iter().map(", "true => self.tasks.iter().take(1).map("),
     ("a commit can be withdrawn", MACHINE,
      "if self.task(task).is_none_or(|task| matches!(task.state, TaskState::Committed { .. })) {",
      "if self.task(task).is_none() {"),

@@ -20,6 +20,7 @@ mod keep;
 mod others;
 mod prepare;
 mod reading;
+mod rendezvous;
 mod result;
 mod session;
 #[cfg(test)]

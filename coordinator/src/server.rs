@@ -91,6 +91,8 @@ pub enum Heard {
         process: Holder,
         /// Milliseconds until it has to end.
         left: Option<u64>,
+        /// Where its stream comes from.
+        peer: Option<IpAddr>,
         /// What is put in here goes to it. Dropped, it ends the stream.
         sender: mpsc::UnboundedSender<Result<ToWorker, Status>>,
     },
@@ -304,6 +306,7 @@ impl Link for Door {
 
     async fn work(&self, request: Request<Streaming<FromWorker>>) -> Result<Response<Self::ToWorker>, Status> {
         self.authorize(&request)?;
+        let peer = request.remote_addr().map(|peer| peer.ip());
         let mut said = request.into_inner();
         let first = tokio::time::timeout(PATIENCE, said.message());
         let hello = first.await.map_err(|_| Status::deadline_exceeded("no hello came"))??;
@@ -314,7 +317,7 @@ impl Link for Door {
         let welcome = ToWorker::Welcome { epoch: self.config.epoch, job: Box::new(self.config.job.clone()) };
         let gone = |_| Status::unavailable("the coordinator is ending");
         sender.send(Ok(welcome)).map_err(|_| Status::internal("the stream ended before it began"))?;
-        let joined = Heard::Joined { worker: worker.clone(), stream, slots, holds, process, left, sender };
+        let joined = Heard::Joined { worker: worker.clone(), stream, slots, holds, process, left, peer, sender };
         self.inbox.send(joined).await.map_err(gone)?;
         let (inbox, stop) = (self.inbox.clone(), self.stop.clone());
         self.readers.spawn(async move {

@@ -172,7 +172,11 @@ fn tasks(job: &JobSpec, objects: &[Cuttable]) -> Result<Plan, PlanError> {
             return Err(PlanError::TooMany { tasks });
         }
     }
-    let splits = split(objects, cut, size);
+    let mut splits = split(objects, cut, size);
+    if let (true, Size::Count(count), false) = (job.is_gang(), size, splits.is_empty()) {
+        // As many ranks as were asked for, be it that there is nothing for some of them.
+        splits.resize_with(splits.len().max(count as usize), Split::default);
+    }
     if splits.len() > MOST_TASKS as usize {
         return Err(PlanError::TooMany { tasks: splits.len() as u64 });
     }

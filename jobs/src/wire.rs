@@ -42,6 +42,18 @@ pub struct Assignment {
     /// Whether another attempt at the task goes on, from which it must take nothing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub beside: bool,
+    /// Where the members of a gang meet; none for other tasks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rendezvous: Option<Rendezvous>,
+}
+
+/// Where the members of a gang meet: at a port on the host of the first of them, another one each try.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rendezvous {
+    /// The host's address, as its worker came to the coordinator.
+    pub address: String,
+    /// A TCP port.
+    pub port: u16,
 }
 
 /// From a worker.
@@ -141,7 +153,8 @@ mod tests {
             rows: Some(9),
         };
         let spec = TaskSpec { task, count: 8, input: TaskInput::Shuffle(vec![file.clone()]) };
-        let assign = ToWorker::Assign(vec![Assignment { attempt, spec, beside: true }]);
+        let rendezvous = Rendezvous { address: "10.0.0.1".into(), port: 20_000 };
+        let assign = ToWorker::Assign(vec![Assignment { attempt, spec, beside: true, rendezvous: Some(rendezvous) }]);
         let text = serde_json::to_vec(&assign).unwrap();
         assert_eq!(serde_json::from_slice::<ToWorker>(&text).unwrap(), assign);
         let outcomes = [

@@ -6,6 +6,7 @@ use forebay_coordinator::{
     driver::{self, Observed},
     lease::LeaseState,
     run::{Event, Millis, TaskState},
+    rundir::RunDir,
 };
 use forebay_jobs::id::{AttemptId, RunId, TaskId};
 use serde_json::json;
@@ -16,6 +17,9 @@ use crate::{
     error::{CliError, Exit},
     render::{self, Table},
 };
+
+/// Until the rest of its gang is done, or begins again.
+const FINISHED: &str = "done, as one of its gang";
 
 /// One attempt, as the journal tells it.
 #[derive(Default)]
@@ -36,9 +40,17 @@ pub async fn execute(global: &Global, id: &RunId, task: TaskId) -> Result<Exit, 
     };
     let live = matches!(observed.lease, LeaseState::Live { .. });
     let (_, state) = task_state(known, live);
-    let why = why(&observed, task, &known.state, live, id);
+    let why = why(&observed, (task, &known.state), live, &run);
     let mut attempts = BTreeMap::new();
-    driver::history(&run, task).await?.iter().for_each(|event| note(&mut attempts, task, event));
+    let mut gang_is_broken = false;
+    for event in &driver::history(&run, task).await? {
+        match event {
+            Event::GangBroke => gang_is_broken = true,
+            Event::GangReady => gang_is_broken = false,
+            _ => {}
+        }
+        note(&mut attempts, task, event, gang_is_broken);
+    }
     if global.json {
         let attempts: Vec<_> = attempts
             .iter()
@@ -66,8 +78,8 @@ pub async fn execute(global: &Global, id: &RunId, task: TaskId) -> Result<Exit, 
 }
 
 /// Why it is where it is.
-fn why(observed: &Observed, task: TaskId, state: &TaskState, live: bool, run: &RunId) -> String {
-    let machine = &observed.machine;
+fn why(observed: &Observed, (task, state): (TaskId, &TaskState), live: bool, run: &RunDir) -> String {
+    let (machine, gang) = (&observed.machine, run.job().is_gang());
     let earlier = machine.tasks().take_while(|(id, _)| id.phase < task.phase);
     let open = earlier.filter(|(_, task)| !matches!(task.state, TaskState::Committed { .. } | TaskState::Failed(_)));
     match state {
@@ -77,8 +89,11 @@ fn why(observed: &Observed, task: TaskId, state: &TaskState, live: bool, run: &R
                 render::count(outputs.len() as u64, "file")
             )
         }
+        TaskState::Finished(finished) => {
+            format!("attempt {} is done, and counts once all of its gang are", finished.attempt)
+        }
         TaskState::Failed(failure) => format!("it has no try left; the last one: {failure}"),
-        _ if !live => format!("nobody coordinates the run: `forebay resume {run}` goes on"),
+        _ if !live => format!("nobody coordinates the run: `forebay resume {}` goes on", run.id()),
         TaskState::Held { .. } => {
             let absent: BTreeMap<_, _> = machine.absent().map(|(worker, since, _)| (worker, since)).collect();
             let on = |holding: &forebay_coordinator::run::Holding| {
@@ -98,6 +113,8 @@ fn why(observed: &Observed, task: TaskId, state: &TaskState, live: bool, run: &R
                 TaskState::Ready(at) if *at > observed.figures.latest => {
                     format!("it is tried again, not before {}", shown(*at))
                 }
+                _ if machine.recalls_all() => "it begins again once the rest of its gang has ended".to_owned(),
+                _ if gang => "it waits until there is a slot for each of its gang".to_owned(),
                 _ => "it waits for a slot".to_owned(),
             },
             open => format!("it begins when the phases before are done: {} open", render::count(open, "task")),
@@ -105,15 +122,24 @@ fn why(observed: &Observed, task: TaskId, state: &TaskState, live: bool, run: &R
     }
 }
 
-fn note(attempts: &mut BTreeMap<AttemptId, Attempt>, task: TaskId, event: &Event) {
+fn note(attempts: &mut BTreeMap<AttemptId, Attempt>, task: TaskId, event: &Event, gang_is_broken: bool) {
     let mut end = |id: &AttemptId, at: Option<Millis>, outcome: String| {
         let attempt = attempts.entry(*id).or_default();
-        (attempt.ended, attempt.outcome) = (at.map(shown), Some(outcome));
+        attempt.ended = attempt.ended.take().or(at.map(shown));
+        attempt.outcome = Some(outcome);
     };
     match event {
+        Event::Finished { finished, at } => end(&finished.attempt, Some(*at), FINISHED.to_owned()),
+        Event::GangReady => {
+            let undone = attempts.values_mut().filter(|attempt| attempt.outcome.as_deref() == Some(FINISHED));
+            undone.for_each(|attempt| attempt.outcome = Some("done, and begun again with its gang".to_owned()));
+        }
         Event::Committed { attempt, at, .. } => end(attempt, Some(*at), "done".to_owned()),
         Event::AttemptFailed { attempt, failure, at, .. } => end(attempt, Some(*at), failure.to_string()),
         Event::AttemptReturned { attempt, lost: true, .. } => end(attempt, None, "lost with its worker".to_owned()),
+        Event::AttemptReturned { attempt, .. } if gang_is_broken => {
+            end(attempt, None, "ended with its gang".to_owned())
+        }
         Event::AttemptReturned { attempt, .. } => end(attempt, None, "given back, or taken back".to_owned()),
         Event::Assigned { worker, attempts: given, at } => {
             for id in given.iter().filter(|id| id.task == task) {

@@ -166,6 +166,7 @@ async fn tasks(global: &Global, id: &RunId, page: Page) -> Result<Exit, CliError
         let what = match &task.state {
             TaskState::Committed { outputs, .. } => render::bytes(outputs.iter().map(|file| file.size).sum::<u64>()),
             TaskState::Failed(failure) => failure.to_string(),
+            TaskState::Finished(finished) => render::bytes(finished.outputs.iter().map(|file| file.size).sum::<u64>()),
             TaskState::Awaiting | TaskState::Ready(_) | TaskState::Held { .. } => String::new(),
         };
         table.row([id.to_string(), state.to_owned(), task.attempts.to_string(), worker(task, live), what]);
@@ -184,6 +185,7 @@ pub(super) fn task_state(task: &Task, live: bool) -> (TaskStateArg, &'static str
         }
         TaskState::Awaiting => (TaskStateArg::Awaiting, "awaiting"),
         TaskState::Ready(_) | TaskState::Held { .. } => (TaskStateArg::Ready, "ready"),
+        TaskState::Finished(_) => (TaskStateArg::Finished, "finished"),
         TaskState::Committed { .. } => (TaskStateArg::Succeeded, "succeeded"),
         TaskState::Failed(_) => (TaskStateArg::Failed, "failed"),
     }
@@ -204,6 +206,7 @@ fn task_object(id: TaskId, task: &Task, live: bool) -> Value {
     let (outputs, failure): (&[_], Option<&Failure>) = match &task.state {
         TaskState::Committed { outputs, .. } => (outputs, None),
         TaskState::Failed(failure) => (&[], Some(failure)),
+        TaskState::Finished(finished) => (&finished.outputs, None),
         TaskState::Awaiting | TaskState::Ready(_) | TaskState::Held { .. } => (&[], None),
     };
     let worker = Some(worker(task, live)).filter(|worker| !worker.is_empty());

@@ -10,6 +10,7 @@ mod crashes;
 mod demo;
 mod early;
 mod errors;
+mod gang;
 mod life;
 mod programs;
 mod queries;

@@ -28,7 +28,7 @@ use forebay_jobs::{
     plan::PlanError,
     spec::{JobSpec, MapReduceSpec, Mapper, Work},
     task::{AttemptReport, Failure, Outcome, OutputFile, TaskInput, TaskSpec},
-    wire::Assignment,
+    wire::{Assignment, Rendezvous},
 };
 
 pub(crate) use self::scratch::Scratch;
@@ -112,6 +112,9 @@ enum ExecuteError {
     /// The system does not limit its memory.
     #[error("its memory cannot be limited")]
     Limit(#[source] io::Error),
+    /// Somebody else listens where the first member of a gang is to.
+    #[error("the port at which its gang meets is taken")]
+    PortTaken(#[source] io::Error),
     /// The program's end was ordered.
     #[error("its program was stopped")]
     Stopped,
@@ -138,7 +141,7 @@ impl ExecuteError {
             Self::Task(error) => error.is_retryable(),
             Self::Process(error) => error.is_retryable(),
             Self::Volume(error) => !matches!(error, VolumeError::Escapes { .. }),
-            Self::OutOfMemory { .. } | Self::Limit(_) => true,
+            Self::OutOfMemory { .. } | Self::Limit(_) | Self::PortTaken(_) => true,
             Self::Plan(_) | Self::Status { .. } | Self::Stopped | Self::Panicked | Self::Thread(_) => true,
             Self::BadName(_) | Self::NoProgram | Self::TooManyFiles(_) => false,
         }
@@ -188,6 +191,8 @@ fn outcome(error: ExecuteError) -> Outcome {
             (Some(code), _) => Outcome::Failed(Failure::ExitCode { code, stderr }),
             (None, signal) => Outcome::Failed(Failure::Signal { signal: signal.unwrap_or_default(), stderr }),
         },
+        // The gang's next try has another one.
+        ExecuteError::PortTaken(_) => Outcome::GivenBack,
         ExecuteError::OutOfMemory { limit } => Outcome::Failed(Failure::OutOfMemory { limit }),
         error => Outcome::Failed(Failure::Error { message: chain(&error), retryable }),
     }
@@ -211,6 +216,8 @@ struct Attempt {
     spec: TaskSpec,
     /// Another attempt at its task goes on.
     beside: bool,
+    /// Where it meets the rest of its gang.
+    rendezvous: Option<Rendezvous>,
     /// What its slot has.
     share: SlotShare,
     out_dir: PathBuf,
@@ -222,7 +229,7 @@ struct Attempt {
 
 impl Attempt {
     fn new(bench: Arc<Bench>, assignment: Assignment, slot: u32, stop: Stop) -> Self {
-        let Assignment { attempt: id, spec, beside } = assignment;
+        let Assignment { attempt: id, spec, beside, rendezvous } = assignment;
         let run_dir = bench.volume.run_dir(bench.run.as_str());
         let out_dir = run_dir.join("attempts").join(id.to_string());
         let scratch_dir = run_dir.join("slots").join(format!("{}.{slot}", bench.worker));
@@ -231,7 +238,7 @@ impl Attempt {
         let taken_away = bench.until.and_then(|until| until.duration_since(UNIX_EPOCH).ok());
         let deadline = timed_out.into_iter().chain(taken_away).min();
         let share = SlotShare::of(&bench.job.workers, &bench.gpus, (slot, bench.slots));
-        Self { bench, id, spec, beside, share, out_dir, scratch_dir, deadline, stop }
+        Self { bench, id, spec, beside, rendezvous, share, out_dir, scratch_dir, deadline, stop }
     }
 
     fn context(&self, threads: usize) -> TaskContext<'_> {

@@ -245,6 +245,8 @@ pub async fn history(run: &RunDir, task: TaskId) -> Result<Vec<Event>, Coordinat
         Event::Assigned { attempts, .. } | Event::Started { attempts, .. } => {
             attempts.iter().any(|attempt| attempt.task == task)
         }
+        Event::Finished { finished, .. } => finished.attempt.task == task,
+        Event::GangBroke | Event::GangReady => true,
         Event::Committed { attempt, .. }
         | Event::AttemptFailed { attempt, .. }
         | Event::AttemptReturned { attempt, .. } => attempt.task == task,

@@ -130,6 +130,8 @@ pub struct Figures {
     /// The task that failed first, and why.
     pub first_failure: Option<(TaskId, Failure)>,
     running: BTreeSet<AttemptId>,
+    /// Of a gang of which others are not done.
+    finished: BTreeSet<AttemptId>,
     /// Workers that are there.
     present: BTreeSet<WorkerId>,
 }
@@ -163,9 +165,15 @@ impl Figures {
                     }
                 }
             }
+            Event::Finished { finished, .. } => {
+                self.attempts += u64::from(!self.stopped(finished.attempt));
+                self.finished.insert(finished.attempt);
+            }
+            Event::GangReady => self.finished.clear(),
             Event::Committed { attempt, .. } => {
                 // A short one is not reported to have started before it has ended.
-                self.attempts += u64::from(!self.stopped(*attempt));
+                let counted = self.stopped(*attempt) || self.finished.remove(attempt);
+                self.attempts += u64::from(!counted);
                 let of_task = |number| AttemptId { number, epoch: Epoch(0), ..*attempt };
                 let others: Vec<_> = self.running.range(of_task(0)..of_task(u32::MAX)).copied().collect();
                 for other in others {
@@ -186,6 +194,7 @@ impl Figures {
             Event::Aborted { error, .. } => self.aborted = Some(error.clone()),
             Event::Published { bytes, rows, .. } => self.published = Some((*bytes, *rows)),
             Event::InputsStaged { .. }
+            | Event::GangBroke
             | Event::WorkerDrains { .. }
             | Event::Assigned { .. }
             | Event::CancelRequested { .. }
@@ -255,6 +264,7 @@ fn time(event: &Event) -> Option<Millis> {
         | Event::Assigned { at, .. }
         | Event::Started { at, .. }
         | Event::Committed { at, .. }
+        | Event::Finished { at, .. }
         | Event::AttemptFailed { at, .. }
         | Event::CancelRequested { at }
         | Event::Aborted { at, .. }
@@ -263,6 +273,8 @@ fn time(event: &Event) -> Option<Millis> {
         | Event::Ended { at, .. } => Some(*at),
         Event::InputsStaged { .. }
         | Event::WorkerDrains { .. }
+        | Event::GangBroke
+        | Event::GangReady
         | Event::WorkerLeft { .. }
         | Event::AttemptReturned { .. } => None,
     }

@@ -29,8 +29,9 @@ use super::{
     absent::Seen,
     prepare::{self, News},
     reading::Reading,
+    rendezvous::rendezvous,
     session::Session,
-    workers::Workers,
+    workers::{Stream, Workers},
 };
 use crate::{
     commit::{self, CommitError, Published, chain},
@@ -172,6 +173,8 @@ impl<'a> Work<'a> {
             }
             if self.session.machine.is_stopping() {
                 self.give_up_at.get_or_insert_with(|| Instant::now() + UNANSWERED);
+            }
+            if self.session.machine.recalls_all() {
                 let machine = &self.session.machine;
                 let held =
                     machine.workers().flat_map(|worker| machine.held(worker).map(move |attempt| (worker, attempt)));
@@ -239,12 +242,12 @@ impl<'a> Work<'a> {
 
     fn hear(&mut self, heard: Heard, fleet: &mut dyn Fleet, inputs: &mut Vec<Input>) {
         match heard {
-            Heard::Joined { worker, stream, slots, holds, process, left, sender } => {
+            Heard::Joined { worker, stream, slots, holds, process, left, peer, sender } => {
                 fleet.joined(&worker);
                 (self.tell)(RunProgress::Joined { worker: worker.clone() });
                 let (holds_too, process) = (holds.clone(), Some(process));
                 inputs.push(Input::Joined { worker: worker.clone(), slots, holds: holds_too, process, left });
-                self.workers.joined(worker, (stream, sender), holds);
+                self.workers.joined(worker, Stream { number: stream, peer, sender }, holds);
             }
             Heard::Started { worker, stream, attempts } if self.workers.is_current(&worker, stream) => {
                 inputs.push(Input::Started { worker, attempts });
@@ -382,12 +385,20 @@ impl<'a> Work<'a> {
     fn sync_workers(&mut self) {
         let Some(plan) = &self.plan else { return };
         let (machine, shuffle) = (&self.session.machine, &mut self.shuffle);
+        let (gang, first) = (self.run.job().is_gang(), machine.task(TaskId { phase: 0, index: 0 }));
+        let host = first.filter(|_| gang).and_then(|first| {
+            let holding = first.state.holdings().next()?;
+            self.workers.address(&holding.worker)
+        });
         self.workers.sync(
             |worker| machine.share(worker),
             |attempt| {
                 let (task, beside) = (attempt.task, machine.is_second(attempt));
                 let spec = plan.task(task)?;
-                let TaskInput::Shuffle(_) = spec.input else { return Some(Assignment { attempt, spec, beside }) };
+                let rendezvous = host.map(|host| rendezvous(self.run.id(), attempt, host));
+                let TaskInput::Shuffle(_) = spec.input else {
+                    return Some(Assignment { attempt, spec, beside, rendezvous });
+                };
                 // The phase before is complete once a task of this one is assigned, and stays as it is.
                 if shuffle.as_ref().is_none_or(|(phase, _)| *phase != task.phase) {
                     let mut files: BTreeMap<u32, Vec<OutputFile>> = BTreeMap::new();
@@ -400,7 +411,7 @@ impl<'a> Work<'a> {
                 }
                 let files = shuffle.as_ref().and_then(|(_, files)| files.get(&task.index)).cloned().unwrap_or_default();
                 let spec = TaskSpec { input: TaskInput::Shuffle(files), ..spec };
-                Some(Assignment { attempt, spec, beside })
+                Some(Assignment { attempt, spec, beside, rendezvous })
             },
         );
     }

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    net::IpAddr,
 };
 
 use forebay_jobs::{
@@ -21,12 +22,17 @@ const PARTS_A_MESSAGE: usize = 10_000;
 
 type Sender = mpsc::UnboundedSender<Result<ToWorker, Status>>;
 
-/// A stream to a worker, by its number.
-struct Stream(u64, Sender);
+/// A stream to a worker.
+pub(super) struct Stream {
+    pub(super) number: u64,
+    /// Where it comes from.
+    pub(super) peer: Option<IpAddr>,
+    pub(super) sender: Sender,
+}
 
 impl fmt::Debug for Stream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Stream({})", self.0)
+        write!(f, "Stream({})", self.number)
     }
 }
 
@@ -38,6 +44,8 @@ pub(super) struct Workers(BTreeMap<WorkerId, Known>);
 struct Known {
     /// None of one that is absent.
     stream: Option<Stream>,
+    /// The address of its host, as it came here last.
+    address: Option<IpAddr>,
     /// Assigned to it, and not known to be over on both sides.
     sent: BTreeSet<AttemptId>,
     /// Of these, what it reported.
@@ -64,11 +72,12 @@ enum Process {
 
 impl Workers {
     /// A worker said hello, and what it holds; an earlier stream of its is forgotten, and so is ended.
-    pub(super) fn joined(&mut self, worker: WorkerId, (stream, sender): (u64, Sender), holds: BTreeSet<AttemptId>) {
+    pub(super) fn joined(&mut self, worker: WorkerId, stream: Stream, holds: BTreeSet<AttemptId>) {
         let known = self.0.entry(worker).or_default();
         // What is being checked it will report once more, which is no news.
         known.ended = known.checking.clone();
-        (known.stream, known.sent, known.synced) = (Some(Stream(stream, sender)), holds, None);
+        known.address = stream.peer;
+        (known.stream, known.sent, known.synced) = (Some(stream), holds, None);
         known.killed.clear();
         // Who says hello is there, whatever became of another process of this name.
         known.process = Process::Unknown;
@@ -76,7 +85,12 @@ impl Workers {
 
     /// Whether this stream is its worker's present one.
     pub(super) fn is_current(&self, worker: &WorkerId, stream: u64) -> bool {
-        self.0.get(worker).and_then(|known| known.stream.as_ref()).is_some_and(|present| present.0 == stream)
+        self.0.get(worker).and_then(|known| known.stream.as_ref()).is_some_and(|present| present.number == stream)
+    }
+
+    /// The address of a worker's host, as it was last seen from here.
+    pub(super) fn address(&self, worker: &WorkerId) -> Option<IpAddr> {
+        self.0.get(worker)?.address
     }
 
     /// An attempt was reported; with `check` its report is to be looked into. Says whether that is news.
@@ -148,7 +162,7 @@ impl Workers {
             known.sent.retain(|attempt| held.contains(attempt) || !known.ended.contains(attempt));
             known.ended.retain(|attempt| known.sent.contains(attempt));
             known.killed.retain(|attempt| known.sent.contains(attempt));
-            let Some(Stream(_, sender)) = &known.stream else { continue };
+            let Some(Stream { sender, .. }) = &known.stream else { continue };
             let settled = |attempt: &AttemptId| {
                 held.contains(attempt) || known.ended.contains(attempt) || known.killed.contains(attempt)
             };
@@ -191,7 +205,7 @@ impl Workers {
 
     /// Tells every worker to end.
     pub(super) fn shut_down(&mut self) {
-        for Stream(_, sender) in self.0.values().filter_map(|known| known.stream.as_ref()) {
+        for Stream { sender, .. } in self.0.values().filter_map(|known| known.stream.as_ref()) {
             let _ = sender.send(Ok(ToWorker::Shutdown));
         }
     }
@@ -229,6 +243,10 @@ mod tests {
         AttemptId { task: TaskId { phase: 0, index }, number: 1, epoch: Epoch(1) }
     }
 
+    fn stream(number: u64, sender: Sender) -> Stream {
+        Stream { number, peer: None, sender }
+    }
+
     struct Fixture {
         workers: Workers,
         receiver: mpsc::UnboundedReceiver<Result<ToWorker, Status>>,
@@ -241,7 +259,7 @@ mod tests {
         fn new() -> Self {
             let (sender, receiver) = mpsc::unbounded_channel();
             let (mut workers, worker) = (Workers::default(), "w".parse::<WorkerId>().unwrap());
-            workers.joined(worker.clone(), (7, sender), BTreeSet::new());
+            workers.joined(worker.clone(), stream(7, sender), BTreeSet::new());
             Self { workers, receiver, worker, held: BTreeSet::new(), version: 0 }
         }
 
@@ -253,7 +271,9 @@ mod tests {
             let input = TaskInput::Split(Split::default());
             let share = |_: &WorkerId| Some(Share { version: self.version, held: &self.held });
             let spec = |task| TaskSpec { task, count: 9, input: input.clone() };
-            let assignment = |attempt: AttemptId| Some(Assignment { attempt, spec: spec(attempt.task), beside: false });
+            let assignment = |attempt: AttemptId| {
+                Some(Assignment { attempt, spec: spec(attempt.task), beside: false, rendezvous: None })
+            };
             self.workers.sync(share, assignment);
             let mut sent = Vec::new();
             while let Ok(message) = self.receiver.try_recv() {
@@ -319,7 +339,7 @@ mod tests {
         assert_eq!((fixture.workers.gone(), fixture.workers.absent(&worker)), (vec![worker.clone()], (2, true)));
         // Another process of its name comes, and is silent for a while.
         let (sender, _receiver) = mpsc::unbounded_channel();
-        fixture.workers.joined(worker.clone(), (8, sender), BTreeSet::new());
+        fixture.workers.joined(worker.clone(), stream(8, sender), BTreeSet::new());
         fixture.workers.left(&worker);
         assert_eq!((fixture.workers.gone(), fixture.workers.absent(&worker)), (vec![], (2, false)));
     }
@@ -333,7 +353,7 @@ mod tests {
         fixture.workers.left(&worker);
         assert!(!fixture.workers.was_sent(&worker, attempt(0)), "it is not there");
         let (sender, receiver) = mpsc::unbounded_channel();
-        fixture.workers.joined(worker.clone(), (8, sender), [0, 1, 2, 7].map(attempt).into());
+        fixture.workers.joined(worker.clone(), stream(8, sender), [0, 1, 2, 7].map(attempt).into());
         assert!(matches!(fixture.receiver.try_recv(), Err(mpsc::error::TryRecvError::Disconnected)));
         fixture.receiver = receiver;
         assert!(!fixture.workers.is_current(&worker, 7) && fixture.workers.is_current(&worker, 8));
@@ -359,7 +379,7 @@ mod tests {
                 ],
             }),
         };
-        let assignment = |files| Assignment { attempt: attempt(0), spec: spec(files), beside: false };
+        let assignment = |files| Assignment { attempt: attempt(0), spec: spec(files), beside: false, rendezvous: None };
         let sizes = [20_000, 4_000, 6_000, 1].map(assignment).into_iter();
         assert_eq!(batches(sizes).map(|batch| batch.len()).collect::<Vec<_>>(), [1, 2, 1]);
     }

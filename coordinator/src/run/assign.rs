@@ -32,7 +32,7 @@ pub(super) enum Step {
 impl Run {
     /// The next change, if there is one.
     pub(super) fn step(&self, now: Millis) -> Option<Step> {
-        if self.ended.is_some() || self.stopping().is_some() {
+        if self.ended.is_some() || self.stopping().is_some() || self.config.gang {
             return None;
         }
         let phase = self.tasks.phase().filter(|_| self.workers.held() < self.most_at_once(now))?;
@@ -56,13 +56,17 @@ impl Run {
     }
 
     /// What an attempt of a phase took lately, in microseconds.
-    fn usual_in(&self, phase: u32) -> Option<u64> {
+    pub(super) fn usual_in(&self, phase: u32) -> Option<u64> {
         self.usual.get(phase as usize).copied().flatten()
     }
 
     fn give(&self, worker: &WorkerId, task: TaskId) -> Step {
+        Step::Give(worker.clone(), self.next_attempt(task))
+    }
+
+    pub(super) fn next_attempt(&self, task: TaskId) -> AttemptId {
         let number = self.task(task).map_or(0, |task| task.attempts) + 1;
-        Step::Give(worker.clone(), AttemptId { task, number, epoch: self.epoch })
+        AttemptId { task, number, epoch: self.epoch }
     }
 
     /// Attempts that may be held at this time, by all workers together.
@@ -92,7 +96,7 @@ impl Run {
 
     /// When time alone lets something be given to a slot that is free.
     pub(super) fn gives_at(&self, now: Millis) -> Option<Millis> {
-        let phase = self.tasks.phase()?;
+        let phase = self.tasks.phase().filter(|_| !self.config.gang)?;
         self.takers(phase, 1, now).next()?;
         if self.tasks.next(phase, now).is_some() {
             return self.ramps_at(now);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{DEEPEST, Run};
+use super::{DEEPEST, Run, TaskState};
 
 /// Checks all of them.
 ///
@@ -13,6 +13,7 @@ pub fn check(run: &Run) -> Result<(), String> {
     nothing_waits_for_what_is_staged(run)?;
     held_attempts_are_held_once(run)?;
     no_worker_holds_more_than_it_can(run)?;
+    a_gang_is_whole(run)?;
     no_task_fails_too_often(run)
 }
 
@@ -50,6 +51,37 @@ fn no_worker_holds_more_than_it_can(run: &Run) -> Result<(), String> {
     match run.workers.fuller_than(DEEPEST) {
         Some(id) => Err(format!("no_worker_holds_more_than_it_can: {id}")),
         None => Ok(()),
+    }
+}
+
+/// All members of a gang that goes on are at work in one try, or none is; and of all or of none what they made counts.
+fn a_gang_is_whole(run: &Run) -> Result<(), String> {
+    if !run.config.gang {
+        return Ok(());
+    }
+    let (mut at_work, mut tries, mut committed) = (0, BTreeSet::new(), 0);
+    for (_, task) in run.tasks() {
+        let attempt = match &task.state {
+            TaskState::Held { first, second: None } => first.attempt,
+            TaskState::Held { .. } => return Err(format!("a_gang_is_whole: two at a time, {:?}", task.state)),
+            TaskState::Finished(finished) => finished.attempt,
+            TaskState::Committed { .. } => {
+                committed += 1;
+                continue;
+            }
+            TaskState::Awaiting | TaskState::Ready(_) | TaskState::Failed(_) => continue,
+        };
+        at_work += 1;
+        tries.insert((attempt.number, attempt.epoch));
+    }
+    let all = run.tasks().count();
+    let ends = run.recalls_all() || run.ended.is_some();
+    match (at_work, committed) {
+        _ if tries.len() > 1 => Err(format!("a_gang_is_whole: members of the tries {tries:?}")),
+        (0, 0) => Ok(()),
+        (_, 0) if at_work == all || ends => Ok(()),
+        (0, _) if committed == all => Ok(()),
+        _ => Err(format!("a_gang_is_whole: of {all} members {at_work} are at work and {committed} committed")),
     }
 }
 

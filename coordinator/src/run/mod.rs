@@ -9,6 +9,7 @@
 //! it may; a report for a stale attempt, worker or epoch changes nothing.
 
 mod assign;
+mod gang;
 pub mod invariants;
 mod tasks;
 mod vocabulary;
@@ -24,7 +25,7 @@ use forebay_jobs::{
     task::Failure,
 };
 
-pub use self::tasks::{Holding, Task, TaskState};
+pub use self::tasks::{Finished, Holding, Task, TaskState};
 pub use self::vocabulary::{Done, EndState, Event, Input, Millis, Share, Wanted};
 use self::{
     assign::{DEEPEST, Step},
@@ -59,6 +60,8 @@ pub struct RunConfig {
     pub max_failures: u32,
     /// Whether a task that takes long is begun a second time elsewhere.
     pub speculate: bool,
+    /// Whether the tasks only work together.
+    pub gang: bool,
     /// Workers at most.
     pub workers: u32,
     /// Attempts at once, of all workers; none: as many as there are slots.
@@ -79,6 +82,7 @@ impl From<&JobSpec> for RunConfig {
             timeout: job.retry.timeout.map(millis),
             max_failures: job.retry.max_failures,
             speculate: job.retry.speculate,
+            gang: job.is_gang(),
             workers: job.workers.count,
             readers: job.workers.readers,
             ramp: millis(job.workers.ramp),
@@ -101,6 +105,8 @@ pub struct Run {
     usual: Vec<Option<u64>>,
     /// When this epoch's coordinator first gave anything out.
     begun: Option<Millis>,
+    /// A member of the gang ended otherwise than done, and others are held still.
+    gang_is_broken: bool,
     cancelled: bool,
     error: Option<String>,
     published: bool,
@@ -120,6 +126,7 @@ impl Run {
             workers: Workers::default(),
             usual: Vec::new(),
             begun: None,
+            gang_is_broken: false,
             cancelled: false,
             error: None,
             published: false,
@@ -154,16 +161,16 @@ impl Run {
     pub fn handle_all(&mut self, inputs: &[Input], now: Millis) -> Vec<Event> {
         let mut events = Vec::new();
         for input in inputs {
-            for event in self.decide(input, now) {
-                self.apply(&event);
-                events.push(event);
-            }
+            let decided = self.decide(input, now);
+            self.apply_all(decided, now, &mut events);
         }
-        for event in self.given_up(now) {
-            self.apply(&event);
-            events.push(event);
-        }
+        let given_up = self.given_up(now);
+        self.apply_all(given_up, now, &mut events);
         let mut assigned: BTreeMap<WorkerId, Vec<AttemptId>> = BTreeMap::new();
+        for (worker, attempt) in self.muster(now) {
+            self.assign(&worker, attempt, now);
+            assigned.entry(worker).or_default().push(attempt);
+        }
         while let Some(step) = self.step(now) {
             match step {
                 Step::Give(worker, attempt) => {
@@ -190,6 +197,16 @@ impl Run {
             invariants::check(self).expect("the machine keeps its invariants");
         }
         events
+    }
+
+    /// Applies what was decided, and what follows from it for a gang.
+    fn apply_all(&mut self, decided: Vec<Event>, at: Millis, events: &mut Vec<Event>) {
+        let mut next = decided;
+        while !next.is_empty() {
+            next.iter().for_each(|event| self.apply(event));
+            events.append(&mut next);
+            next = self.of_gang(at);
+        }
     }
 
     /// What an input means by itself.
@@ -243,7 +260,8 @@ impl Run {
                 if self.holds(worker, *attempt).is_some() =>
             {
                 let (outputs, metrics) = (outputs.clone(), metrics.clone());
-                one(Event::Committed { attempt: *attempt, outputs, metrics, micros: *micros, at })
+                let finished = Finished { attempt: *attempt, outputs, metrics, micros: *micros };
+                one(if self.config.gang { Event::Finished { finished, at } } else { finished.committed(at) })
             }
             Input::Failed { worker, attempt, failure } if self.holds(worker, *attempt).is_some() => {
                 one(match failure {
@@ -349,13 +367,13 @@ impl Run {
     }
 
     fn failed(&self, attempt: AttemptId, failure: Failure, at: Millis) -> Event {
-        let failures = self.task(attempt.task).map_or(0, |task| task.failures) + 1;
+        let failures = self.failures(attempt.task) + 1;
         let hopeless = matches!(failure, Failure::Error { retryable: false, .. });
         let wait = self.config.backoff_first.saturating_mul(1 << (failures - 1).min(32)).min(self.config.backoff_last);
         // Tasks that failed together do not come back together. The attempt's own number is all the chance needed.
         let spread = u64::from(attempt.task.index.wrapping_mul(2_654_435_761) >> 16) % 512;
         let wait = wait - wait / 4 + (wait / 2).saturating_mul(spread) / 512;
-        let again = self.has_second(attempt) || !hopeless && failures < self.config.attempts;
+        let again = self.has_second(attempt) || self.gang_is_broken || !hopeless && failures < self.config.attempts;
         let retry_at = again.then(|| Millis(at.0.saturating_add(wait)));
         Event::AttemptFailed { attempt, failure, retry_at, at }
     }
@@ -424,11 +442,20 @@ impl Run {
                 self.prove_holder(*attempt);
                 self.put(attempt.task, TaskState::Committed { attempt: *attempt, outputs: outputs.clone() });
             }
+            Event::Finished { finished, .. } => {
+                self.took(finished.attempt.task.phase, finished.micros);
+                self.prove_holder(finished.attempt);
+                self.finish(finished);
+            }
+            Event::GangBroke => self.gang_is_broken = true,
+            Event::GangReady => self.regroup(),
             Event::AttemptFailed { attempt, failure, retry_at, .. } => {
                 if *failure != Failure::WorkerLost {
                     self.prove_holder(*attempt);
                 }
+                let follows = self.gang_is_broken;
                 self.tasks.count(attempt.task, |task| match failure {
+                    _ if follows => {}
                     Failure::WorkerLost => task.losses = task.losses.saturating_add(1),
                     _ => task.failures = task.failures.saturating_add(1),
                 });
@@ -543,9 +570,10 @@ impl Run {
     pub fn share(&self, worker: &WorkerId) -> Option<Share<'_>> {
         static NOTHING: BTreeSet<AttemptId> = BTreeSet::new();
         let worker = self.workers.get(worker)?;
-        Some(match self.stopping() {
-            Some(_) => Share { version: u64::MAX, held: &NOTHING },
-            None => Share { version: worker.version, held: &worker.held },
+        Some(match (self.stopping(), self.gang_is_broken) {
+            (Some(_), _) => Share { version: u64::MAX, held: &NOTHING },
+            (None, true) => Share { version: u64::MAX - 1, held: &NOTHING },
+            (None, false) => Share { version: worker.version, held: &worker.held },
         })
     }
 
@@ -604,6 +632,11 @@ impl Run {
     /// Whether the run only waits for what its workers still hold.
     pub fn is_stopping(&self) -> bool {
         self.stopping().is_some() && self.ended.is_none()
+    }
+
+    /// Whether nothing is to be held any more, be it for good or until a gang begins again.
+    pub fn recalls_all(&self) -> bool {
+        self.is_stopping() || self.gang_is_broken
     }
 
     /// How the run ended, if it has.

@@ -1,13 +1,17 @@
 //! The tasks of a run: where each is, and which can be assigned.
 
-use std::{collections::BTreeSet, ops::RangeInclusive};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
+};
 
 use forebay_jobs::{
     id::{AttemptId, TaskId, WorkerId},
     task::{Failure, OutputFile},
 };
+use serde::{Deserialize, Serialize};
 
-use super::Millis;
+use super::{Event, Millis};
 
 /// An attempt on a worker.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,6 +22,27 @@ pub struct Holding {
     pub worker: WorkerId,
     /// When it entered a slot.
     pub started: Option<Millis>,
+}
+
+/// What a member of a gang has made, which counts once all have.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Finished {
+    /// The attempt.
+    pub attempt: AttemptId,
+    /// Its files.
+    pub outputs: Vec<OutputFile>,
+    /// Its figures.
+    pub metrics: BTreeMap<String, f64>,
+    /// What it took, in microseconds.
+    pub micros: u64,
+}
+
+impl Finished {
+    /// It counts.
+    pub(super) fn committed(self, at: Millis) -> Event {
+        let Self { attempt, outputs, metrics, micros } = self;
+        Event::Committed { attempt, outputs, metrics, micros, at }
+    }
 }
 
 /// Where a task is.
@@ -34,6 +59,8 @@ pub enum TaskState {
         /// Another one, beside one that takes long or whose worker is absent.
         second: Option<Box<Holding>>,
     },
+    /// Done, as one of a gang of which others are not.
+    Finished(Box<Finished>),
     /// Done, for ever.
     Committed {
         /// The one attempt.
@@ -47,7 +74,7 @@ pub enum TaskState {
 
 impl TaskState {
     fn is_open(&self) -> bool {
-        matches!(self, Self::Awaiting | Self::Ready(_) | Self::Held { .. })
+        matches!(self, Self::Awaiting | Self::Ready(_) | Self::Held { .. } | Self::Finished(_))
     }
 
     /// Its attempts on workers.
@@ -84,6 +111,8 @@ pub(super) struct Tasks {
     phases: Vec<Vec<Task>>,
     /// Tasks that are neither committed nor failed, by phase.
     open: Vec<u32>,
+    /// Tasks that wait for the rest of their gang.
+    finished: u32,
     failed: u32,
     /// Of each phase the first task that was never anything but ready, as all behind it: a range, not a set of a million.
     fresh: Vec<u32>,
@@ -144,6 +173,7 @@ impl Tasks {
         Self {
             phases: phases.iter().map(|count| vec![task.clone(); *count as usize]).collect(),
             open: phases.to_vec(),
+            finished: 0,
             failed: 0,
             fresh: vec![0; phases.len()],
             index: Index::default(),
@@ -161,6 +191,10 @@ impl Tasks {
 
     pub(super) fn failed(&self) -> u32 {
         self.failed
+    }
+
+    pub(super) fn finished(&self) -> u32 {
+        self.finished
     }
 
     /// Tasks that are neither committed nor failed.
@@ -234,6 +268,8 @@ impl Tasks {
             (false, true) => *open += 1,
             _ => {}
         }
+        self.finished += u32::from(matches!(state, TaskState::Finished(_)));
+        self.finished -= u32::from(matches!(task.state, TaskState::Finished(_)));
         self.failed += u32::from(matches!(state, TaskState::Failed(_)));
         self.failed -= u32::from(matches!(task.state, TaskState::Failed(_)));
         let fresh = &mut self.fresh[id.phase as usize];
@@ -250,7 +286,7 @@ impl Tasks {
 
     /// Whether what is kept beside the tasks agrees with them.
     pub(super) fn agree(&self) -> Result<(), String> {
-        let (mut open, mut indexed, mut failed) = (vec![0; self.phases.len()], 0, 0);
+        let (mut open, mut indexed, mut finished, mut failed) = (vec![0; self.phases.len()], 0, 0, 0);
         for (id, task) in self.iter() {
             let fresh = id.index >= self.fresh[id.phase as usize];
             let agrees =
@@ -262,12 +298,16 @@ impl Tasks {
                 TaskState::Awaiting | TaskState::Ready(_) => usize::from(!fresh),
                 _ => task.state.running().count(),
             };
+            finished += u32::from(matches!(task.state, TaskState::Finished(_)));
             failed += u32::from(matches!(task.state, TaskState::Failed(_)));
             open[id.phase as usize] += u32::from(task.state.is_open());
         }
-        match (open == self.open, indexed == self.index.len(), failed == self.failed) {
-            (true, true, true) => Ok(()),
-            _ => Err(format!("{open:?} open, {indexed} ready or running and {failed} failed are counted otherwise")),
+        let counted = open == self.open && finished == self.finished && failed == self.failed;
+        match counted && indexed == self.index.len() {
+            true => Ok(()),
+            false => Err(format!(
+                "{open:?} open, {indexed} ready or running, {finished} finished and {failed} failed are counted otherwise"
+            )),
         }
     }
 }

@@ -12,6 +12,8 @@ use forebay_jobs::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::tasks::Finished;
+
 /// Milliseconds since the Unix epoch, as the driver read them from its clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -136,6 +138,15 @@ pub enum Event {
         micros: u64,
         at: Millis,
     },
+    /// A member of a gang is done; it counts once all are.
+    Finished {
+        finished: Finished,
+        at: Millis,
+    },
+    /// A member of a gang ended otherwise: all others are ended too.
+    GangBroke,
+    /// None of a broken gang is held any more: all are ready again.
+    GangReady,
     /// `retry_at`: none if the task has no try left and failed for good.
     AttemptFailed {
         attempt: AttemptId,

@@ -106,6 +106,17 @@ impl Workers {
         self.slots
     }
 
+    /// How many these are.
+    pub(super) fn open(&self) -> usize {
+        self.by_load.len()
+    }
+
+    /// Those that can be given something and have enough time for what usually takes so long, and how many slots each has.
+    pub(super) fn with_time(&self, usual: u64, now: Millis) -> impl Iterator<Item = (&WorkerId, usize)> {
+        let open = self.joined.iter().filter(|(_, worker)| worker.is_open());
+        open.filter(move |(_, worker)| worker.has_time(usual, now)).map(|(id, worker)| (id, worker.slots as usize))
+    }
+
     /// Attempts that any holds.
     pub(super) fn held(&self) -> usize {
         self.held

@@ -15,7 +15,8 @@ use super::{TaskContext, TaskError, TaskOutput, Written};
 use crate::{
     id::{AttemptId, RunId},
     spec::WorkersSpec,
-    task::TaskInput,
+    task::{TaskInput, TaskSpec},
+    wire::Rendezvous,
 };
 
 /// What a program's environment needs beyond its task.
@@ -33,6 +34,8 @@ pub struct ProgramContext<'a> {
     pub deadline: Option<Duration>,
     /// What its slot has.
     pub slot: &'a SlotShare,
+    /// Where it meets the rest of its gang.
+    pub rendezvous: Option<&'a Rendezvous>,
     /// Variables that the job gives.
     pub env: &'a BTreeMap<String, String>,
 }
@@ -113,10 +116,27 @@ pub fn environment(ctx: &TaskContext<'_>, program: &ProgramContext<'_>) -> Resul
     ];
     env.extend(program.deadline.map(|at| ("FOREBAY_DEADLINE".to_owned(), at.as_secs().to_string())));
     env.extend(program.slot.environment());
+    env.extend(program.rendezvous.into_iter().flat_map(|rendezvous| ranks(rendezvous, ctx.spec)));
     let params = ctx.job.params.iter();
     env.extend(params.map(|(name, value)| (format!("FOREBAY_PARAM_{}", name.to_ascii_uppercase()), value.clone())));
     env.extend(program.env.iter().map(|(name, value)| (name.clone(), value.clone())));
     Ok(env)
+}
+
+/// What a member of a gang is told, by the names that `torch.distributed` reads (`env://`) and others have taken over. A
+/// slot counts as a node of its own: it sees its own GPUs only, the first of which is the member's.
+fn ranks(rendezvous: &Rendezvous, spec: &TaskSpec) -> [(String, String); 7] {
+    let (rank, size) = (spec.task.index.to_string(), spec.count.to_string());
+    [
+        ("RANK", rank.clone()),
+        ("WORLD_SIZE", size),
+        ("LOCAL_RANK", "0".to_owned()),
+        ("LOCAL_WORLD_SIZE", "1".to_owned()),
+        ("NODE_RANK", rank),
+        ("MASTER_ADDR", rendezvous.address.clone()),
+        ("MASTER_PORT", rendezvous.port.to_string()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
 }
 
 /// Writes over what an attempt before has left, in place: of a file that was cut to nothing ext4 writes the new content to

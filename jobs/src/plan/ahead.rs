@@ -18,8 +18,8 @@ pub fn starts_early(job: &JobSpec) -> bool {
         Work::Mapreduce(mapreduce) => !matches!(mapreduce.map, Mapper::Program(_)),
         Work::Command(_) | Work::Sql(_) => false,
     };
-    // A snapshot is whole, and where a Parquet object can be cut only its footer tells.
-    let can = job.dataset.version.is_none() && matches!(cut(job), Cut::File | Cut::Bytes);
+    // A gang begins all at once. A snapshot is whole, and where a Parquet object can be cut only its footer tells.
+    let can = !job.is_gang() && job.dataset.version.is_none() && matches!(cut(job), Cut::File | Cut::Bytes);
     can && job.dataset.early_start.unwrap_or(is_built_in)
 }
 

@@ -167,3 +167,18 @@ fn a_plan_survives_its_file_and_a_part_of_one_is_none() {
     fs::remove_file(&path).unwrap();
     assert!(matches!(Plan::read(&path), Err(PlanError::Volume(_))));
 }
+
+#[test]
+fn a_gang_has_as_many_ranks_as_were_asked_for() {
+    let bench = Bench::new();
+    let snapshot = bench.snapshot(&[("a.txt", 1), ("b.txt", 1)]);
+    let ranks = |work: &str| shown(&bench.plan(work, &snapshot).unwrap());
+    let program = "[command]\nargv = ['x']\n";
+    assert_eq!(ranks(&format!("{program}gang = true\n[split]\ncount = 3")), [&["a.txt"][..], &["b.txt"], &[]]);
+    assert_eq!(ranks(&format!("{program}gang = true")), [["a.txt"], ["b.txt"]]);
+    assert_eq!(
+        ranks(&format!("{program}[split]\ncount = 3")),
+        [["a.txt"], ["b.txt"]],
+        "tasks without input do nothing"
+    );
+}

@@ -36,6 +36,13 @@ pub struct JobSpec {
     pub output: OutputSpec,
 }
 
+impl JobSpec {
+    /// Whether its tasks only work together, all at once.
+    pub fn is_gang(&self) -> bool {
+        matches!(&self.work, Work::Command(command) if command.gang)
+    }
+}
+
 /// `[dataset]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DatasetSpec {
@@ -177,6 +184,9 @@ pub enum Program {
 pub struct CommandSpec {
     /// What runs.
     pub program: Program,
+    /// Whether its tasks are the ranks of one program: all run at once, can find each other, and begin again together.
+    #[serde(default)]
+    pub gang: bool,
     /// Files shipped with the run, which become the program's working directory: absolute paths on the submitting
     /// host by their names there.
     pub files: BTreeMap<String, String>,

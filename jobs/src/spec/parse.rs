@@ -49,6 +49,9 @@ pub fn job_file(text: &str, base: &Path, overrides: &[(String, String)]) -> Resu
     };
     dataset::check_columns(&dataset, &work, columns)?;
     let split = limits::split(raw.split, &work)?;
+    if matches!(&work, Work::Command(command) if command.gang) {
+        limits::check_gang(&raw.workers, &raw.retry)?;
+    }
     let workers = limits::workers(raw.workers)?;
     let retry = limits::retry(raw.retry)?;
     let output = dataset::output(raw.output, base, &dataset, &work)?;
@@ -56,7 +59,7 @@ pub fn job_file(text: &str, base: &Path, overrides: &[(String, String)]) -> Resu
     match early_start.filter(|early| *early.get_ref() && !starts_early(&job)) {
         None => Ok(job),
         Some(early) => Err(SpecError::at(&early, "no task of this job can start before all of its dataset is staged")
-            .help("early_start takes no version, and a split by file or by bytes")),
+            .help("early_start takes no version and no gang, and a split by file or by bytes")),
     }
 }
 

@@ -182,7 +182,12 @@ impl Fixture {
     }
 
     fn assign(&self, tasks: impl IntoIterator<Item = (u32, TaskInput)>) {
-        let one = |(index, input)| Assignment { attempt: attempt(index), spec: spec(index, input), beside: false };
+        let one = |(index, input)| Assignment {
+            attempt: attempt(index),
+            spec: spec(index, input),
+            beside: false,
+            rendezvous: None,
+        };
         self.send(ToWorker::Assign(tasks.into_iter().map(one).collect()));
     }
 
@@ -246,7 +251,7 @@ impl Fixture {
         let mut reduce = spec(0, TaskInput::Shuffle(outputs));
         reduce.task.phase = 1;
         let attempt = AttemptId { task: reduce.task, ..attempt(0) };
-        self.send(ToWorker::Assign(vec![Assignment { attempt, spec: reduce, beside: false }]));
+        self.send(ToWorker::Assign(vec![Assignment { attempt, spec: reduce, beside: false, rendezvous: None }]));
     }
 
     /// Waits for a file that a program makes. It is another process's, and tells nobody that it is there: so this looks

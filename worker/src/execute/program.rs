@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     ffi::OsString,
     fs, io,
+    net::{Ipv4Addr, TcpListener},
     os::unix::process::CommandExt,
     path::{Component, Path, PathBuf},
     process::{Command, ExitStatus},
@@ -23,7 +24,11 @@ use forebay_jobs::{
 use rustix::fs::Access;
 use tokio_util::sync::CancellationToken;
 
-use super::{Attempt, Bench, ExecuteError, blocking, scratch::WORK};
+use super::{
+    Attempt, Bench, ExecuteError, blocking,
+    checkpoint::{self, Of},
+    scratch::WORK,
+};
 use crate::{
     logs::Stream,
     memory::Limit,
@@ -115,7 +120,16 @@ async fn command(
         let mut command = command_of(&program, &env, limit.as_ref())?;
         let run_dir = attempt.bench.volume.run_dir(attempt.bench.run.as_str());
         let work_dir = attempt.scratch_dir.join(WORK);
-        let checkpoint_dir = super::checkpoint::dir(&run_dir.join("checkpoints"), attempt.id, attempt.beside)?;
+        let of = match (&attempt.rendezvous, attempt.beside) {
+            (Some(_), _) => Of::Gang,
+            (None, true) => Of::TaskBeside,
+            (None, false) => Of::Task,
+        };
+        let checkpoint_dir = checkpoint::dir(&run_dir.join("checkpoints"), attempt.id, of)?;
+        if let Some(rendezvous) = attempt.rendezvous.as_ref().filter(|_| attempt.id.task.index == 0) {
+            // It is the first member's to listen there, and may have been taken by anybody.
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, rendezvous.port)).map_err(ExecuteError::PortTaken)?;
+        }
         for name in names {
             ship(&run_dir.join("files"), &work_dir, name)?;
         }
@@ -126,6 +140,7 @@ async fn command(
             checkpoint_dir: &checkpoint_dir,
             deadline: attempt.deadline,
             slot: &attempt.share,
+            rendezvous: attempt.rendezvous.as_ref(),
             env: &env,
         };
         command.envs(command::environment(&attempt.context(1), &context)?).current_dir(work_dir);

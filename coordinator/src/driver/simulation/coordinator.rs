@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tonic::Status;
 
 use crate::{
-    driver::workers::Workers,
+    driver::workers::{Stream, Workers},
     run::{Done, Event, Input, Millis, Run},
 };
 
@@ -57,7 +57,7 @@ impl Coordinator {
         self.workers.forget_all_but(|worker| machine.share(worker).is_some());
         let spec = |task| TaskSpec { task, count: 9, input: TaskInput::Split(Split::default()) };
         let assignment = |attempt: AttemptId| {
-            Some(Assignment { attempt, spec: spec(attempt.task), beside: machine.is_second(attempt) })
+            Some(Assignment { attempt, spec: spec(attempt.task), beside: machine.is_second(attempt), rendezvous: None })
         };
         self.workers.sync(|worker| machine.share(worker), assignment);
         if machine.ended().is_some() {
@@ -72,9 +72,9 @@ impl Coordinator {
         sent
     }
 
-    /// What held nothing in a stopping run, and what will never be reported, has ended.
+    /// What is recalled and was never given, nobody will report: it has ended.
     pub(super) fn unsent(&self) -> Vec<Input> {
-        if !self.machine.is_stopping() {
+        if !self.machine.recalls_all() {
             return Vec::new();
         }
         let held = self.machine.workers().flat_map(|worker| self.machine.held(worker).map(move |held| (worker, held)));
@@ -87,7 +87,8 @@ impl Coordinator {
 
     pub(super) fn joined(&mut self, worker: &WorkerId, slots: u32, stream: u64, holds: BTreeSet<AttemptId>) -> Input {
         let (sender, receiver) = mpsc::unbounded_channel();
-        self.workers.joined(worker.clone(), (stream, sender), holds.clone());
+        let to_worker = Stream { number: stream, peer: None, sender };
+        self.workers.joined(worker.clone(), to_worker, holds.clone());
         self.streams.insert(stream, (worker.clone(), receiver));
         Input::Joined { worker: worker.clone(), slots, holds, process: None::<Holder>, left: None }
     }

@@ -36,7 +36,7 @@ fn steps(world: &World) -> Vec<Action> {
 }
 
 fn after(history: &[Action]) -> Result<World, String> {
-    let mut world = World::new(vec![1], false);
+    let mut world = World::new(vec![1], false, false);
     // The task is in a slot, which its worker has yet to tell.
     for action in [Action::Join(1), Action::Join(1), Action::Deliver(0)].iter().chain(history) {
         world.take(action.clone())?;

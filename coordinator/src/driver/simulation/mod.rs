@@ -112,12 +112,26 @@ proptest! {
         early in any::<bool>(),
     ) {
         let phases = if reduces > 0 { vec![tasks, reduces] } else { vec![tasks] };
-        let mut world = World::new(phases, early);
-        for action in actions {
-            world.take(action).map_err(TestCaseError::fail)?;
-            world.check().map_err(TestCaseError::fail)?;
-        }
-        let ended = world.heal().map_err(TestCaseError::fail)?;
-        prop_assert!(world.was_cancelled() || ended != EndState::Cancelled);
+        live_through(World::new(phases, early, false), actions)?;
     }
+
+    #[test]
+    fn of_a_gang_all_members_of_one_try_are_committed_or_none(
+        actions in actions(),
+        // No more than there are workers, so that whichever come have a slot for each.
+        members in 1u32..=3,
+        early in any::<bool>(),
+    ) {
+        live_through(World::new(vec![members], early, true), actions)?;
+    }
+}
+
+fn live_through(mut world: World, actions: Vec<Action>) -> Result<(), TestCaseError> {
+    for action in actions {
+        world.take(action).map_err(TestCaseError::fail)?;
+        world.check().map_err(TestCaseError::fail)?;
+    }
+    let ended = world.heal().map_err(TestCaseError::fail)?;
+    prop_assert!(world.was_cancelled() || ended != EndState::Cancelled);
+    Ok(())
 }

@@ -56,14 +56,15 @@ struct Packet {
 
 impl World {
     /// A run with its first coordinator.
-    pub(super) fn new(phases: Vec<u32>, early: bool) -> Self {
+    pub(super) fn new(phases: Vec<u32>, early: bool, gang: bool) -> Self {
         let config = RunConfig {
             attempts: 3,
             backoff_first: 100,
             backoff_last: 1_000,
             timeout: None,
-            max_failures: 2,
-            speculate: true,
+            max_failures: if gang { 0 } else { 2 },
+            speculate: !gang,
+            gang,
             workers: 3,
             readers: None,
             ramp: 0,
@@ -278,6 +279,11 @@ impl World {
                     self.failure = Some(format!("{before} was committed, and now {attempt} is"));
                 }
             }
+        }
+        let tries: BTreeSet<_> = self.committed.values().map(|attempt| (attempt.number, attempt.epoch)).collect();
+        let whole = self.committed.is_empty() || self.committed.len() == self.phases[0] as usize && tries.len() == 1;
+        if self.config.gang && !whole {
+            self.failure = Some(format!("of a gang are committed {:?}", self.committed));
         }
     }
 
@@ -497,7 +503,7 @@ impl World {
             self.workers[n].partitioned = false;
             self.cut(n, NoticedBy::Both);
         }
-        self.take(Action::Join(2))?;
+        self.take(Action::Join(3))?;
         for round in 0..ROUNDS {
             if self.early {
                 self.stage(u32::try_from(round).unwrap());

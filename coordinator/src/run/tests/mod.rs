@@ -2,6 +2,7 @@
 
 mod absence;
 mod assignment;
+mod gang;
 mod histories;
 
 use super::*;
@@ -14,6 +15,7 @@ fn config() -> RunConfig {
         backoff_last,
         timeout: Some(60_000),
         max_failures: 0,
+        gang: false,
         speculate: false,
         workers: 2,
         readers: None,

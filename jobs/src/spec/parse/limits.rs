@@ -67,6 +67,29 @@ const SHORTEST: Duration = Duration::from_secs(20);
 /// How long a worker goes on without a coordinator, unless the job says otherwise.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
+/// The tasks of a gang run all at once and end together, so that what says otherwise cannot be followed.
+pub(super) fn check_gang(workers: &RawWorkers, retry: &RawRetry) -> Result<(), SpecError> {
+    let together = |place: &Spanned<()>, key| {
+        let error =
+            SpecError::at(place, format!("a gang runs all at once and ends together, so that {key} means nothing"));
+        Err(error.help("remove it, or gang = true"))
+    };
+    let at = |span| Spanned::new(span, ());
+    if let Some(readers) = &workers.readers {
+        return together(&at(readers.span()), "readers");
+    }
+    if let Some(ramp) = &workers.ramp {
+        return together(&at(ramp.span()), "ramp");
+    }
+    if let Some(failures) = &retry.max_failures {
+        return together(&at(failures.span()), "max_failures");
+    }
+    if let Some(speculate) = &retry.speculate {
+        return together(&at(speculate.span()), "speculate");
+    }
+    Ok(())
+}
+
 pub(super) fn workers(raw: RawWorkers) -> Result<WorkersSpec, SpecError> {
     let fleet = match &raw.fleet {
         None => FleetKind::Local,
@@ -134,8 +157,8 @@ pub(super) fn retry(raw: RawRetry) -> Result<RetrySpec, SpecError> {
         backoff_first,
         backoff_last,
         timeout: timeout.transpose()?,
-        max_failures: raw.max_failures.unwrap_or(0),
-        speculate: raw.speculate.unwrap_or(true),
+        max_failures: raw.max_failures.map_or(0, Spanned::into_inner),
+        speculate: raw.speculate.is_none_or(Spanned::into_inner),
     })
 }
 

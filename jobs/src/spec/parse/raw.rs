@@ -55,6 +55,8 @@ pub(super) struct RawCommand {
     pub(super) argv: Option<Spanned<Vec<Spanned<String>>>>,
     pub(super) shell: Option<Spanned<String>>,
     #[serde(default)]
+    pub(super) gang: bool,
+    #[serde(default)]
     pub(super) files: Vec<Spanned<String>>,
     #[serde(default)]
     pub(super) env: BTreeMap<String, Spanned<String>>,
@@ -198,8 +200,8 @@ pub(super) struct RawRetry {
     pub(super) attempts: Option<Spanned<u32>>,
     pub(super) backoff: Option<Spanned<String>>,
     pub(super) timeout: Option<Spanned<String>>,
-    pub(super) max_failures: Option<u32>,
-    pub(super) speculate: Option<bool>,
+    pub(super) max_failures: Option<Spanned<u32>>,
+    pub(super) speculate: Option<Spanned<bool>>,
 }
 
 #[derive(Default, Deserialize)]

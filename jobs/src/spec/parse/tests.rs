@@ -37,6 +37,7 @@ fn the_shortest_jobs_have_every_default() {
 #[test]
 fn errors_point_at_what_is_wrong() {
     let command = "[command]\nargv = [\"x\"]\n";
+    let gang = "[command]\nargv = [\"x\"]\ngang = true\n";
     let sql = "[sql]\nquery = \"select 1\"\n";
     for (rest, message, place) in [
         (format!("{sql}querry = 1"), "unknown key `querry`", "querry"),
@@ -73,7 +74,31 @@ fn errors_point_at_what_is_wrong() {
             "\"needed\"",
         ),
         (format!("{sql}[sweep]\nx = [1]"), "`sweep` is not supported by this version", "sweep"),
-        (format!("{command}gang = true"), "`gang` is not supported by this version", "gang"),
+        (
+            format!("{gang}[workers]\nreaders = 2"),
+            "a gang runs all at once and ends together, so that readers means nothing",
+            "2",
+        ),
+        (
+            format!("{gang}[workers]\nramp = \"1s\""),
+            "a gang runs all at once and ends together, so that ramp means nothing",
+            "\"1s\"",
+        ),
+        (
+            format!("{gang}[retry]\nmax_failures = 1"),
+            "a gang runs all at once and ends together, so that max_failures means nothing",
+            "1",
+        ),
+        (
+            format!("{gang}[retry]\nspeculate = true"),
+            "a gang runs all at once and ends together, so that speculate means nothing",
+            "true",
+        ),
+        (
+            format!("early_start = true\n{gang}"),
+            "no task of this job can start before all of its dataset is staged",
+            "true",
+        ),
         (format!("{command}[workers]\ncpus = 0"), "0 is out of range", "0"),
         (format!("{command}[workers]\nmemory = \"1MiB\""), "a slot would have less than 16 MiB of memory", "\"1MiB\""),
         (format!("{command}[workers]\ngpus = 3\nslots = 2"), "2 slots cannot have the same number of 3 gpus each", "3"),
@@ -181,7 +206,7 @@ fn what_is_missing_or_of_another_type_is_said_in_words() {
 fn a_near_key_is_proposed_and_others_are_listed() {
     let help = |rest: &str| parse(rest).unwrap_err().help.unwrap();
     assert_eq!(help("[command]\nargz = []"), "did you mean `argv`?");
-    assert_eq!(help("[command]\nfrobnicate = 1"), "the keys here are argv, shell, files, env");
+    assert_eq!(help("[command]\nfrobnicate = 1"), "the keys here are argv, shell, gang, files, env");
 }
 
 #[test]

@@ -39,7 +39,7 @@ impl Context<'_> {
             }
         };
         let raw = raw.into_inner();
-        Ok(CommandSpec { program, files: self.files(&raw.files)?, env: env(raw.env)? })
+        Ok(CommandSpec { program, gang: raw.gang, files: self.files(&raw.files)?, env: env(raw.env)? })
     }
 
     pub(super) fn mapreduce(&self, raw: RawMapReduce) -> Result<MapReduceSpec, SpecError> {

@@ -209,8 +209,16 @@ pub(crate) fn group(events: &[Event]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use forebay_datasets::{checksum::Crc64, volume::Holder};
+    use forebay_jobs::{
+        id::{AttemptId, TaskId},
+        task::{Failure, OutputFile},
+    };
+
     use super::*;
-    use crate::run::{Event, Millis};
+    use crate::run::{EndState, Event, Finished, Millis};
 
     fn opened(at: u64) -> Event {
         Event::Opened { epoch: Epoch(1), at: Millis(at) }
@@ -246,16 +254,6 @@ mod tests {
 
     /// One event of each kind, as this version writes them.
     fn every_kind() -> Vec<Event> {
-        use std::collections::BTreeMap;
-
-        use forebay_datasets::{checksum::Crc64, volume::Holder};
-        use forebay_jobs::{
-            id::{AttemptId, TaskId},
-            task::{Failure, OutputFile},
-        };
-
-        use crate::run::EndState;
-
         let (worker, at) = ("local-1-1".parse::<forebay_jobs::id::WorkerId>().unwrap(), Millis(1_796_000_000_000));
         let attempt = |index, number| AttemptId { task: TaskId { phase: 0, index }, number, epoch: Epoch(1) };
         let process = Holder {
@@ -314,13 +312,32 @@ mod tests {
     /// Add a file when a version writes something new; never change one.
     #[test]
     fn a_journal_of_an_earlier_version_is_read_as_it_was_written() {
-        let kept = include_bytes!("../testdata/journal-0.1.log");
-        let replay = parse(kept).unwrap();
-        assert_eq!(replay.header, Some(Header { epoch: Epoch(2), before: vec![(Epoch(1), 77)] }));
-        assert_eq!((replay.events, replay.torn), (every_kind(), 0));
-        // What is written today is what was kept, or a file is missing.
         let header = Header { epoch: Epoch(2), before: vec![(Epoch(1), 77)] };
-        assert_eq!([begin(&header), group(&every_kind())].concat(), kept);
+        for (kept, events) in [
+            (&include_bytes!("../testdata/journal-0.1.log")[..], every_kind()),
+            (&include_bytes!("../testdata/journal-0.1-gang.log")[..], of_a_gang()),
+        ] {
+            let replay = parse(kept).unwrap();
+            assert_eq!(replay.header.as_ref(), Some(&header));
+            assert_eq!((&replay.events, replay.torn), (&events, 0));
+            // What is written today is what was kept, or a file is missing.
+            assert_eq!([begin(&header), group(&events)].concat(), kept);
+        }
+    }
+
+    fn of_a_gang() -> Vec<Event> {
+        let attempt = AttemptId { task: TaskId { phase: 0, index: 1 }, number: 2, epoch: Epoch(2) };
+        let file = OutputFile {
+            path: "runs/r/attempts/0-1.2.2/model".into(),
+            publish_as: Some("task-00001/model".into()),
+            partition: None,
+            size: 5,
+            checksum: Crc64(6),
+            rows: None,
+        };
+        let (outputs, metrics) = (vec![file], BTreeMap::from([("loss".to_owned(), 0.5)]));
+        let finished = Finished { attempt, outputs, metrics, micros: 7 };
+        vec![Event::Finished { finished, at: Millis(8) }, Event::GangBroke, Event::GangReady]
     }
 
     #[test]

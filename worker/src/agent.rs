@@ -256,7 +256,7 @@ impl Agent {
                     }
                     News::Said(message) => self.take(message),
                     News::Broke(source) => self.is_cut(source),
-                    News::IsBack => self.is_back(),
+                    News::IsBack => told_all = self.is_back().await,
                     News::Nobody => {}
                     News::MayCall => self.call(),
                 },
@@ -319,11 +319,12 @@ impl Agent {
     }
 
     /// A coordinator is there again. It is told everything that it may not know.
-    fn is_back(&mut self) {
+    async fn is_back(&mut self) -> Result<(), Closed> {
         tracing::info!("joined again");
         self.cut = None;
         self.ended.extend(std::mem::take(&mut self.unnoted).into_values());
         self.started = self.running.keys().copied().collect();
+        if self.draining { self.send(FromWorker::Draining).await } else { Ok(()) }
     }
 
     async fn send(&mut self, message: FromWorker) -> Result<(), Closed> {

@@ -430,6 +430,23 @@ async fn a_worker_that_is_taken_away_drains_in_time() {
 }
 
 #[tokio::test]
+async fn a_worker_that_drains_says_so_to_the_next_coordinator_too() {
+    let shell = "trap 'touch @/told; until test -e @/go; do sleep 0.01; done; exit 75' TERM; touch @/up; while :; do sleep 0.01; done";
+    let mut this = Fixture::start(&format!("[command]\nshell = \"{shell}\"")).await;
+    this.assign([(0, nothing())]);
+    this.appears("up").await;
+    this.tell.send(()).await.unwrap();
+    this.appears("told").await;
+    while this.hear().await != FromWorker::Draining {}
+    this.answers = None;
+    assert_eq!(this.come_back().await, [0]);
+    assert_eq!(this.hear().await, FromWorker::Draining);
+    fs::write(this.dir.path().join("go"), "").unwrap();
+    assert_eq!(this.reports(1).await.into_values().collect::<Vec<_>>(), [Outcome::GivenBack]);
+    (&mut this.worker).await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn without_a_coordinator_a_worker_finishes_what_it_holds_and_is_taken_on_by_the_next() {
     let shell = "until test $FOREBAY_TASK_INDEX = 0 || test -e @/$FOREBAY_TASK_INDEX; do sleep 0.01; done";
     let mut this = Fixture::start(&format!("[command]\nshell = '{shell}'")).await;

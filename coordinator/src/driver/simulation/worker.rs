@@ -59,6 +59,9 @@ impl Worker {
         let reports: Vec<_> = self.unnoted.values().cloned().collect();
         let started: Vec<_> = self.running.iter().copied().collect();
         let mut says = Vec::new();
+        if self.draining {
+            says.push(FromWorker::Draining);
+        }
         if !reports.is_empty() {
             says.push(FromWorker::Reports(reports));
         }

@@ -419,7 +419,7 @@ impl World {
                         self.failure = Some(format!("two workers have begun {attempt}"));
                     }
                 }
-                self.say(packet.stream, says);
+                self.say_of(n, says);
             }
             return;
         }

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MACHINE = "coordinator/src/run/mod.rs"
 ASSIGN = "coordinator/src/run/assign.rs"
 GANG = "coordinator/src/run/gang.rs"
+RESTS = "coordinator/src/run/rests.rs"
 TASKS = "coordinator/src/run/tasks.rs"
 WORKERS = "coordinator/src/run/workers.rs"
 SENT = "coordinator/src/driver/workers.rs"
@@ -29,6 +30,17 @@ JOURNAL = "coordinator/src/journal.rs"
 
 # What goes wrong, where, and how.
 MUTATIONS = [
+    ("what a task has not read is nobody's", RESTS,
+     "self.rests.splits.extend(rest.iter().map(", "self.rests.splits.extend(rest.iter().skip(1).map("),
+    ("the last part of what a task has not read is nobody's", RESTS,
+     "self.tasks.add(0, u32::try_from(rest.len()).unwrap_or(u32::MAX));",
+     "self.tasks.add(0, u32::try_from(rest.len()).unwrap_or(u32::MAX) / 2);"),
+    ("what another attempt has read is read again", RESTS, "if open && task.phase == 0 {", "if task.phase == 0 {"),
+    ("what was left is read by the task that left it", MACHINE,
+     "self.leave_rest(attempt.task, rest);", "self.leave_rest(TaskId { index: 0, ..attempt.task }, rest);"),
+    ("a task may leave something where nobody reads it", MACHINE,
+     "let whole = rest.is_empty() || self.config.resplit && attempt.task.phase == 0;",
+     "let whole = rest.is_empty() || attempt.task.phase < 9;"),
     ("a gang begins with as many members as there are slots", GANG,
      "        if slots < all {\n            return Vec::new();\n        }", "        let all = all.min(slots);\n        if all == 0 {\n            return Vec::new();\n        }"),
     ("what a member has made counts before all have", GANG,

@@ -92,7 +92,7 @@ async fn work(link: &LinkFile, hello: FromWorker, takes: Duration, done: &Atomic
                 None => return Ok(false),
             },
             () = ends => {
-                let outcome = Outcome::Done { outputs: Vec::new(), metrics: BTreeMap::new() };
+                let outcome = Outcome::Done { outputs: Vec::new(), metrics: BTreeMap::new(), rest: None };
                 let reports = running.take().map(|(attempt, _)| AttemptReport { attempt, outcome, seconds: takes.as_secs_f64() });
                 say.send(FromWorker::Reports(reports.into_iter().collect()))?;
                 done.fetch_add(1, Ordering::Relaxed);

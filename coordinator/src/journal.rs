@@ -211,7 +211,11 @@ pub(crate) fn group(events: &[Event]) -> Vec<u8> {
 mod tests {
     use std::collections::BTreeMap;
 
-    use forebay_datasets::{checksum::Crc64, volume::Holder};
+    use forebay_datasets::{
+        checksum::Crc64,
+        split::{Part, Piece, Split},
+        volume::Holder,
+    };
     use forebay_jobs::{
         id::{AttemptId, TaskId},
         task::{Failure, OutputFile},
@@ -290,8 +294,15 @@ mod tests {
             Event::WorkerAbsent { worker: worker.clone(), at },
             Event::Assigned { worker: worker.clone(), attempts: vec![attempt(0, 1), attempt(1, 1)], at },
             Event::Started { attempts: vec![attempt(0, 1)], at },
-            Event::Committed { attempt: attempt(0, 1), outputs: vec![output], metrics, micros: 17, at },
-            Event::Committed { attempt: attempt(2, 1), outputs: vec![], metrics: BTreeMap::new(), micros: 0, at },
+            Event::Committed { attempt: attempt(0, 1), outputs: vec![output], metrics, micros: 17, rest: vec![], at },
+            Event::Committed {
+                attempt: attempt(2, 1),
+                outputs: vec![],
+                metrics: BTreeMap::new(),
+                micros: 0,
+                rest: vec![],
+                at,
+            },
             Event::AttemptFailed { attempt: attempt(1, 1), failure, retry_at: Some(Millis(5)), at },
             Event::AttemptFailed {
                 attempt: attempt(1, 2),
@@ -316,6 +327,7 @@ mod tests {
         for (kept, events) in [
             (&include_bytes!("../testdata/journal-0.1.log")[..], every_kind()),
             (&include_bytes!("../testdata/journal-0.1-gang.log")[..], of_a_gang()),
+            (&include_bytes!("../testdata/journal-0.1-rest.log")[..], of_a_rest()),
         ] {
             let replay = parse(kept).unwrap();
             assert_eq!(replay.header.as_ref(), Some(&header));
@@ -323,6 +335,15 @@ mod tests {
             // What is written today is what was kept, or a file is missing.
             assert_eq!([begin(&header), group(&events)].concat(), kept);
         }
+    }
+
+    fn of_a_rest() -> Vec<Event> {
+        let attempt = AttemptId { task: TaskId { phase: 0, index: 1 }, number: 1, epoch: Epoch(2) };
+        let part = Part::Bytes { offset: 4, length: 5 };
+        let piece = Piece { key: "a".into(), path: "datasets/d/a".into(), size: 9, partial: false, part };
+        let (rest, at) = (vec![Split { pieces: vec![piece] }], Millis(8));
+        let (outputs, metrics) = (vec![], BTreeMap::new());
+        vec![Event::Yields { attempt, at }, Event::Committed { attempt, outputs, metrics, micros: 7, rest, at }]
     }
 
     fn of_a_gang() -> Vec<Event> {

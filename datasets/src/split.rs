@@ -1,6 +1,10 @@
 //! Cuts a snapshot's objects into splits, each the input of one task.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
+
+use crate::format::Format;
 
 /// The input of one task: pieces of staged objects, in the order in which they are to be read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +27,92 @@ pub struct Piece {
     pub partial: bool,
     /// What of the object belongs to the split.
     pub part: Part,
+}
+
+impl Piece {
+    /// The byte range of a piece that can be cut between its lines.
+    fn range(&self) -> Option<Range<u64>> {
+        match self.part {
+            Part::Whole => Format::of(&self.key).is_lines().then_some(0..self.size),
+            Part::Bytes { offset, length } => Some(offset..offset.saturating_add(length).min(self.size)),
+            Part::RowGroups { .. } => None,
+        }
+    }
+
+    fn of_bytes(&self, range: Range<u64>) -> Self {
+        Self { part: Part::Bytes { offset: range.start, length: range.end - range.start }, ..self.clone() }
+    }
+
+    /// The piece in parts of at most so many bytes, in order; each of its records is in one of them. What
+    /// has no lines is one part.
+    pub fn parts(&self, most: u64) -> impl Iterator<Item = Self> + use<> {
+        let (whole, most) = (self.clone(), most.max(1));
+        let range = self.range().filter(|range| range.end - range.start > most);
+        let starts = range.clone().map(|range| range.step_by(usize::try_from(most).unwrap_or(usize::MAX)));
+        let uncut = range.is_none().then(|| whole.clone());
+        let parts = starts.into_iter().flatten().zip(std::iter::repeat(range));
+        uncut.into_iter().chain(
+            parts.filter_map(move |(start, range)| {
+                Some(whole.of_bytes(start..start.saturating_add(most).min(range?.end)))
+            }),
+        )
+    }
+
+    /// What is left of the piece behind a part of it, the part included.
+    pub fn from(&self, part: &Self) -> Self {
+        match (self.range(), part.range()) {
+            (Some(all), Some(part)) if part.start > all.start => self.of_bytes(part.start..all.end.max(part.start)),
+            _ => self.clone(),
+        }
+    }
+
+    /// Whether a piece is this one, or what is left of it behind some of its bytes.
+    fn has_tail(&self, tail: &Self) -> bool {
+        let ranges = self.range().zip(tail.range());
+        let ends = ranges.is_some_and(|(all, tail)| all.contains(&tail.start) && tail.end == all.end);
+        Self { part: self.part, ..tail.clone() } == *self && (self.part == tail.part || ends)
+    }
+}
+
+impl Split {
+    /// Whether a split is the rest of this one, from one of its records on.
+    pub fn has_tail(&self, tail: &Self) -> bool {
+        let Some((first, others)) = tail.pieces.split_first() else { return false };
+        let Some(from) = self.pieces.len().checked_sub(tail.pieces.len()) else { return false };
+        self.pieces[from].has_tail(first) && self.pieces[from + 1..] == *others
+    }
+
+    /// The same records in the same order, in at most so many splits of about the same size and at least so many bytes.
+    pub fn cut(self, count: u32, least: u64) -> Vec<Self> {
+        let bytes = |piece: &Piece| piece.range().map_or(piece.size, |range| range.end - range.start);
+        let total: u64 = self.pieces.iter().map(bytes).sum();
+        let target = total.div_ceil(u64::from(count.max(1))).max(least).max(1);
+        let mut splits: Vec<Self> = Vec::new();
+        let mut room = 0;
+        for piece in self.pieces {
+            let mut left = piece;
+            loop {
+                if room == 0 {
+                    splits.push(Self::default());
+                    room = target;
+                }
+                let split = splits.last_mut().expect("one was pushed");
+                match left.range().filter(|range| range.end - range.start > room) {
+                    Some(range) => {
+                        split.pieces.push(left.of_bytes(range.start..range.start + room));
+                        left = left.of_bytes(range.start + room..range.end);
+                        room = 0;
+                    }
+                    None => {
+                        room = room.saturating_sub(bytes(&left));
+                        split.pieces.push(left);
+                        break;
+                    }
+                }
+            }
+        }
+        splits
+    }
 }
 
 /// What of an object belongs to a split.
@@ -195,6 +285,40 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_is_cut_again_is_read_as_before(
+            sizes in prop::collection::vec(0u64..200, 1..6),
+            range in (0u64..200, 0u64..200),
+            (count, least, most) in (1u32..6, 0u64..50, 1u64..60),
+            stop in 0usize..40,
+        ) {
+            let objects: Vec<_> = sizes.iter().enumerate().map(|(i, size)| text(&format!("{i:02}"), *size)).collect();
+            let mut whole = split(&objects, Cut::Whole, Size::Each).remove(0);
+            let (offset, length) = (range.0.min(sizes[0]), range.1);
+            whole.pieces[0].part = Part::Bytes { offset, length: length.min(sizes[0] - offset) };
+            // The bytes of each object, in order.
+            let bytes = |splits: &[Split]| -> Vec<(String, u64)> {
+                let of = |piece: &Piece| piece.range().unwrap().map(|at| (piece.key.clone(), at)).collect::<Vec<_>>();
+                splits.iter().flat_map(|split| &split.pieces).flat_map(of).collect()
+            };
+            let cut = whole.clone().cut(count, least);
+            prop_assert!(cut.len() <= count as usize, "{}", cut.len());
+            prop_assert_eq!(bytes(&cut), bytes(std::slice::from_ref(&whole)));
+            // Part by part up to some part, the rest is what has not been read.
+            let parts: Vec<_> = whole.pieces.iter().enumerate().flat_map(|(n, piece)| piece.parts(most).map(move |part| (n, part))).collect();
+            prop_assert!(parts.iter().all(|(_, part)| part.range().unwrap().count() as u64 <= most));
+            let stop = stop % parts.len();
+            let (n, next) = &parts[stop];
+            let rest = std::iter::once(whole.pieces[*n].from(next)).chain(whole.pieces[n + 1..].iter().cloned()).collect();
+            let rest = Split { pieces: rest };
+            let read = Split { pieces: parts[..stop].iter().map(|(_, part)| part.clone()).collect() };
+            prop_assert!(whole.has_tail(&rest));
+            prop_assert_eq!(bytes(&[read, rest.clone()]), bytes(std::slice::from_ref(&whole)));
+            // What reads something else than what it was given has no tail of it.
+            let other = Split { pieces: rest.pieces.iter().map(|piece| Piece { size: piece.size + 1, ..piece.clone() }).collect() };
+            prop_assert!(!whole.has_tail(&other) && !whole.has_tail(&Split::default()));
+        }
+
         #[test]
         fn every_byte_row_group_and_file_is_in_exactly_one_split(
             sizes in prop::collection::vec((0u64..200, prop::option::of(prop::collection::vec(0u64..50, 0..6))), 1..12),

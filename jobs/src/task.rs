@@ -66,6 +66,9 @@ pub enum Outcome {
         outputs: Vec<OutputFile>,
         /// From `metrics.json` and the kind of work: records in, records out, …
         metrics: BTreeMap<String, f64>,
+        /// What of its split it left unread, because it was asked to yield: these are other tasks' from now on.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rest: Option<Split>,
     },
     /// It failed.
     Failed(Failure),

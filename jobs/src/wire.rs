@@ -26,6 +26,9 @@ pub enum ToWorker {
     Assign(Vec<Assignment>),
     /// Attempts to end, started or not. Each is reported, as `Failed(Cancelled)` if it had not ended by itself.
     Kill(Vec<AttemptId>),
+    /// Attempts to be done with what they have read, and to report what is left, where their kind of work can do that:
+    /// others have nothing to do.
+    Yield(Vec<AttemptId>),
     /// The ends of these attempts are noted, as far as they count. Until then a worker keeps its reports.
     Noted(Vec<AttemptId>),
     /// Nothing more will come: end.
@@ -132,7 +135,7 @@ pub const SERVER_NAME: &str = "forebay";
 mod tests {
     use std::collections::BTreeMap;
 
-    use forebay_datasets::checksum::Crc64;
+    use forebay_datasets::{checksum::Crc64, split::Split};
 
     use super::*;
     use crate::{
@@ -158,7 +161,11 @@ mod tests {
         let text = serde_json::to_vec(&assign).unwrap();
         assert_eq!(serde_json::from_slice::<ToWorker>(&text).unwrap(), assign);
         let outcomes = [
-            Outcome::Done { outputs: vec![file], metrics: BTreeMap::from([("rows".to_owned(), 0.1)]) },
+            Outcome::Done {
+                outputs: vec![file],
+                metrics: BTreeMap::from([("rows".to_owned(), 0.1)]),
+                rest: Some(Split::default()),
+            },
             Outcome::Failed(Failure::ExitCode { code: 1, stderr: "\u{1b}[31mno\n".into() }),
             Outcome::Failed(Failure::WorkerLost),
             Outcome::GivenBack,

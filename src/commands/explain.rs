@@ -134,6 +134,10 @@ fn note(attempts: &mut BTreeMap<AttemptId, Attempt>, task: TaskId, event: &Event
             let undone = attempts.values_mut().filter(|attempt| attempt.outcome.as_deref() == Some(FINISHED));
             undone.for_each(|attempt| attempt.outcome = Some("done, and begun again with its gang".to_owned()));
         }
+        Event::Committed { attempt, rest, at, .. } if !rest.is_empty() => {
+            let became = render::count(rest.len() as u64, "task");
+            end(attempt, Some(*at), format!("done in part: what it had not read became {became}"));
+        }
         Event::Committed { attempt, at, .. } => end(attempt, Some(*at), "done".to_owned()),
         Event::AttemptFailed { attempt, failure, at, .. } => end(attempt, Some(*at), failure.to_string()),
         Event::AttemptReturned { attempt, lost: true, .. } => end(attempt, None, "lost with its worker".to_owned()),

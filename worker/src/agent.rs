@@ -355,6 +355,9 @@ impl Agent {
                 let cancelled = || Outcome::Failed(Failure::Cancelled);
                 self.ended.extend(killed.iter().map(|killed| unstarted(killed, cancelled())));
             }
+            ToWorker::Yield(attempts) => {
+                attempts.iter().filter_map(|id| self.running.get(id)).for_each(|stop| stop.order(Why::Yield));
+            }
             ToWorker::Noted(attempts) => attempts.iter().for_each(|attempt| drop(self.unnoted.remove(attempt))),
             // A second welcome says nothing new; `work` sees to the shutdown.
             ToWorker::Welcome { .. } | ToWorker::Shutdown => {}
@@ -364,7 +367,7 @@ impl Agent {
     /// Starts what is queued, as far as there are slots.
     fn start(&mut self) {
         if self.bench.pretend {
-            let done = || Outcome::Done { outputs: Vec::new(), metrics: BTreeMap::new() };
+            let done = || Outcome::Done { outputs: Vec::new(), metrics: BTreeMap::new(), rest: None };
             self.ended.extend(self.queue.drain(..).map(|assignment| unstarted(&assignment, done())));
         }
         while !self.queue.is_empty() {

@@ -40,7 +40,7 @@ use crate::{
     guard::Guard,
     logs::Logs,
     memory::Groups,
-    process::{ProcessError, on_thread},
+    process::{DRAIN_GRACE, ProcessError, on_thread},
     stop::{Stop, Why},
 };
 
@@ -241,7 +241,13 @@ impl Attempt {
         Self { bench, id, spec, beside, rendezvous, share, out_dir, scratch_dir, deadline, stop }
     }
 
+    /// Whether it is done early when it is told to make way, and reports what it has not read.
+    fn can_yield(&self) -> bool {
+        matches!(self.spec.input, TaskInput::Split(_)) && self.bench.job.can_yield()
+    }
+
     fn context(&self, threads: usize) -> TaskContext<'_> {
+        let (yields, ends) = self.stop.yielding();
         TaskContext {
             volume: &self.bench.volume,
             job: &self.bench.job,
@@ -249,7 +255,8 @@ impl Attempt {
             out_dir: &self.out_dir,
             scratch_dir: &self.scratch_dir,
             threads,
-            cancel: self.stop.token(),
+            cancel: if self.can_yield() { ends } else { self.stop.token() },
+            yields,
         }
     }
 
@@ -268,7 +275,7 @@ impl Attempt {
                 let seconds = self.bench.job.retry.timeout.unwrap_or_default().as_secs();
                 Outcome::Failed(Failure::TimedOut { seconds })
             }
-            None => outcome(error),
+            Some(Why::Yield) | None => outcome(error),
         }
     }
 
@@ -304,7 +311,7 @@ impl Attempt {
         } else {
             clear(&self.scratch_dir);
         }
-        Ok(Outcome::Done { outputs, metrics: output.metrics })
+        Ok(Outcome::Done { outputs, metrics: output.metrics, rest: output.rest })
     }
 }
 
@@ -328,7 +335,19 @@ async fn work(this: &Arc<Attempt>) -> Result<Outcome, ExecuteError> {
                 attempt.prepare()?;
                 attempt.finish(mapreduce::execute(&attempt.context(1))?)
             };
-            blocking("map-reduce", execute).await?
+            let mut done = std::pin::pin!(blocking("map-reduce", execute));
+            let drained = async {
+                this.stop.ordered(Why::Drain).await;
+                // A worker that goes has little time, also for what could be done early.
+                tokio::time::sleep(DRAIN_GRACE).await;
+            };
+            tokio::select! {
+                done = &mut done => done?,
+                () = drained => {
+                    this.stop.order(Why::Abort);
+                    done.await?
+                }
+            }
         }
         Work::Sql(_) => {
             let execute = move || {

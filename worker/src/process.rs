@@ -37,7 +37,7 @@ use crate::{
 /// Between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(10);
 /// The same when the worker itself goes: whoever ends it waits ten seconds too, and it has to report after this.
-const DRAIN_GRACE: Duration = Duration::from_secs(8);
+pub(crate) const DRAIN_GRACE: Duration = Duration::from_secs(8);
 /// How long streams may go on once everything that could be found has been killed: what is in the pipes is read in no
 /// time, but whoever takes it may be writing to a slow volume.
 const STREAMS: Duration = Duration::from_secs(30);

@@ -8,6 +8,8 @@ use tokio_util::sync::CancellationToken;
 /// Why an attempt is to end. A later reason replaces an earlier one only if it is more urgent, that is, greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Why {
+    /// Others have nothing to do, and are to do what it has not come to, where its kind of work can leave that to them.
+    Yield,
     /// The worker goes: what is not done is given back.
     Drain,
     /// The coordinator wants it no more.
@@ -22,12 +24,14 @@ pub(crate) enum Why {
 #[derive(Clone, Debug)]
 pub(crate) struct Stop {
     why: Arc<watch::Sender<Option<Why>>>,
-    token: CancellationToken,
+    /// Cancelled by an order of at least this urgency.
+    tokens: [(Why, CancellationToken); 3],
 }
 
 impl Default for Stop {
     fn default() -> Self {
-        Self { why: Arc::new(watch::Sender::new(None)), token: CancellationToken::new() }
+        let tokens = [Why::Yield, Why::Drain, Why::Cancelled].map(|least| (least, CancellationToken::new()));
+        Self { why: Arc::new(watch::Sender::new(None)), tokens }
     }
 }
 
@@ -41,7 +45,8 @@ impl Stop {
             }
             urgent
         });
-        self.token.cancel();
+        let due = self.tokens.iter().filter(|(least, _)| why >= *least);
+        due.for_each(|(_, token)| token.cancel());
     }
 
     /// The order, if there is one.
@@ -51,7 +56,12 @@ impl Stop {
 
     /// For work that only needs to know that it is to end.
     pub(crate) fn token(&self) -> &CancellationToken {
-        &self.token
+        &self.tokens[1].1
+    }
+
+    /// For work that can be done with what it has read: when it is to do so, and when it is to end.
+    pub(crate) fn yielding(&self) -> (&CancellationToken, &CancellationToken) {
+        (&self.tokens[0].1, &self.tokens[2].1)
     }
 
     /// Waits until the end is ordered with at least this urgency.
@@ -65,6 +75,21 @@ impl Stop {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_can_be_done_early_is_not_cancelled_by_a_drain() {
+        let stop = Stop::default();
+        let (yields, ends) = stop.yielding();
+        let cancelled = || [yields, stop.token(), ends].map(CancellationToken::is_cancelled);
+        for (order, expected) in [
+            (Why::Yield, [true, false, false]),
+            (Why::Drain, [true, true, false]),
+            (Why::Cancelled, [true, true, true]),
+        ] {
+            stop.order(order);
+            assert_eq!(cancelled(), expected, "{order:?}");
+        }
+    }
 
     #[tokio::test]
     async fn only_a_more_urgent_reason_replaces_the_first() {

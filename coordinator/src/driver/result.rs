@@ -170,7 +170,7 @@ impl Figures {
                 self.finished.insert(finished.attempt);
             }
             Event::GangReady => self.finished.clear(),
-            Event::Committed { attempt, .. } => {
+            Event::Committed { attempt, rest, .. } => {
                 // A short one is not reported to have started before it has ended.
                 let counted = self.stopped(*attempt) || self.finished.remove(attempt);
                 self.attempts += u64::from(!counted);
@@ -179,7 +179,10 @@ impl Figures {
                 for other in others {
                     self.stopped(other);
                 }
-                phase(&mut self.phases, attempt.task, &|phase| phase.succeeded += 1);
+                phase(&mut self.phases, attempt.task, &|phase| {
+                    phase.succeeded += 1;
+                    phase.total += rest.len() as u64;
+                });
             }
             Event::AttemptFailed { attempt, failure, retry_at, .. } => {
                 self.attempts += u64::from(!self.stopped(*attempt) && *failure != Failure::WorkerLost);
@@ -194,6 +197,7 @@ impl Figures {
             Event::Aborted { error, .. } => self.aborted = Some(error.clone()),
             Event::Published { bytes, rows, .. } => self.published = Some((*bytes, *rows)),
             Event::InputsStaged { .. }
+            | Event::Yields { .. }
             | Event::GangBroke
             | Event::WorkerDrains { .. }
             | Event::Assigned { .. }
@@ -265,6 +269,7 @@ fn time(event: &Event) -> Option<Millis> {
         | Event::Started { at, .. }
         | Event::Committed { at, .. }
         | Event::Finished { at, .. }
+        | Event::Yields { at, .. }
         | Event::AttemptFailed { at, .. }
         | Event::CancelRequested { at }
         | Event::Aborted { at, .. }
@@ -307,6 +312,7 @@ mod tests {
                 outputs: vec![],
                 metrics: Default::default(),
                 micros: 0,
+                rest: vec![],
                 at: Millis(1300),
             },
             Event::AttemptFailed { attempt: attempt(1), failure, retry_at: None, at: Millis(3500) },
@@ -326,8 +332,16 @@ mod tests {
         let second = AttemptId { number: 2, epoch: Epoch(2), ..attempt(2) };
         let (outputs, metrics, at) = (vec![], Default::default(), Millis(5000));
         figures.note(&Event::Started { attempts: vec![second], at });
-        figures.note(&Event::Committed { attempt: second, outputs, metrics, micros: 0, at });
-        assert_eq!(figures.phases, [PhaseFigures { total: 3, succeeded: 2, failed: 1, running: 0 }]);
+        figures.note(&Event::Committed {
+            attempt: second,
+            outputs,
+            metrics,
+            micros: 0,
+            rest: vec![Default::default(); 2],
+            at,
+        });
+        // What it left unread became two more.
+        assert_eq!(figures.phases, [PhaseFigures { total: 5, succeeded: 2, failed: 1, running: 0 }]);
         assert_eq!((figures.workers(), figures.attempts), (0, 4));
     }
 

@@ -112,7 +112,7 @@ impl Fixture {
         let mut kept = BTreeSet::new();
         while let Ok(Some(order)) = orders.message().await {
             match order {
-                ToWorker::Noted(_) => {}
+                ToWorker::Noted(_) | ToWorker::Yield(_) => {}
                 ToWorker::Assign(assigned) => {
                     for Assignment { attempt, spec, .. } in assigned {
                         assert_eq!(spec.task, attempt.task);
@@ -155,7 +155,7 @@ impl Fixture {
         }
         let publish_as = Some(format!("task-{:05}/x", attempt.task.index));
         let output = OutputFile { path: relative, publish_as, partition: None, size, checksum, rows: None };
-        Outcome::Done { outputs: vec![output], metrics: BTreeMap::new() }
+        Outcome::Done { outputs: vec![output], metrics: BTreeMap::new(), rest: None }
     }
 }
 

@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 use forebay_datasets::{
     output::{self, OutputError},
     source::{ErrorKind, SourceUrl},
+    split::Split,
     volume::Volume,
 };
 use forebay_jobs::{
@@ -45,6 +46,8 @@ use crate::{
 const CHECKS: usize = 4;
 /// Messages that are decided, and journaled, together.
 const BATCH: usize = 1024;
+/// What a task has not read is cut into pieces of so many bytes at least.
+const LEAST_REST: u64 = 1 << 20;
 /// How long what was spawned may take to end.
 const CLEANING_UP: Duration = Duration::from_secs(5);
 /// Between two ticks: what was due at the first and could not be done then needs an event, not another tick.
@@ -281,10 +284,14 @@ impl<'a> Work<'a> {
         }
         let worker = worker.clone();
         match outcome {
-            Outcome::Done { outputs, metrics } => {
+            Outcome::Done { outputs, metrics, rest } => {
                 let micros = Duration::try_from_secs_f64(seconds).unwrap_or_default().as_micros();
                 let micros = u64::try_from(micros).unwrap_or(u64::MAX);
-                let done = Done { worker, attempt, outputs, metrics, micros };
+                let rest = match rest.map(|rest| self.cut_rest(attempt.task, rest)).transpose() {
+                    Ok(rest) => rest.unwrap_or_default(),
+                    Err(failure) => return Some(Input::Failed { worker, attempt, failure }),
+                };
+                let done = Done { worker, attempt, outputs, metrics, micros, rest };
                 if !checking {
                     return Some(Input::Done(done));
                 }
@@ -296,6 +303,21 @@ impl<'a> Work<'a> {
                 Some(Input::Failed { worker, attempt, failure })
             }
             Outcome::GivenBack => Some(Input::GivenBack { worker, attempt }),
+        }
+    }
+
+    /// What a task is to do: as it was planned, or the rest of another one.
+    fn task(&self, task: TaskId) -> Option<TaskSpec> {
+        task_of(self.plan.as_ref()?, &self.session.machine, task)
+    }
+
+    /// Cuts what an attempt has not read into as many splits as can be read at once.
+    fn cut_rest(&self, task: TaskId, rest: Split) -> Result<Vec<Split>, Failure> {
+        match self.task(task).map(|task| task.input) {
+            Some(TaskInput::Split(split)) if split.has_tail(&rest) => {
+                Ok(rest.cut(self.session.machine.slots(), LEAST_REST))
+            }
+            _ => Err(Failure::BadOutput { message: "it says to have left what it was not to read".to_owned() }),
         }
     }
 
@@ -392,9 +414,10 @@ impl<'a> Work<'a> {
         });
         self.workers.sync(
             |worker| machine.share(worker),
+            |attempt| machine.yields(attempt),
             |attempt| {
                 let (task, beside) = (attempt.task, machine.is_second(attempt));
-                let spec = plan.task(task)?;
+                let spec = task_of(plan, machine, task)?;
                 let rendezvous = host.map(|host| rendezvous(self.run.id(), attempt, host));
                 let TaskInput::Shuffle(_) = spec.input else {
                     return Some(Assignment { attempt, spec, beside, rendezvous });
@@ -491,11 +514,20 @@ impl<'a> Work<'a> {
     }
 }
 
-/// Files of the committed attempts of a phase, in the order of its tasks.
+fn task_of(plan: &Plan, machine: &crate::run::Run, task: TaskId) -> Option<TaskSpec> {
+    match machine.rest(task) {
+        Some(split) => {
+            let count = *plan.phases().first()?;
+            Some(TaskSpec { task, count, input: TaskInput::Split(split.clone()) })
+        }
+        None => plan.task(task),
+    }
+}
+
+/// Files of the committed attempts of a phase, in the order of what its tasks have read.
 fn committed(machine: &crate::run::Run, phase: u32) -> impl Iterator<Item = &OutputFile> {
-    let first = TaskId { phase, index: 0 };
-    let tasks = machine.tasks().skip_while(move |(id, _)| *id < first).take_while(move |(id, _)| id.phase == phase);
-    tasks.flat_map(|(_, task)| match &task.state {
+    let tasks = machine.in_order_of_input(phase).into_iter().filter_map(|id| machine.task(id));
+    tasks.flat_map(|task| match &task.state {
         TaskState::Committed { outputs, .. } => outputs.as_slice(),
         _ => &[],
     })

@@ -52,6 +52,8 @@ struct Known {
     ended: BTreeSet<AttemptId>,
     /// Of these, what it was told to end.
     killed: BTreeSet<AttemptId>,
+    /// Of these, what it was told to be done with early.
+    yields: BTreeSet<AttemptId>,
     /// Reports of its that are being checked.
     checking: BTreeSet<AttemptId>,
     /// The version of its share that it was last sent.
@@ -79,6 +81,7 @@ impl Workers {
         known.address = stream.peer;
         (known.stream, known.sent, known.synced) = (Some(stream), holds, None);
         known.killed.clear();
+        known.yields.clear();
         // Who says hello is there, whatever became of another process of this name.
         known.process = Process::Unknown;
     }
@@ -150,6 +153,7 @@ impl Workers {
     pub(super) fn sync<'a>(
         &mut self,
         share: impl Fn(&WorkerId) -> Option<Share<'a>>,
+        yields: impl Fn(AttemptId) -> bool,
         mut assignment: impl FnMut(AttemptId) -> Option<Assignment>,
     ) {
         for (worker, known) in &mut self.0 {
@@ -162,12 +166,16 @@ impl Workers {
             known.sent.retain(|attempt| held.contains(attempt) || !known.ended.contains(attempt));
             known.ended.retain(|attempt| known.sent.contains(attempt));
             known.killed.retain(|attempt| known.sent.contains(attempt));
+            known.yields.retain(|attempt| known.sent.contains(attempt));
             let Some(Stream { sender, .. }) = &known.stream else { continue };
             let settled = |attempt: &AttemptId| {
                 held.contains(attempt) || known.ended.contains(attempt) || known.killed.contains(attempt)
             };
             let kill: Vec<_> = known.sent.iter().filter(|attempt| !settled(attempt)).copied().collect();
             let assign: Vec<_> = held.difference(&known.sent).copied().collect();
+            let asked = held.intersection(&known.sent).filter(|attempt| yields(**attempt));
+            let asked: Vec<_> = asked.filter(|attempt| !known.yields.contains(attempt)).copied().collect();
+            known.yields.extend(&asked);
             known.killed.extend(&kill);
             known.sent.extend(&assign);
             let mut messages = Vec::new();
@@ -176,6 +184,9 @@ impl Workers {
             }
             if !kill.is_empty() {
                 messages.push(ToWorker::Kill(kill));
+            }
+            if !asked.is_empty() {
+                messages.push(ToWorker::Yield(asked));
             }
             let assignments = assign.into_iter().filter_map(&mut assignment);
             messages.extend(batches(assignments).map(ToWorker::Assign));
@@ -252,6 +263,7 @@ mod tests {
         receiver: mpsc::UnboundedReceiver<Result<ToWorker, Status>>,
         worker: WorkerId,
         held: BTreeSet<AttemptId>,
+        yields: BTreeSet<AttemptId>,
         version: u64,
     }
 
@@ -260,7 +272,7 @@ mod tests {
             let (sender, receiver) = mpsc::unbounded_channel();
             let (mut workers, worker) = (Workers::default(), "w".parse::<WorkerId>().unwrap());
             workers.joined(worker.clone(), stream(7, sender), BTreeSet::new());
-            Self { workers, receiver, worker, held: BTreeSet::new(), version: 0 }
+            Self { workers, receiver, worker, held: BTreeSet::new(), yields: BTreeSet::new(), version: 0 }
         }
 
         /// What is sent once these attempts are to be held.
@@ -274,7 +286,8 @@ mod tests {
             let assignment = |attempt: AttemptId| {
                 Some(Assignment { attempt, spec: spec(attempt.task), beside: false, rendezvous: None })
             };
-            self.workers.sync(share, assignment);
+            let yields = |attempt| self.yields.contains(&attempt);
+            self.workers.sync(share, yields, assignment);
             let mut sent = Vec::new();
             while let Ok(message) = self.receiver.try_recv() {
                 sent.push(match message.unwrap() {
@@ -283,6 +296,9 @@ mod tests {
                     }
                     ToWorker::Kill(killed) => {
                         format!("kill {:?}", killed.iter().map(|a| a.task.index).collect::<Vec<_>>())
+                    }
+                    ToWorker::Yield(asked) => {
+                        format!("yield {:?}", asked.iter().map(|a| a.task.index).collect::<Vec<_>>())
                     }
                     ToWorker::Noted(noted) => {
                         format!("noted {:?}", noted.iter().map(|a| a.task.index).collect::<Vec<_>>())
@@ -303,6 +319,21 @@ mod tests {
         assert!(fixture.sync(&[0, 1]).is_empty());
         assert_eq!(fixture.sync(&[1, 2]), ["kill [0]", "assign [2]"]);
         assert!(fixture.sync(&[1, 2]).is_empty());
+    }
+
+    #[test]
+    fn what_is_to_yield_is_told_so_once_a_stream_and_only_if_it_was_given() {
+        let mut fixture = Fixture::new();
+        fixture.yields = [0, 1].map(attempt).into();
+        assert_eq!(fixture.sync(&[0]), ["assign [0]"]);
+        fixture.version += 1;
+        assert_eq!(fixture.sync(&[0]), ["yield [0]"]);
+        fixture.version += 1;
+        assert!(fixture.sync(&[0]).is_empty());
+        let (sender, receiver) = mpsc::unbounded_channel();
+        fixture.workers.joined(fixture.worker.clone(), stream(8, sender), [attempt(0)].into());
+        fixture.receiver = receiver;
+        assert_eq!(fixture.sync(&[0]), ["yield [0]"], "the first may not have reached it");
     }
 
     #[test]

@@ -2,9 +2,10 @@
 //!
 //! Tasks that are ready are given in order to whoever has least to do. Where none is and a slot is free, a slot that
 //! would idle is given what others do not come to: first an attempt that waits behind others on its worker, which is
-//! taken back from there, then a second attempt of a task whose worker is absent or that takes much longer than its
-//! peers. The first attempt of a task that is done counts; the other is ended. This is speculation as in MapReduce's
-//! backup tasks (Dean and Ghemawat, OSDI 2004) with thresholds like those of Spark's `spark.speculation`.
+//! taken back from there. Then, of a task that takes much longer than its peers, what it has not read (`rests`), and a
+//! second attempt of one that cannot leave that to others, does not, or whose worker is absent. The first attempt of a task
+//! that is done counts; the other is ended. This is speculation as in MapReduce's backup tasks (Dean and Ghemawat, OSDI
+//! 2004) with thresholds like those of Spark's `spark.speculation`.
 
 use forebay_jobs::id::{AttemptId, TaskId, WorkerId};
 
@@ -27,6 +28,17 @@ pub(super) enum Step {
     Give(WorkerId, AttemptId),
     /// This attempt is taken back from its worker, which has not begun it.
     TakeBack(AttemptId),
+    /// This attempt is to be done with what it has read.
+    Yield(AttemptId),
+}
+
+/// What helps a task that takes long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Remedy {
+    /// It leaves what it has not read to others.
+    Yield,
+    /// A second attempt.
+    Second,
 }
 
 impl Run {
@@ -43,9 +55,12 @@ impl Run {
         self.takers(phase, 1, now).next()?;
         let unbegun = self.unbegun(phase).find(|(at, _)| *at <= now).map(|(_, attempt)| Step::TakeBack(attempt));
         unbegun.or_else(|| {
-            self.slow(phase).filter(|(at, _)| *at <= now).find_map(|(_, holding)| {
-                let worker = self.takers(phase, 1, now).find(|worker| **worker != holding.worker)?;
-                Some(self.give(worker, holding.attempt.task))
+            self.slow(phase).filter(|(at, ..)| *at <= now).find_map(|(_, holding, remedy)| match remedy {
+                Remedy::Yield => Some(Step::Yield(holding.attempt)),
+                Remedy::Second => {
+                    let worker = self.takers(phase, 1, now).find(|worker| **worker != holding.worker)?;
+                    Some(self.give(worker, holding.attempt.task))
+                }
             })
         })
     }
@@ -102,7 +117,7 @@ impl Run {
             return self.ramps_at(now);
         }
         let unbegun = self.unbegun(phase).map(|(at, _)| at).filter(|at| *at > now).min();
-        let slow = self.slow(phase).map(|(at, _)| at).filter(|at| *at > now).min();
+        let slow = self.slow(phase).map(|(at, ..)| at).filter(|at| *at > now).min();
         unbegun.into_iter().chain(slow).min()
     }
 
@@ -125,25 +140,32 @@ impl Run {
         }
     }
 
-    /// Attempts beside which another one may be begun, and from when on.
-    fn slow(&self, phase: u32) -> impl Iterator<Item = (Millis, &Holding)> {
+    /// Attempts of which others may do what they have not come to, how, and from when on.
+    fn slow(&self, phase: u32) -> impl Iterator<Item = (Millis, &Holding, Remedy)> {
         let absent = self.workers.absent().flat_map(move |(since, id)| {
             let at = Millis(since.0.saturating_add(SPARED));
             let held = self.workers.get(id).into_iter().flat_map(|worker| &worker.held);
-            held.map(move |attempt| (at, *attempt))
+            held.map(move |attempt| (at, *attempt, Remedy::Second))
         });
         // What is usual is known once many have done it.
         let many = 2 * self.tasks.open_in(phase) <= self.tasks.count_in(phase);
         let usual = self.usual_in(phase).filter(|_| many);
+        let resplit = self.config.resplit && phase == 0;
         let running = usual.into_iter().flat_map(move |usual| {
-            let long = SLOWER.0.saturating_mul(usual / 1000).saturating_add(SLOWER.1);
-            self.tasks
-                .running()
-                .iter()
-                .map(move |(started, attempt)| (Millis(started.0.saturating_add(long)), *attempt))
+            let longer = move |since: Millis, times: u64| {
+                Millis(since.0.saturating_add(times.saturating_mul(usual / 1000)).saturating_add(SLOWER.1))
+            };
+            self.tasks.running().iter().map(move |(started, attempt)| {
+                match (resplit, self.holding(*attempt).and_then(|holding| holding.yields)) {
+                    (true, None) => (longer(*started, SLOWER.0), *attempt, Remedy::Yield),
+                    // It may take its time to write what it has.
+                    (_, Some(asked)) => (longer(asked, 1), *attempt, Remedy::Second),
+                    (false, None) => (longer(*started, SLOWER.0), *attempt, Remedy::Second),
+                }
+            })
         });
-        let speculate = self.config.speculate;
-        absent.chain(running).filter(move |_| speculate).filter_map(move |(at, attempt)| {
+        let may = move |remedy: &Remedy| self.config.speculate || *remedy == Remedy::Yield;
+        absent.chain(running).filter(move |(_, _, remedy)| may(remedy)).filter_map(move |(at, attempt, remedy)| {
             let task = self.task(attempt.task).filter(|_| attempt.task.phase == phase)?;
             // One that has failed has a fault of its own, and one beside which another was begun had its chance.
             match &task.state {
@@ -151,7 +173,7 @@ impl Run {
                     // Who has just come back is about to tell what it has ended.
                     let told =
                         self.workers.get(&first.worker).map_or(0, |worker| worker.joined.0.saturating_add(UNBEGUN));
-                    Some((at.max(Millis(told)), first))
+                    Some((at.max(Millis(told)), first, remedy))
                 }
                 _ => None,
             }

@@ -11,6 +11,7 @@
 mod assign;
 mod gang;
 pub mod invariants;
+mod rests;
 mod tasks;
 mod vocabulary;
 mod workers;
@@ -29,6 +30,7 @@ pub use self::tasks::{Finished, Holding, Task, TaskState};
 pub use self::vocabulary::{Done, EndState, Event, Input, Millis, Share, Wanted};
 use self::{
     assign::{DEEPEST, Step},
+    rests::Rests,
     tasks::Tasks,
     workers::{Hello, Workers},
 };
@@ -60,6 +62,8 @@ pub struct RunConfig {
     pub max_failures: u32,
     /// Whether a task that takes long is begun a second time elsewhere.
     pub speculate: bool,
+    /// Whether what such a task has not read becomes other tasks.
+    pub resplit: bool,
     /// Whether the tasks only work together.
     pub gang: bool,
     /// Workers at most.
@@ -82,6 +86,7 @@ impl From<&JobSpec> for RunConfig {
             timeout: job.retry.timeout.map(millis),
             max_failures: job.retry.max_failures,
             speculate: job.retry.speculate,
+            resplit: job.can_yield(),
             gang: job.is_gang(),
             workers: job.workers.count,
             readers: job.workers.readers,
@@ -100,6 +105,8 @@ pub struct Run {
     /// None until all of the dataset is staged.
     snapshot: Option<String>,
     tasks: Tasks,
+    /// Tasks that are the rest of others.
+    rests: Rests,
     workers: Workers,
     /// What an attempt took lately, in microseconds, by phase; none before the first was committed.
     usual: Vec<Option<u64>>,
@@ -123,6 +130,7 @@ impl Run {
             planned: false,
             snapshot: None,
             tasks: Tasks::default(),
+            rests: Rests::default(),
             workers: Workers::default(),
             usual: Vec::new(),
             begun: None,
@@ -179,6 +187,11 @@ impl Run {
                 }
                 Step::TakeBack(attempt) => {
                     let event = Event::AttemptReturned { attempt, retry_at: Millis(0), lost: false };
+                    self.apply(&event);
+                    events.push(event);
+                }
+                Step::Yield(attempt) => {
+                    let event = Event::Yields { attempt, at: now };
                     self.apply(&event);
                     events.push(event);
                 }
@@ -256,12 +269,17 @@ impl Run {
                 let attempts: Vec<_> = attempts.iter().filter(waits).copied().collect();
                 if attempts.is_empty() { Vec::new() } else { one(Event::Started { attempts, at }) }
             }
-            Input::Done(Done { worker, attempt, outputs, metrics, micros })
+            Input::Done(Done { worker, attempt, outputs, metrics, micros, rest })
                 if self.holds(worker, *attempt).is_some() =>
             {
-                let (outputs, metrics) = (outputs.clone(), metrics.clone());
-                let finished = Finished { attempt: *attempt, outputs, metrics, micros: *micros };
-                one(if self.config.gang { Event::Finished { finished, at } } else { finished.committed(at) })
+                let (attempt, outputs, metrics) = (*attempt, outputs.clone(), metrics.clone());
+                let (micros, rest) = (*micros, rest.clone());
+                let whole = rest.is_empty() || self.config.resplit && attempt.task.phase == 0;
+                one(match self.config.gang {
+                    _ if !whole => self.failed(attempt, left_something(), at),
+                    true => Event::Finished { finished: Finished { attempt, outputs, metrics, micros }, at },
+                    false => Event::Committed { attempt, outputs, metrics, micros, rest, at },
+                })
             }
             Input::Failed { worker, attempt, failure } if self.holds(worker, *attempt).is_some() => {
                 one(match failure {
@@ -297,7 +315,7 @@ impl Run {
             return;
         }
         self.tasks.count(attempt.task, |task| task.attempts = attempt.number);
-        let holding = Holding { attempt, worker: worker.clone(), started: None };
+        let holding = Holding { attempt, worker: worker.clone(), started: None, yields: None };
         let state = match self.task(attempt.task).map(|task| &task.state) {
             Some(TaskState::Held { first, second: None }) if first.worker != *worker => {
                 TaskState::Held { first: first.clone(), second: Some(Box::new(holding)) }
@@ -414,6 +432,7 @@ impl Run {
                 self.planned = true;
                 self.snapshot = snapshot.clone();
                 self.tasks = Tasks::new(phases);
+                self.rests = Rests::behind(phases.first().copied().unwrap_or(0));
                 self.usual = vec![None; phases.len()];
                 self.workers.hold_nothing();
                 self.await_inputs();
@@ -437,15 +456,24 @@ impl Run {
                 attempts.iter().for_each(|attempt| self.assign(worker, *attempt, *at));
             }
             Event::Started { attempts, at } => attempts.iter().for_each(|attempt| self.started(*attempt, *at)),
-            Event::Committed { attempt, outputs, micros, .. } => {
-                self.took(attempt.task.phase, *micros);
+            Event::Committed { attempt, outputs, micros, rest, .. } => {
+                if rest.is_empty() {
+                    self.took(attempt.task.phase, *micros);
+                }
                 self.prove_holder(*attempt);
+                self.leave_rest(attempt.task, rest);
                 self.put(attempt.task, TaskState::Committed { attempt: *attempt, outputs: outputs.clone() });
             }
             Event::Finished { finished, .. } => {
                 self.took(finished.attempt.task.phase, finished.micros);
                 self.prove_holder(finished.attempt);
                 self.finish(finished);
+            }
+            Event::Yields { attempt, at } => {
+                self.change_holding(*attempt, |holding| holding.yields = Some(*at));
+                if let Some(worker) = self.holding(*attempt).map(|holding| holding.worker.clone()) {
+                    self.workers.touch(&worker);
+                }
             }
             Event::GangBroke => self.gang_is_broken = true,
             Event::GangReady => self.regroup(),
@@ -493,12 +521,17 @@ impl Run {
     }
 
     fn started(&mut self, attempt: AttemptId, at: Millis) {
+        self.prove_holder(attempt);
+        self.change_holding(attempt, |holding| holding.started = Some(at));
+    }
+
+    /// Changes what is known of an attempt that is held.
+    fn change_holding(&mut self, attempt: AttemptId, change: impl FnOnce(&mut Holding)) {
         let Some(mut state) = self.task(attempt.task).map(|task| task.state.clone()) else { return };
         let TaskState::Held { first, second } = &mut state else { return };
         let mut both = std::iter::once(first).chain(second.as_deref_mut());
         if let Some(holding) = both.find(|holding| holding.attempt == attempt) {
-            holding.started = Some(at);
-            self.workers.prove(&holding.worker);
+            change(holding);
             self.put(attempt.task, state);
         }
     }
@@ -613,6 +646,16 @@ impl Run {
         matches!(state, Some(TaskState::Held { second: Some(second), .. }) if second.attempt == attempt)
     }
 
+    /// Whether an attempt is to be done with what it has read.
+    pub fn yields(&self, attempt: AttemptId) -> bool {
+        self.holding(attempt).is_some_and(|holding| holding.yields.is_some())
+    }
+
+    /// Slots of all workers that can be given something.
+    pub fn slots(&self) -> u32 {
+        u32::try_from(self.workers.slots()).unwrap_or(u32::MAX)
+    }
+
     /// All tasks in order.
     pub fn tasks(&self) -> impl Iterator<Item = (TaskId, &Task)> {
         self.tasks.iter()
@@ -643,6 +686,11 @@ impl Run {
     pub fn ended(&self) -> Option<EndState> {
         self.ended
     }
+}
+
+/// What it left would be nobody's.
+fn left_something() -> Failure {
+    Failure::BadOutput { message: "it left some of its input unread, which this job's tasks must not".to_owned() }
 }
 
 #[cfg(test)]

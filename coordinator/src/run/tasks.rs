@@ -22,6 +22,8 @@ pub struct Holding {
     pub worker: WorkerId,
     /// When it entered a slot.
     pub started: Option<Millis>,
+    /// When it was asked to leave what it has not read to others.
+    pub yields: Option<Millis>,
 }
 
 /// What a member of a gang has made, which counts once all have.
@@ -41,7 +43,7 @@ impl Finished {
     /// It counts.
     pub(super) fn committed(self, at: Millis) -> Event {
         let Self { attempt, outputs, metrics, micros } = self;
-        Event::Committed { attempt, outputs, metrics, micros, at }
+        Event::Committed { attempt, outputs, metrics, micros, rest: Vec::new(), at }
     }
 }
 
@@ -104,6 +106,9 @@ pub struct Task {
     /// Workers lost under it.
     pub losses: u32,
 }
+
+/// A task of which nothing has happened.
+const NEW: Task = Task { state: TaskState::Ready(Millis(0)), attempts: 0, failures: 0, losses: 0 };
 
 /// All tasks, with what is asked of them at every step kept beside them.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -169,9 +174,8 @@ impl Index {
 
 impl Tasks {
     pub(super) fn new(phases: &[u32]) -> Self {
-        let task = Task { state: TaskState::Ready(Millis(0)), attempts: 0, failures: 0, losses: 0 };
         Self {
-            phases: phases.iter().map(|count| vec![task.clone(); *count as usize]).collect(),
+            phases: phases.iter().map(|count| vec![NEW; *count as usize]).collect(),
             open: phases.to_vec(),
             finished: 0,
             failed: 0,
@@ -250,6 +254,14 @@ impl Tasks {
     pub(super) fn ready_after(&self, now: Millis) -> Option<Millis> {
         let first = TaskId { phase: 0, index: 0 };
         self.index.waiting.range((Millis(now.0.saturating_add(1)), first)..).next().map(|(at, _)| *at)
+    }
+
+    /// Adds so many to a phase.
+    pub(super) fn add(&mut self, phase: u32, count: u32) {
+        if let Some(tasks) = self.phases.get_mut(phase as usize) {
+            tasks.extend(std::iter::repeat_n(NEW, count as usize));
+            self.open[phase as usize] += count;
+        }
     }
 
     /// Changes a task's numbers.

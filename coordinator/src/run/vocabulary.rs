@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use forebay_datasets::volume::Holder;
+use forebay_datasets::{split::Split, volume::Holder};
 use forebay_jobs::{
     id::{AttemptId, Epoch, WorkerId},
     task::{Failure, OutputFile},
@@ -73,6 +73,8 @@ pub struct Done {
     pub metrics: BTreeMap<String, f64>,
     /// What it took, in microseconds.
     pub micros: u64,
+    /// What it left unread, cut into the splits of other tasks.
+    pub rest: Vec<Split>,
 }
 
 /// What happened: the journal's records. Serialised as JSON; a field may be added, never renamed or removed.
@@ -136,6 +138,14 @@ pub enum Event {
         /// What it took, in microseconds.
         #[serde(default)]
         micros: u64,
+        /// What it left unread: a task each, behind all others of its phase.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        rest: Vec<Split>,
+        at: Millis,
+    },
+    /// An attempt that takes long is to leave what it has not read to others.
+    Yields {
+        attempt: AttemptId,
         at: Millis,
     },
     /// A member of a gang is done; it counts once all are.

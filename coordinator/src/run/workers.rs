@@ -204,6 +204,13 @@ impl Workers {
         }
     }
 
+    /// A worker is to be told something of what it holds.
+    pub(super) fn touch(&mut self, id: &WorkerId) {
+        if let Some(worker) = self.joined.get_mut(id) {
+            worker.version += 1;
+        }
+    }
+
     pub(super) fn prove(&mut self, id: &WorkerId) {
         if let Some(worker) = self.joined.get_mut(id) {
             worker.proven = true;

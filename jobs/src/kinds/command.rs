@@ -174,5 +174,5 @@ pub fn collect(ctx: &TaskContext<'_>) -> Result<TaskOutput, TaskError> {
         rows: None,
     };
     let files = output::collect(ctx.out_dir)?.into_iter().map(written).collect();
-    Ok(TaskOutput { files, metrics })
+    Ok(TaskOutput { files, metrics, rest: None })
 }

@@ -18,6 +18,7 @@ use forebay_datasets::{
     checksum::Crc64,
     output::OutputError,
     read::ReadError,
+    split::Split,
     volume::{Volume, VolumeError},
 };
 use tokio_util::sync::CancellationToken;
@@ -42,6 +43,8 @@ pub struct TaskContext<'a> {
     pub threads: usize,
     /// Set when the attempt is to end.
     pub cancel: &'a CancellationToken,
+    /// Set when others are to do what it has not come to: where the kind of work can, it is done with what it has read.
+    pub yields: &'a CancellationToken,
 }
 
 /// What a task has made.
@@ -51,6 +54,8 @@ pub struct TaskOutput {
     pub files: Vec<Written>,
     /// Figures of its own.
     pub metrics: BTreeMap<String, f64>,
+    /// What of its input it left unread, when it was to yield.
+    pub rest: Option<Split>,
 }
 
 /// A closed and synced file.

@@ -120,7 +120,7 @@ async fn query(ctx: &TaskContext<'_>) -> Result<TaskOutput, TaskError> {
     loop {
         match stream.next().await {
             Some(batch) => writer.write(&batch.map_err(failed)?)?,
-            None => return Ok(TaskOutput { files: vec![writer.finish()?], metrics: BTreeMap::new() }),
+            None => return Ok(TaskOutput { files: vec![writer.finish()?], ..TaskOutput::default() }),
         }
     }
 }

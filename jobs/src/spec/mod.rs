@@ -15,6 +15,8 @@ use forebay_datasets::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::kinds::mapreduce;
+
 /// A whole job, every default resolved.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JobSpec {
@@ -40,6 +42,11 @@ impl JobSpec {
     /// Whether its tasks only work together, all at once.
     pub fn is_gang(&self) -> bool {
         matches!(&self.work, Work::Command(command) if command.gang)
+    }
+
+    /// Whether a task of the first phase can be done with what it has read, and what it has not becomes other tasks.
+    pub fn can_yield(&self) -> bool {
+        self.retry.resplit && mapreduce::can_yield(&self.work)
     }
 }
 
@@ -328,6 +335,9 @@ pub struct RetrySpec {
     pub max_failures: u32,
     /// Whether a task that takes much longer than its peers is begun a second time elsewhere.
     pub speculate: bool,
+    /// Whether what such a task has not read yet becomes other tasks, where its kind of work can do that.
+    #[serde(default)]
+    pub resplit: bool,
 }
 
 /// `[output]`

@@ -53,7 +53,7 @@ pub fn job_file(text: &str, base: &Path, overrides: &[(String, String)]) -> Resu
         limits::check_gang(&raw.workers, &raw.retry)?;
     }
     let workers = limits::workers(raw.workers)?;
-    let retry = limits::retry(raw.retry)?;
+    let retry = limits::retry(raw.retry, &work)?;
     let output = dataset::output(raw.output, base, &dataset, &work)?;
     let job = JobSpec { name, dataset, work, split, workers, retry, params, output };
     match early_start.filter(|early| *early.get_ref() && !starts_early(&job)) {

@@ -512,6 +512,36 @@ async fn built_in_map_and_reduce_count_words() {
 }
 
 #[tokio::test]
+async fn a_map_task_that_is_to_make_way_is_done_with_what_it_has_read_and_says_what_it_has_not() {
+    for drains in [false, true] {
+        let mut this = Fixture::start("[mapreduce]\nmap = 'word-count'").await;
+        // Read by several parts of 4 MiB.
+        let line = "so many words\n";
+        let text = line.repeat((9 << 20) / line.len());
+        let input = this.stage("words", &text);
+        let TaskInput::Split(all) = &input else { panic!() };
+        this.assign([(0, input.clone())]);
+        if drains {
+            while this.hear().await != FromWorker::Started(vec![attempt(0)]) {}
+            this.tell.send(()).await.unwrap();
+        } else {
+            this.send(ToWorker::Yield(vec![attempt(0), attempt(7)]));
+        }
+        let Outcome::Done { outputs, metrics, rest } = this.reports(1).await.remove(&0).unwrap() else { panic!() };
+        let rest = rest.unwrap();
+        assert!(all.has_tail(&rest), "{rest:?}");
+        let Part::Bytes { offset, length } = rest.pieces[0].part else { panic!("{rest:?}") };
+        assert_eq!((offset % (4 << 20), offset + length), (0, text.len() as u64));
+        // The record in which the part ends is read to its end.
+        let read = offset.div_ceil(line.len() as u64) * 3;
+        assert_eq!((metrics["words"], outputs.len()), (read as f64, 1));
+        if !drains {
+            this.shut_down().await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn map_and_reduce_programs_read_and_write_lines() {
     let text = "[mapreduce]\nmap = ['sed', 's/ /\\t/']\nreduce = ['cut', '-f', '2']\npartitions = 1";
     let mut this = Fixture::start(&text.replace("\\t", "\\\\t").replace('\'', "\"")).await;

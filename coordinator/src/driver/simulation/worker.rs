@@ -3,10 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use forebay_datasets::split::Split;
 use forebay_jobs::{
     id::{AttemptId, WorkerId},
-    task::{AttemptReport, Failure, Outcome},
-    wire::{FromWorker, ToWorker},
+    task::{AttemptReport, Failure, Outcome, TaskInput},
+    wire::{Assignment, FromWorker, ToWorker},
 };
 
 /// A worker's process.
@@ -21,6 +22,10 @@ pub(super) struct Worker {
     pub(super) stream: Option<u64>,
     queue: VecDeque<AttemptId>,
     running: BTreeSet<AttemptId>,
+    /// What each attempt that it was given is to read.
+    splits: BTreeMap<AttemptId, Split>,
+    /// What is to leave something to others.
+    yields: BTreeSet<AttemptId>,
     seen: BTreeSet<AttemptId>,
     draining: bool,
     unnoted: BTreeMap<AttemptId, AttemptReport>,
@@ -38,6 +43,8 @@ impl Worker {
             stream: None,
             queue: VecDeque::new(),
             running: BTreeSet::new(),
+            splits: BTreeMap::new(),
+            yields: BTreeSet::new(),
             seen: BTreeSet::new(),
             draining: false,
             unnoted: BTreeMap::new(),
@@ -82,6 +89,11 @@ impl Worker {
     pub(super) fn hear(&mut self, message: ToWorker) -> Vec<FromWorker> {
         match message {
             ToWorker::Assign(assignments) => {
+                for Assignment { attempt, spec, .. } in &assignments {
+                    if let TaskInput::Split(split) = &spec.input {
+                        self.splits.insert(*attempt, split.clone());
+                    }
+                }
                 let new = assignments.into_iter().map(|assignment| assignment.attempt);
                 let new: Vec<_> = new.filter(|attempt| self.seen.insert(*attempt)).collect();
                 self.queue.extend(new);
@@ -95,6 +107,10 @@ impl Worker {
                 let killed: Vec<_> = killed.into_iter().chain(ended).collect();
                 let cancelled = |attempt| (attempt, Outcome::Failed(Failure::Cancelled));
                 self.tell(killed.into_iter().map(cancelled).collect())
+            }
+            ToWorker::Yield(attempts) => {
+                self.yields.extend(attempts);
+                Vec::new()
             }
             ToWorker::Noted(attempts) => {
                 attempts.iter().for_each(|attempt| drop(self.unnoted.remove(attempt)));
@@ -125,6 +141,19 @@ impl Worker {
     fn give_back(&mut self) -> Vec<FromWorker> {
         let queued = std::mem::take(&mut self.queue);
         self.tell(queued.into_iter().map(|attempt| (attempt, Outcome::GivenBack)).collect())
+    }
+
+    /// What an attempt that is done has read, and what it left: half of it if it was to yield, or `early`.
+    pub(super) fn read(&self, attempt: AttemptId, early: bool) -> (Split, Option<Split>) {
+        let all = &self.splits[&attempt];
+        let mut halves = all.clone().cut(2, 1);
+        match halves.len() {
+            2 if early || self.yields.contains(&attempt) => {
+                let rest = halves.pop();
+                (halves.remove(0), rest)
+            }
+            _ => (all.clone(), None),
+        }
     }
 
     /// An attempt in a slot ends.

@@ -2,13 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use forebay_datasets::split::{Part, Split};
 use forebay_jobs::{
     id::{AttemptId, Epoch, TaskId},
     task::{AttemptReport, Failure, Outcome},
     wire::{FromWorker, ToWorker},
 };
 
-use super::{Action, Ending, NoticedBy, coordinator::Coordinator, worker::Worker};
+use super::{
+    Action, Ending, NoticedBy,
+    coordinator::{BYTES, Coordinator, split},
+    worker::Worker,
+};
 use crate::{
     driver::session::compose,
     journal::{self, Header},
@@ -31,8 +36,8 @@ pub(super) struct World {
     full: bool,
     /// Attempts that were begun, and by whom.
     begun: BTreeMap<AttemptId, usize>,
-    /// Attempts whose outputs stand on the volume.
-    made: BTreeSet<AttemptId>,
+    /// Attempts whose outputs stand on the volume, and what these are of.
+    made: BTreeMap<AttemptId, Split>,
     published: Option<BTreeSet<AttemptId>>,
     /// By the journal that counts.
     committed: BTreeMap<TaskId, AttemptId>,
@@ -64,6 +69,7 @@ impl World {
             timeout: None,
             max_failures: if gang { 0 } else { 2 },
             speculate: !gang,
+            resplit: !gang,
             gang,
             workers: 3,
             readers: None,
@@ -79,7 +85,7 @@ impl World {
             journals: BTreeMap::new(),
             full: false,
             begun: BTreeMap::new(),
-            made: BTreeSet::new(),
+            made: BTreeMap::new(),
             published: None,
             committed: BTreeMap::new(),
             coordinators: BTreeMap::new(),
@@ -272,7 +278,7 @@ impl World {
         }
         for event in events {
             if let Event::Committed { attempt, .. } = event {
-                if !self.made.contains(attempt) {
+                if !self.made.contains_key(attempt) {
                     self.failure = Some(format!("{attempt} is committed, and nobody made it"));
                 }
                 if let Some(before) = self.committed.insert(attempt.task, *attempt) {
@@ -432,9 +438,11 @@ impl World {
 
     fn finish(&mut self, n: usize, attempt: AttemptId, ending: Ending) {
         let outcome = match ending {
-            Ending::Done => {
-                self.made.insert(attempt);
-                done()
+            Ending::Done | Ending::InPart => {
+                let early = matches!(ending, Ending::InPart) && self.config.resplit && attempt.task.phase == 0;
+                let (read, rest) = self.workers[n].read(attempt, early);
+                self.made.insert(attempt, read);
+                Outcome::Done { outputs: Vec::new(), metrics: BTreeMap::new(), rest }
             }
             Ending::Failed => Outcome::Failed(Failure::ExitCode { code: 1, stderr: String::new() }),
             Ending::GivenBack => Outcome::GivenBack,
@@ -459,7 +467,8 @@ impl World {
         let Some(stream) = self.alive(n).and_then(|n| self.workers[n].stream) else { return };
         if !held.is_empty() {
             let attempt = held[n / 7 % held.len()];
-            self.say(stream, vec![FromWorker::Reports(vec![AttemptReport { attempt, outcome: done(), seconds: 0.0 }])]);
+            let lie = Outcome::Done { outputs: Vec::new(), metrics: BTreeMap::new(), rest: None };
+            self.say(stream, vec![FromWorker::Reports(vec![AttemptReport { attempt, outcome: lie, seconds: 0.0 }])]);
         }
     }
 
@@ -533,13 +542,38 @@ impl World {
         Err(format!("it does not end: {open:?}"))
     }
 
+    /// Of what was planned each byte is some committed attempt's, or some task's that did not come to it, and no more.
+    fn all_is_read_once(&self) -> Result<(), String> {
+        let machine = &self.coordinators[&self.newest].machine;
+        let mut read: BTreeMap<String, Vec<(u64, u64)>> = BTreeMap::new();
+        for (task, _) in machine.tasks() {
+            let pieces = match self.committed.get(&task) {
+                Some(attempt) => self.made[attempt].pieces.clone(),
+                None => split(machine, task).pieces,
+            };
+            for piece in pieces {
+                let Part::Bytes { offset, length } = piece.part else { return Err(format!("{piece:?}")) };
+                read.entry(piece.key).or_default().push((offset, length));
+            }
+        }
+        for (key, mut ranges) in read {
+            ranges.sort_unstable();
+            let end = ranges.iter().try_fold(0, |end, (offset, length)| (end == *offset).then_some(offset + length));
+            if end != Some(BYTES) {
+                return Err(format!("{key} is read by {ranges:?}"));
+            }
+        }
+        Ok(())
+    }
+
     /// Whether a run may end so.
     fn conclude(&self, ended: EndState) -> Result<EndState, String> {
         let machine = &self.coordinators[&self.newest].machine;
         if self.replay()?.0 != *machine {
             return Err("replay does not give the live state".to_owned());
         }
-        let total = self.phases.iter().sum::<u32>() as usize;
+        let total = machine.tasks().count();
+        self.all_is_read_once()?;
         let failed = machine.tasks().filter(|(_, task)| matches!(task.state, TaskState::Failed(_))).count();
         let may = match ended {
             EndState::Succeeded => {
@@ -557,8 +591,4 @@ impl World {
             }
         }
     }
-}
-
-fn done() -> Outcome {
-    Outcome::Done { outputs: Vec::new(), metrics: BTreeMap::new() }
 }

@@ -22,7 +22,7 @@ fn tasks_spread_over_workers_and_wait_for_the_phase_before() {
 }
 
 /// Four tasks of which three took a second, and one is still on the first of two workers. Its attempt.
-fn straggling(run: &mut Run) -> AttemptId {
+pub(super) fn straggling(run: &mut Run) -> AttemptId {
     let (a, b) = (worker(1), worker(2));
     run.handle(&joined(&a, 1), Millis(0));
     run.handle(&joined(&b, 1), Millis(0));

@@ -4,6 +4,7 @@ mod absence;
 mod assignment;
 mod gang;
 mod histories;
+mod rests;
 
 use super::*;
 
@@ -16,6 +17,7 @@ fn config() -> RunConfig {
         timeout: Some(60_000),
         max_failures: 0,
         gang: false,
+        resplit: false,
         speculate: false,
         workers: 2,
         readers: None,
@@ -56,7 +58,14 @@ fn done(worker: &WorkerId, attempt: AttemptId) -> Input {
 }
 
 fn done_in(worker: &WorkerId, attempt: AttemptId, micros: u64) -> Input {
-    Input::Done(Done { worker: worker.clone(), attempt, outputs: vec![], metrics: BTreeMap::new(), micros })
+    Input::Done(Done {
+        worker: worker.clone(),
+        attempt,
+        outputs: vec![],
+        metrics: BTreeMap::new(),
+        micros,
+        rest: vec![],
+    })
 }
 
 fn failed(worker: &WorkerId, attempt: AttemptId) -> Input {
@@ -220,6 +229,7 @@ fn a_journal_that_cannot_be_is_refused_and_panics_nowhere() {
     let attempt = |index| AttemptId { task: TaskId { phase: 0, index }, number: 1, epoch: Epoch(1) };
     let planned = |phases| Event::Planned { snapshot: Some("s".into()), phases, at: Millis(0) };
     let committed = |index| Event::Committed {
+        rest: vec![],
         attempt: attempt(index),
         outputs: vec![],
         metrics: BTreeMap::new(),

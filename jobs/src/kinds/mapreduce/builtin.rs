@@ -8,9 +8,8 @@ use arrow::{
 };
 use forebay_datasets::{
     read::{PieceBytes, lines, piece_bytes},
-    split::Piece,
+    split::{Piece, Split},
 };
-use rayon::prelude::*;
 use regex::bytes::Regex;
 
 use super::shuffle;
@@ -23,29 +22,31 @@ use crate::{
 const ROWS: usize = 64 << 10;
 const BATCH_BYTES: usize = 16 << 20;
 
-/// Reads pieces and maps each on the task's threads; results in the order of the pieces.
-fn each_piece<T: Send>(
+/// So much is read at a time. In between a task looks whether it is to end, or to leave the rest to others.
+const PART: u64 = 4 << 20;
+
+/// Maps the records of pieces, part by part and in order. Says what it left unread, once it was asked to yield and has
+/// read something.
+fn each_part(
     ctx: &TaskContext<'_>,
     pieces: &[Piece],
-    map: impl Fn(&Piece, &PieceBytes) -> T + Sync,
-) -> Result<Vec<T>, TaskError> {
-    let one = |piece: &Piece| {
-        if ctx.cancel.is_cancelled() {
-            return Err(TaskError::Cancelled);
-        }
-        Ok(map(piece, &piece_bytes(ctx.volume, piece)?))
-    };
-    match ctx.threads {
-        0 | 1 => pieces.iter().map(one).collect(),
-        threads => {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-            let pool = pool.map_err(|error| TaskError::Io {
-                path: ctx.scratch_dir.to_owned(),
-                source: std::io::Error::other(error),
-            })?;
-            pool.install(|| pieces.par_iter().map(one).collect())
+    mut map: impl FnMut(&Piece, &PieceBytes),
+) -> Result<Option<Split>, TaskError> {
+    let mut yields = false;
+    for (at, piece) in pieces.iter().enumerate() {
+        for part in piece.parts(PART) {
+            if ctx.cancel.is_cancelled() {
+                return Err(TaskError::Cancelled);
+            }
+            if yields {
+                let rest = std::iter::once(piece.from(&part)).chain(pieces[at + 1..].iter().cloned());
+                return Ok(Some(Split { pieces: rest.collect() }));
+            }
+            map(piece, &piece_bytes(ctx.volume, &part)?);
+            yields = ctx.yields.is_cancelled();
         }
     }
+    Ok(None)
 }
 
 type Counts = HashMap<Box<[u8]>, u64>;
@@ -53,32 +54,34 @@ type Counts = HashMap<Box<[u8]>, u64>;
 /// Words are runs of bytes other than ASCII white space: space, `\t`, `\n`, `\v`, `\f`, `\r`.
 pub(super) fn count_words(ctx: &TaskContext<'_>, pieces: &[Piece], partitions: u32) -> Result<TaskOutput, TaskError> {
     let is_space = |byte: &u8| byte.is_ascii_whitespace() || *byte == 0x0b;
-    let counts = each_piece(ctx, pieces, |_, bytes| {
-        let mut counts = Counts::new();
+    let mut counts = Counts::new();
+    let rest = each_part(ctx, pieces, |_, bytes| {
         for word in bytes.split(is_space).filter(|word| !word.is_empty()) {
             match counts.get_mut(word) {
                 Some(count) => *count += 1,
                 None => drop(counts.insert(word.into(), 1)),
             }
         }
-        counts
     })?;
-    let mut all = Counts::new();
-    for (word, count) in counts.into_iter().flatten() {
-        *all.entry(word).or_default() += count;
-    }
-    let words: u64 = all.values().sum();
-    let pairs = all.into_iter().map(|(word, count)| (word, count.to_le_bytes())).collect();
+    let words: u64 = counts.values().sum();
+    let pairs = counts.into_iter().map(|(word, count)| (word, count.to_le_bytes())).collect();
     let files = shuffle::write(ctx, pairs, partitions)?;
-    Ok(TaskOutput { files, metrics: [("words".to_owned(), words as f64)].into() })
+    Ok(TaskOutput { files, metrics: [("words".to_owned(), words as f64)].into(), rest })
 }
 
 pub(super) fn count_lines(ctx: &TaskContext<'_>, pieces: &[Piece], partitions: u32) -> Result<TaskOutput, TaskError> {
-    let counts = each_piece(ctx, pieces, |piece, bytes| (piece.key.clone(), lines(bytes).count() as u64))?;
+    let mut counts: Vec<(String, u64)> = Vec::new();
+    let rest = each_part(ctx, pieces, |piece, bytes| {
+        let found = lines(bytes).count() as u64;
+        match counts.last_mut() {
+            Some((key, count)) if *key == piece.key => *count += found,
+            _ => counts.push((piece.key.clone(), found)),
+        }
+    })?;
     let total: u64 = counts.iter().map(|(_, count)| count).sum();
     let pairs = counts.into_iter().map(|(key, count)| (key, count.to_le_bytes())).collect();
     let files = shuffle::write(ctx, pairs, partitions)?;
-    Ok(TaskOutput { files, metrics: [("lines".to_owned(), total as f64)].into() })
+    Ok(TaskOutput { files, metrics: [("lines".to_owned(), total as f64)].into(), rest })
 }
 
 /// Adds up the counts of each key.
@@ -114,18 +117,16 @@ pub(super) fn grep(
     partitions: u32,
 ) -> Result<TaskOutput, TaskError> {
     let pattern = Regex::new(pattern).map_err(|error| TaskError::BadInput(error.to_string()))?;
-    let found = each_piece(ctx, pieces, |piece, bytes| {
-        let matching = lines(bytes).filter(|(_, line)| pattern.is_match(line));
-        let pair = |(at, line): (usize, &[u8])| {
+    let mut pairs = Vec::new();
+    let rest = each_part(ctx, pieces, |piece, bytes| {
+        for (at, line) in lines(bytes).filter(|(_, line)| pattern.is_match(line)) {
             let mut value = (bytes.offset + at as u64).to_be_bytes().to_vec();
             value.extend_from_slice(line);
-            (piece.key.clone(), value)
-        };
-        matching.map(pair).collect::<Vec<_>>()
+            pairs.push((piece.key.clone(), value));
+        }
     })?;
-    let pairs: Vec<_> = found.into_iter().flatten().collect();
     let metrics = [("matches".to_owned(), pairs.len() as f64)].into();
-    Ok(TaskOutput { files: shuffle::write(ctx, pairs, partitions)?, metrics })
+    Ok(TaskOutput { files: shuffle::write(ctx, pairs, partitions)?, metrics, rest })
 }
 
 pub(super) fn matches(ctx: &TaskContext<'_>, files: &[OutputFile]) -> Result<TaskOutput, TaskError> {

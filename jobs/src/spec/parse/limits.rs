@@ -8,6 +8,7 @@ use super::{
     SpecError, positive,
     raw::{RawRetry, RawSplit, RawWorkers},
 };
+use crate::kinds::mapreduce;
 use crate::spec::{FleetKind, Mapper, RetrySpec, SplitBy, SplitSize, SplitSpec, Work, WorkersSpec, size};
 
 /// Of map-reduce, and of `by = "bytes"` without a size.
@@ -133,7 +134,12 @@ pub(super) fn workers(raw: RawWorkers) -> Result<WorkersSpec, SpecError> {
     Ok(WorkersSpec { fleet, count, slots, cpus, memory, gpus, readers, ramp, time, patience })
 }
 
-pub(super) fn retry(raw: RawRetry) -> Result<RetrySpec, SpecError> {
+pub(super) fn retry(raw: RawRetry, work: &Work) -> Result<RetrySpec, SpecError> {
+    let resplit = raw.resplit;
+    if let Some(place) = resplit.as_ref().filter(|resplit| *resplit.get_ref() && !mapreduce::can_yield(work)) {
+        let error = SpecError::at(place, "what a task of this job has not read cannot become other tasks");
+        return Err(error.help("word-count, line-count and grep can do that; remove it"));
+    }
     let (backoff_first, backoff_last) = match &raw.backoff {
         None => (Duration::from_secs(1), Duration::from_secs(60)),
         Some(text) => {
@@ -159,6 +165,7 @@ pub(super) fn retry(raw: RawRetry) -> Result<RetrySpec, SpecError> {
         timeout: timeout.transpose()?,
         max_failures: raw.max_failures.map_or(0, Spanned::into_inner),
         speculate: raw.speculate.is_none_or(Spanned::into_inner),
+        resplit: resplit.is_none_or(Spanned::into_inner),
     })
 }
 

@@ -202,6 +202,7 @@ pub(super) struct RawRetry {
     pub(super) timeout: Option<Spanned<String>>,
     pub(super) max_failures: Option<Spanned<u32>>,
     pub(super) speculate: Option<Spanned<bool>>,
+    pub(super) resplit: Option<Spanned<bool>>,
 }
 
 #[derive(Default, Deserialize)]

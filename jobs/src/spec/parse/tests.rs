@@ -95,6 +95,11 @@ fn errors_point_at_what_is_wrong() {
             "true",
         ),
         (
+            format!("{command}[retry]\nresplit = true"),
+            "what a task of this job has not read cannot become other tasks",
+            "true",
+        ),
+        (
             format!("early_start = true\n{gang}"),
             "no task of this job can start before all of its dataset is staged",
             "true",

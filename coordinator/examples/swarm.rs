@@ -88,7 +88,7 @@ async fn work(link: &LinkFile, hello: FromWorker, takes: Duration, done: &Atomic
                 Some(ToWorker::Assign(assigned)) => queue.extend(assigned.into_iter().map(|given| given.attempt)),
                 Some(ToWorker::Kill(attempts)) => queue.retain(|attempt| !attempts.contains(attempt)),
                 Some(ToWorker::Shutdown) => return Ok(true),
-                Some(ToWorker::Welcome { .. } | ToWorker::Noted(_)) => {}
+                Some(ToWorker::Welcome { .. } | ToWorker::Noted(_) | ToWorker::Yield(_)) => {}
                 None => return Ok(false),
             },
             () = ends => {

@@ -15,8 +15,8 @@ use forebay_jobs::{
     link::{Link, LinkServer},
     plan::Plan,
     spec::{JobSpec, parse},
-    task::{OutputFile, TaskInput, TaskSpec},
-    wire::{CancelReply, CancelRequest, LinkFile, SERVER_NAME},
+    task::{Failure, OutputFile, TaskInput, TaskSpec},
+    wire::{Assignment, CancelReply, CancelRequest, LinkFile, SERVER_NAME},
 };
 use futures::{StreamExt, stream::BoxStream};
 use rcgen::{CertifiedKey, generate_simple_self_signed};

@@ -9,14 +9,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use forebay_datasets::volume::{self, VolumeError};
+use forebay_datasets::volume::VolumeError;
 use forebay_jobs::id::{AttemptId, Epoch};
+
+use super::Spares;
 
 /// So many names of earlier attempts are tried, the latest first: most attempts before one have left a directory.
 const TRIED: usize = 256;
 
-/// The directory of an attempt, below that of all. One that is begun `beside` another takes nothing from that.
-pub(super) fn dir(all: &Path, id: AttemptId, beside: bool) -> Result<PathBuf, VolumeError> {
+/// The directory of an attempt, below that of all. One that is begun `beside` another takes nothing from that; where
+/// there is nothing to take over, it is one of the spares.
+pub(super) fn dir(all: &Path, id: AttemptId, beside: bool, spares: &Spares) -> Result<PathBuf, VolumeError> {
     let own = all.join(id.to_string());
     let numbers = (1..id.number).rev().filter(|_| !beside);
     let earlier = numbers
@@ -34,7 +37,7 @@ pub(super) fn dir(all: &Path, id: AttemptId, beside: bool) -> Result<PathBuf, Vo
             Err(error) => return Err(VolumeError::io("take over", &theirs, error)),
         }
     }
-    volume::create_dir(&own)?;
+    spares.give(&own)?;
     Ok(own)
 }
 
@@ -51,7 +54,7 @@ mod tests {
     #[test]
     fn an_attempt_goes_on_where_the_latest_before_it_was_and_that_one_writes_there_no_more() {
         let all = tempfile::tempdir().unwrap();
-        let dir = |number, epoch, beside| dir(all.path(), attempt(number, epoch), beside).unwrap();
+        let dir = |number, epoch, beside| dir(all.path(), attempt(number, epoch), beside, &Spares::default()).unwrap();
         let first = dir(1, 1, false);
         fs::write(first.join("state"), "1").unwrap();
         // Numbers and epochs in between were of attempts that no program was started for.
@@ -64,6 +67,7 @@ mod tests {
         assert_eq!(fs::read(sixth.join("state")).unwrap(), b"1");
         assert!(!fourth.exists());
         let other = AttemptId { task: TaskId { phase: 1, index: 7 }, ..attempt(7, 4) };
-        assert_eq!(fs::read_dir(super::dir(all.path(), other, false).unwrap()).unwrap().count(), 0);
+        let other = super::dir(all.path(), other, false, &Spares::default()).unwrap();
+        assert_eq!(fs::read_dir(other).unwrap().count(), 0);
     }
 }

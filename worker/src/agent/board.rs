@@ -209,3 +209,77 @@ impl Board {
         queued.chain(state.running.keys().copied()).chain(ended).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use forebay_jobs::{
+        id::{Epoch, TaskId},
+        task::{TaskInput, TaskSpec},
+    };
+
+    use super::*;
+
+    fn id(index: u32) -> AttemptId {
+        AttemptId { task: TaskId { phase: 0, index }, number: 1, epoch: Epoch(1) }
+    }
+
+    fn done(index: u32) -> AttemptReport {
+        let outcome = Outcome::Done { outputs: Vec::new(), metrics: BTreeMap::new() };
+        AttemptReport { attempt: id(index), outcome, seconds: 0.0 }
+    }
+
+    /// Two slots that are full, and so many attempts that wait.
+    fn board(waiting: u32) -> Board {
+        let board = Board::new(2);
+        let spec = |index| TaskSpec { task: id(index).task, count: 9, input: TaskInput::Split(Default::default()) };
+        let assignment = |index| Assignment { attempt: id(index), spec: spec(index), beside: false };
+        board.assign((0..2 + waiting).map(assignment).collect());
+        let filled = board.fill().into_iter().map(|(slot, place)| (slot, place.0.attempt)).collect::<Vec<_>>();
+        assert_eq!(filled, [(0, id(0)), (1, id(1))]);
+        board
+    }
+
+    fn wakes(board: &Board) -> bool {
+        futures::FutureExt::now_or_never(board.changed()).is_some()
+    }
+
+    #[test]
+    fn a_slot_goes_on_with_what_waits_and_is_free_when_nothing_does() {
+        let board = board(1);
+        let next = board.ended(1, done(1)).map(|place| place.0.attempt);
+        assert_eq!(next, Some(id(2)));
+        assert!(board.ended(0, done(0)).is_none() && !board.is_quiet());
+        assert!(board.ended(1, done(2)).is_none() && board.is_idle());
+        assert_eq!(held(&board.state).free, BTreeSet::from([0, 1]));
+    }
+
+    #[test]
+    fn news_waits_for_more_only_while_every_slot_has_something_to_do_next() {
+        let board = board(4);
+        let started = board.take_news(true).1;
+        assert_eq!((started, board.news_due(true)), (vec![id(0), id(1)], None));
+        let before = Instant::now();
+        board.ended(0, done(0)).unwrap();
+        assert!(wakes(&board), "to see when the news is due");
+        assert!(board.news_due(true).unwrap() >= before + TOGETHER);
+        board.ended(0, done(2)).unwrap();
+        assert!(!wakes(&board), "the next is told with the first");
+        board.ended(1, done(1)).unwrap();
+        assert!(wakes(&board) && board.news_due(true).unwrap() <= Instant::now(), "one waits, for two slots");
+        let (ended, started) = board.take_news(true);
+        assert_eq!(ended.iter().map(|report| report.attempt).collect::<Vec<_>>(), [id(0), id(2), id(1)]);
+        assert_eq!(started, [id(3), id(4)], "what has ended has started, too");
+    }
+
+    #[test]
+    fn without_a_coordinator_only_ends_are_news_and_the_next_hears_what_runs() {
+        let board = board(0);
+        assert_eq!(board.news_due(false), None);
+        board.ended(0, done(0));
+        assert!(board.news_due(false).is_some());
+        assert_eq!(board.take_news(false), (vec![done(0)], Vec::new()));
+        assert_eq!(board.holds(), [id(1)]);
+        board.tell_what_runs();
+        assert_eq!(board.take_news(true), (Vec::new(), vec![id(1)]));
+    }
+}

@@ -118,6 +118,18 @@ async fn what_a_program_leaves_behind_ends_with_it() {
 }
 
 #[tokio::test]
+async fn what_may_be_left_of_a_program_is_told() {
+    let bench = Bench::new();
+    // Without an environment nothing tells whose it is.
+    let text = "env -i setsid sh -c 'echo $$ > leaves; exec sleep 1000' & while ! [ -s leaves ]; do :; done";
+    assert!(!bench.run(text, &Stop::default()).await.whole);
+    let leaves = bench.dir.path().join("leaves");
+    assert!(is_running(&leaves));
+    let pid = fs::read_to_string(leaves).unwrap().trim().parse().unwrap();
+    rustix::process::kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+}
+
+#[tokio::test]
 async fn sigterm_comes_first_and_lets_a_program_end_by_itself() {
     let bench = Bench::new();
     let stop = Stop::default();

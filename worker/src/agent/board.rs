@@ -80,7 +80,7 @@ impl State {
         self.end(ended.into_iter().map(report));
     }
 
-    /// The coordinator could have more to do for this worker, or something is done that others wait for.
+    /// A slot may soon have nothing to do, or a message would grow too long.
     fn is_urgent(&self, slots: usize) -> bool {
         self.queue.len() < slots || self.started.len() + self.ended.len() >= NEWS
     }

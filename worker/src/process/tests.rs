@@ -121,7 +121,8 @@ async fn what_a_program_leaves_behind_ends_with_it() {
 async fn what_may_be_left_of_a_program_is_told() {
     let bench = Bench::new();
     // Without an environment nothing tells whose it is.
-    let text = "env -i setsid sh -c 'echo $$ > leaves; exec sleep 1000' & while ! [ -s leaves ]; do :; done";
+    let text = "env -i setsid sh -c 'echo $$ > leaves; exec sleep 1000' >/dev/null 2>&1 &
+        while ! [ -s leaves ]; do :; done";
     assert!(!bench.run(text, &Stop::default()).await.whole);
     let leaves = bench.dir.path().join("leaves");
     assert!(is_running(&leaves));

@@ -220,7 +220,7 @@ where
     let until = Instant::now() + STREAMS;
     let panicked = |stream| ProcessError::Panicked { program: name.clone(), stream };
     let held_open = || ProcessError::HeldOpen { program: name.clone() };
-    if !watch.to_the_ends_of_streams(until).map_err(no_wait)? {
+    if !watch.drain_streams(until).map_err(no_wait)? {
         return Err(held_open());
     }
     let fed = match fed.map(|fed| fed.recv_timeout(until.saturating_duration_since(Instant::now()))) {

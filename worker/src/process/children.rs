@@ -112,11 +112,11 @@ pub(super) fn end_group(group: Pid) -> bool {
     false
 }
 
-/// Kills the orphans that left their group, and those that they leave behind; says whether no orphan at all is left. Who
-/// dies gives no event of whom it leaves, so this looks, at growing intervals.
+/// Kills the orphans that left their group, and those that they leave behind; says whether it is known that no orphan at
+/// all is left. Who dies gives no event of whom it leaves, so this looks, at growing intervals.
 pub(super) fn end_marked(mark: &str) -> bool {
     for pause in pauses() {
-        let orphans = orphans();
+        let Ok(orphans) = orphans() else { return false };
         if orphans.is_empty() {
             return true;
         }
@@ -160,32 +160,34 @@ fn kill_marked(orphans: &[Pid], mark: &str) -> bool {
 }
 
 /// The children that this process has adopted.
-fn orphans() -> Vec<Pid> {
+fn orphans() -> io::Result<Vec<Pid>> {
     let unknown = |pids: &mut Vec<i32>| {
         let known = held(&CHILDREN);
         pids.retain(|pid| !known.contains(pid));
     };
-    let mut pids = adopted();
+    let mut pids = of_main_thread()?;
     unknown(&mut pids);
     if !pids.is_empty() {
         // One of them may be a child that is being spawned.
         let _alone = SPAWNING.write().unwrap_or_else(PoisonError::into_inner);
         unknown(&mut pids);
     }
-    pids.into_iter().filter_map(Pid::from_raw).collect()
+    Ok(pids.into_iter().filter_map(Pid::from_raw).collect())
 }
 
 /// The children of the main thread. A subreaper's first thread that is not about to end adopts (`find_new_reaper` in the
 /// kernel's exit.c), and a process's main thread lives as long as it does.
-fn adopted() -> Vec<i32> {
-    static LIST: OnceLock<Option<File>> = OnceLock::new();
-    let open = || File::open(format!("/proc/self/task/{}/children", std::process::id())).ok();
-    let mut text = Vec::new();
-    if let Some(list) = LIST.get_or_init(open) {
-        let mut chunk = [0; 4096];
-        while let Ok(read @ 1..) = list.read_at(&mut chunk, text.len() as u64) {
-            text.extend_from_slice(&chunk[..read]);
+fn of_main_thread() -> io::Result<Vec<i32>> {
+    static LIST: OnceLock<io::Result<File>> = OnceLock::new();
+    let open = || File::open(format!("/proc/self/task/{}/children", std::process::id()));
+    // A kernel without CONFIG_PROC_CHILDREN has none.
+    let list = LIST.get_or_init(open).as_ref().map_err(|error| error.kind())?;
+    let (mut text, mut chunk) = (Vec::new(), [0; 4096]);
+    loop {
+        match list.read_at(&mut chunk, text.len() as u64)? {
+            0 => break,
+            read => text.extend_from_slice(&chunk[..read]),
         }
     }
-    String::from_utf8_lossy(&text).split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+    Ok(String::from_utf8_lossy(&text).split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect())
 }

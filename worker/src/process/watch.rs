@@ -67,7 +67,7 @@ impl Watch {
     }
 
     /// Logs what the streams still hold. False if time came before their ends.
-    pub(super) fn to_the_ends_of_streams(&mut self, until: Instant) -> io::Result<bool> {
+    pub(super) fn drain_streams(&mut self, until: Instant) -> io::Result<bool> {
         while self.streams.iter().any(|(pipe, _)| pipe.is_some()) {
             if Instant::now() >= until {
                 return Ok(false);

@@ -1,4 +1,5 @@
-//! The worker's loop: what the coordinator assigns is queued, started as slots are free, and reported when it has ended.
+//! The worker's loop: what the coordinator assigns goes to the board, from which the slots' threads take it, and what they
+//! have ended is reported.
 //!
 //! When its link breaks a worker goes on with what it holds, keeps what it has to report as files, and looks for the next
 //! coordinator of the run, be it the same one: that one hears what the worker holds, and takes it on. Without anything
@@ -6,13 +7,15 @@
 //! Told to end by a signal, or by a time that it was given, it drains: it says so, programs get SIGTERM and a grace, and
 //! everything that is not done is given back.
 
+mod board;
 mod line;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     io,
     path::PathBuf,
     sync::{Arc, Mutex},
+    thread,
     time::{Duration, SystemTime},
 };
 
@@ -21,28 +24,32 @@ use forebay_jobs::{
     host::Host,
     id::{AttemptId, RunId, WorkerId},
     kept,
-    task::{AttemptReport, Failure, Outcome},
-    wire::{Assignment, FromWorker, ToWorker},
+    task::{AttemptReport, Outcome},
+    wire::{FromWorker, ToWorker},
 };
 use tokio::{
+    runtime::Handle,
     signal::unix::{SignalKind, signal},
     sync::mpsc,
-    task::{Id, JoinError, JoinSet},
+    task::JoinSet,
     time::{Instant, MissedTickBehavior},
 };
 use tonic::Status;
 
-use self::line::{Line, News};
+use self::{
+    board::{Board, Place},
+    line::{Line, News},
+};
 pub use crate::link::LinkError;
 use crate::{
-    execute::{Bench, Scratch, execute},
+    execute::{Bench, Scratch, Spares, execute, without_thread},
     guard::Guard,
     link::{self, Link},
     logs::Logs,
     memory::Groups,
     process::become_subreaper,
     resources,
-    stop::{Stop, Why},
+    stop::Why,
 };
 
 const HEARTBEAT: Duration = Duration::from_secs(2);
@@ -57,8 +64,6 @@ const IDLE: Duration = Duration::from_secs(60);
 /// Before the time at which it is taken away a worker begins to end: programs have 10 s, their outputs the rest.
 const BEFORE_THE_END: Duration = Duration::from_secs(15);
 
-/// Attempts of which a message tells at most, about.
-const NEWS: usize = 512;
 /// Files that the reports of one message name, so that it stays below the largest of the link; a single report with
 /// more travels alone.
 const FILES_A_MESSAGE: usize = 10_000;
@@ -150,6 +155,8 @@ async fn run_until(config: WorkerConfig, told: mpsc::Receiver<()>) -> Result<(),
         logs: Logs::create(&run_dir.join("logs"), &config.worker)?,
         worker: config.worker,
         scratch: Scratch::default(),
+        spare_outputs: Spares::default(),
+        spare_checkpoints: Spares::default(),
         volume,
         until: config.until,
         gpus: host.gpus.into_iter().take(link.job.workers.gpus as usize).collect(),
@@ -159,19 +166,13 @@ async fn run_until(config: WorkerConfig, told: mpsc::Receiver<()>) -> Result<(),
         slots,
         guard: guard.ok(),
         data: Mutex::new(None),
-        pretend: config.pretend,
+        runtime: Handle::current(),
     };
     let agent = Agent {
         bench: Arc::new(bench),
         me,
-        queue: VecDeque::new(),
-        running: BTreeMap::new(),
-        free: (0..slots).collect(),
-        seen: BTreeSet::new(),
-        tasks: JoinSet::new(),
-        ids: BTreeMap::new(),
-        started: Vec::new(),
-        ended: Vec::new(),
+        board: Arc::new(Board::new(slots)),
+        pretend: config.pretend,
         unnoted: BTreeMap::new(),
         draining: false,
         line: Line::Up(Box::new(link)),
@@ -212,19 +213,9 @@ impl Me {
 struct Agent {
     bench: Arc<Bench>,
     me: Me,
-    /// Assigned and not started, in the coordinator's order.
-    queue: VecDeque<Assignment>,
-    running: BTreeMap<AttemptId, Stop>,
-    /// Slots that are free.
-    free: BTreeSet<u32>,
-    /// Everything that was ever assigned: nothing is done twice.
-    seen: BTreeSet<AttemptId>,
-    tasks: JoinSet<AttemptReport>,
-    /// Whose task is whose, and in which slot, for one that panics.
-    ids: BTreeMap<Id, (AttemptId, u32)>,
-    /// Not yet told: attempts that entered slots, and those that ended.
-    started: Vec<AttemptId>,
-    ended: Vec<AttemptReport>,
+    board: Arc<Board>,
+    /// Whether nothing is done, and said to be.
+    pretend: bool,
     /// Told, and not yet noted.
     unnoted: BTreeMap<AttemptId, AttemptReport>,
     draining: bool,
@@ -242,8 +233,10 @@ impl Agent {
     async fn work(mut self, mut told: mpsc::Receiver<()>) -> Result<(), WorkerError> {
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        while !(self.draining && self.running.is_empty()) {
-            let (is_up, has_news, until) = (self.line.is_up(), self.has_news(), self.drains_at());
+        while !(self.draining && self.board.is_quiet()) {
+            let (is_up, until) = (self.line.is_up(), self.drains_at());
+            let due = self.board.news_due(is_up);
+            let is_due = due.is_some_and(|due| due <= Instant::now());
             let mut told_all = Ok(());
             tokio::select! {
                 // What is told waits for what is ready, so that it is told together.
@@ -260,9 +253,11 @@ impl Agent {
                     News::Nobody => {}
                     News::MayCall => self.call(),
                 },
-                Some(ended) = self.tasks.join_next_with_id() => self.note_ended(ended),
+                () = self.board.changed() => {}
                 _ = heartbeat.tick(), if is_up => told_all = self.send(FromWorker::Heartbeat).await,
-                () = std::future::ready(()), if has_news => told_all = self.tell().await,
+                () = std::future::ready(()), if is_due => told_all = self.tell().await,
+                // What is of no use to the coordinator yet is told together with more.
+                () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
                 // What is taken away goes at a time, and so does patience.
                 () = tokio::time::sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {
                     if self.cut.is_some() {
@@ -272,16 +267,13 @@ impl Agent {
                 }
             }
             self.start();
-            if told_all.is_ok() && self.started.len() + self.ended.len() >= NEWS {
-                told_all = self.tell().await;
-            }
             if told_all.is_err() {
                 self.is_cut(None);
             }
         }
         let told_all = self.tell().await;
-        match self.cut {
-            Some((_, source)) => Err(WorkerError::LinkLost { run: self.me.run, source }),
+        match self.cut.take() {
+            Some((_, source)) => Err(WorkerError::LinkLost { run: self.me.run.clone(), source }),
             None => {
                 if told_all.is_ok() {
                     self.say_goodbye().await;
@@ -295,7 +287,7 @@ impl Agent {
     fn drains_at(&self) -> Option<Instant> {
         let taken_away = self.me.until.map(|until| until.checked_sub(BEFORE_THE_END).unwrap_or(until));
         let patience = self.bench.job.workers.patience;
-        let idle = self.running.is_empty() && self.queue.is_empty();
+        let idle = self.board.is_idle();
         let alone = self.cut.as_ref().map(|(since, _)| *since + if idle { patience.min(IDLE) } else { patience });
         taken_away.into_iter().chain(alone).min().filter(|_| !self.draining)
     }
@@ -306,14 +298,12 @@ impl Agent {
             tracing::warn!("the link to the coordinator broke");
         }
         self.cut.get_or_insert_with(|| (Instant::now(), source));
-        self.ended.extend(std::mem::take(&mut self.unnoted).into_values());
+        self.board.tell_again(std::mem::take(&mut self.unnoted).into_values());
         self.call();
     }
 
     fn call(&mut self) {
-        let queued = self.queue.iter().map(|assignment| assignment.attempt);
-        let reported = self.unnoted.keys().copied().chain(self.ended.iter().map(|report| report.attempt));
-        let holds = queued.chain(self.running.keys().copied()).chain(reported).collect();
+        let holds = self.board.holds().into_iter().chain(self.unnoted.keys().copied()).collect();
         let hello = self.me.hello(&self.bench.volume, holds);
         self.line = Line::call(self.me.run.clone(), self.me.run_dir.clone(), hello);
     }
@@ -322,8 +312,8 @@ impl Agent {
     async fn is_back(&mut self) -> Result<(), Closed> {
         tracing::info!("joined again");
         self.cut = None;
-        self.ended.extend(std::mem::take(&mut self.unnoted).into_values());
-        self.started = self.running.keys().copied().collect();
+        self.board.tell_again(std::mem::take(&mut self.unnoted).into_values());
+        self.board.tell_what_runs();
         if self.draining { self.send(FromWorker::Draining).await } else { Ok(()) }
     }
 
@@ -337,72 +327,40 @@ impl Agent {
     fn take(&mut self, message: ToWorker) {
         match message {
             ToWorker::Assign(assignments) => {
-                let new = assignments.into_iter().filter(|assignment| self.seen.insert(assignment.attempt));
-                self.queue.extend(new);
+                self.board.assign(assignments);
                 if self.draining {
-                    self.give_back();
+                    self.board.give_back();
                 }
             }
-            ToWorker::Kill(attempts) => {
-                let attempts: BTreeSet<_> = attempts.into_iter().collect();
-                for stop in self.running.iter().filter(|(id, _)| attempts.contains(id)).map(|(_, stop)| stop) {
-                    stop.order(Why::Cancelled);
-                }
-                let queue = std::mem::take(&mut self.queue);
-                let (killed, kept): (Vec<_>, Vec<_>) =
-                    queue.into_iter().partition(|held| attempts.contains(&held.attempt));
-                self.queue = kept.into();
-                let cancelled = || Outcome::Failed(Failure::Cancelled);
-                self.ended.extend(killed.iter().map(|killed| unstarted(killed, cancelled())));
-            }
-            ToWorker::Yield(attempts) => {
-                attempts.iter().filter_map(|id| self.running.get(id)).for_each(|stop| stop.order(Why::Yield));
-            }
+            ToWorker::Kill(attempts) => self.board.kill(&attempts.into_iter().collect()),
+            ToWorker::Yield(attempts) => self.board.make_way(&attempts),
             ToWorker::Noted(attempts) => attempts.iter().for_each(|attempt| drop(self.unnoted.remove(attempt))),
             // A second welcome says nothing new; `work` sees to the shutdown.
             ToWorker::Welcome { .. } | ToWorker::Shutdown => {}
         }
     }
 
-    /// Starts what is queued, as far as there are slots.
-    fn start(&mut self) {
-        if self.bench.pretend {
-            let done = || Outcome::Done { outputs: Vec::new(), metrics: BTreeMap::new(), rest: None };
-            self.ended.extend(self.queue.drain(..).map(|assignment| unstarted(&assignment, done())));
+    /// Starts what is queued, as far as there are slots. A slot's thread goes on with what is queued then, and ends when
+    /// there is nothing.
+    fn start(&self) {
+        if self.pretend {
+            self.board.pretend();
         }
-        while !self.queue.is_empty() {
-            let Some(slot) = self.free.pop_first() else { break };
-            let Some(assignment) = self.queue.pop_front() else { break };
-            let (attempt, stop) = (assignment.attempt, Stop::default());
-            let task = self.tasks.spawn(execute(Arc::clone(&self.bench), assignment, slot, stop.clone()));
-            self.ids.insert(task.id(), (attempt, slot));
-            self.running.insert(attempt, stop);
-            self.started.push(attempt);
+        for (slot, mut place) in self.board.fill() {
+            loop {
+                let attempt = place.0.attempt;
+                let (bench, board) = (Arc::clone(&self.bench), Arc::clone(&self.board));
+                let thread = thread::Builder::new().name(format!("slot-{slot}"));
+                let Err(error) = thread.spawn(move || serve(&bench, &board, slot, place)) else { break };
+                let Some(next) = self.board.ended(slot, without_thread(attempt, error)) else { break };
+                place = next;
+            }
         }
-    }
-
-    /// Notes that an attempt has ended.
-    fn note_ended(&mut self, ended: Result<(Id, AttemptReport), JoinError>) {
-        let id = ended.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
-        if let Some((attempt, slot)) = self.ids.remove(&id) {
-            self.free.insert(slot);
-            self.running.remove(&attempt);
-            let panicked = |_| {
-                let message = "the worker's own code panicked".to_owned();
-                let outcome = Outcome::Failed(Failure::Error { message, retryable: true });
-                AttemptReport { attempt, outcome, seconds: 0.0 }
-            };
-            self.ended.push(ended.map_or_else(panicked, |(_, report)| report));
-        }
-    }
-
-    fn has_news(&self) -> bool {
-        !self.ended.is_empty() || !self.started.is_empty() && self.line.is_up()
     }
 
     /// Tells the coordinator what has ended and what has been started; without one, keeps what has ended for the next.
     async fn tell(&mut self) -> Result<(), Closed> {
-        let ended = std::mem::take(&mut self.ended);
+        let (ended, started) = self.board.take_news(self.line.is_up());
         self.unnoted.extend(ended.iter().map(|report| (report.attempt, report.clone())));
         if !self.line.is_up() {
             self.keep(ended).await;
@@ -421,9 +379,6 @@ impl Agent {
         if !batch.is_empty() {
             self.send(FromWorker::Reports(batch)).await?;
         }
-        // What has ended by now has started, too.
-        let mut started = std::mem::take(&mut self.started);
-        started.retain(|attempt| self.running.contains_key(attempt));
         if started.is_empty() { Ok(()) } else { self.send(FromWorker::Started(started)).await }
     }
 
@@ -442,36 +397,32 @@ impl Agent {
         }
     }
 
-    fn give_back(&mut self) {
-        let queued = std::mem::take(&mut self.queue);
-        self.ended.extend(queued.iter().map(|assignment| unstarted(assignment, Outcome::GivenBack)));
-    }
-
     /// Begins to end; told again, ends at once.
     async fn drain(&mut self) -> Result<(), Closed> {
         let why = if self.draining { Why::Abort } else { Why::Drain };
         self.draining = true;
-        self.running.values().for_each(|stop| stop.order(why));
-        self.give_back();
+        self.board.stop(why);
+        self.board.give_back();
         if self.line.is_up() { self.send(FromWorker::Draining).await } else { Ok(()) }
     }
 
     /// Kills what runs, and waits for it as long as it takes a program to die.
     async fn abort(&mut self) {
-        self.queue.clear();
-        self.running.values().for_each(|stop| stop.order(Why::Abort));
-        let ended = async { while self.tasks.join_next().await.is_some() {} };
+        self.board.give_back();
+        self.board.stop(Why::Abort);
+        let ended = async {
+            while !self.board.is_quiet() {
+                self.board.changed().await;
+            }
+        };
         if tokio::time::timeout(DYING, ended).await.is_err() {
-            tracing::warn!(
-                attempts = self.tasks.len(),
-                "built-in work does not end, and is left to end with the process"
-            );
+            tracing::warn!("built-in work does not end, and is left to end with the process");
         }
     }
 
     /// Closes the stream and waits until the coordinator has seen it: then it has seen the last reports too.
-    async fn say_goodbye(self) {
-        let Line::Up(link) = self.line else { return };
+    async fn say_goodbye(mut self) {
+        let Line::Up(link) = std::mem::replace(&mut self.line, Line::Down(Instant::now())) else { return };
         let Link { outgoing, mut incoming, .. } = *link;
         drop(outgoing);
         let seen = async { while let Ok(Some(_)) = incoming.message().await {} };
@@ -489,8 +440,20 @@ fn files(report: &AttemptReport) -> usize {
     }
 }
 
-fn unstarted(assignment: &Assignment, outcome: Outcome) -> AttemptReport {
-    AttemptReport { attempt: assignment.attempt, outcome, seconds: 0.0 }
+/// Executes one attempt after the other, as long as there are any.
+fn serve(bench: &Arc<Bench>, board: &Board, slot: u32, place: Place) {
+    let mut place = Some(place);
+    while let Some((assignment, stop)) = place {
+        place = board.ended(slot, execute(bench, assignment, slot, &stop));
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // Whoever drops a worker under way wants none of its programs to go on.
+        self.board.give_back();
+        self.board.stop(Why::Abort);
+    }
 }
 
 #[cfg(test)]

@@ -7,11 +7,13 @@
 mod checkpoint;
 mod program;
 mod scratch;
+mod spares;
 
 use std::{
     error::Error,
     io,
     os::unix::process::ExitStatusExt,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     process::ExitStatus,
     sync::{Arc, Mutex},
@@ -30,17 +32,18 @@ use forebay_jobs::{
     task::{AttemptReport, Failure, Outcome, OutputFile, TaskInput, TaskSpec},
     wire::{Assignment, Rendezvous},
 };
+use tokio::runtime::Handle;
 
-pub(crate) use self::scratch::Scratch;
 use self::{
     program::{run_command, run_filter},
     scratch::clear,
 };
+pub(crate) use self::{scratch::Scratch, spares::Spares};
 use crate::{
     guard::Guard,
     logs::Logs,
     memory::Groups,
-    process::{DRAIN_GRACE, ProcessError, on_thread},
+    process::{DRAIN_GRACE, ProcessError},
     stop::{Stop, Why},
 };
 
@@ -70,14 +73,17 @@ pub(crate) struct Bench {
     pub(crate) worker: WorkerId,
     /// The slots' directories.
     pub(crate) scratch: Scratch,
+    /// Attempts' directories for what is to stay, and for checkpoints, that were left empty.
+    pub(crate) spare_outputs: Spares,
+    pub(crate) spare_checkpoints: Spares,
     /// Where programs print.
     pub(crate) logs: Arc<Logs>,
     /// Ends programs when the worker is killed.
     pub(crate) guard: Option<Guard>,
     /// Where the run's plan says that its dataset lies, once a program needed to know it.
     pub(crate) data: Mutex<Option<String>>,
-    /// Whether nothing is done, and said to be.
-    pub(crate) pretend: bool,
+    /// What tells the time to attempts that have a limit.
+    pub(crate) runtime: Handle,
 }
 
 /// Why an attempt did not do its work.
@@ -149,37 +155,36 @@ impl ExecuteError {
 }
 
 /// Executes an attempt to its end, or to the end that `stop` orders. Always gives a report.
-pub(crate) async fn execute(bench: Arc<Bench>, assignment: Assignment, slot: u32, stop: Stop) -> AttemptReport {
+pub(crate) fn execute(bench: &Arc<Bench>, assignment: Assignment, slot: u32, stop: &Stop) -> AttemptReport {
     let started = Instant::now();
-    let timeout = bench.job.retry.timeout;
-    let this = Arc::new(Attempt::new(bench, assignment, slot, stop));
-    let time_is_up = async {
-        match timeout {
+    let this = Arc::new(Attempt::new(Arc::clone(bench), assignment, slot, stop.clone()));
+    let time_is_up = bench.job.retry.timeout.map(|timeout| {
+        let stop = stop.clone();
+        bench.runtime.spawn(async move {
             // The limit that the job itself sets; without one there is none.
-            Some(timeout) => tokio::time::sleep(timeout).await,
-            None => std::future::pending().await,
-        }
-    };
-    let mut work = std::pin::pin!(work(&this));
-    let done = tokio::select! {
-        done = &mut work => done,
-        () = time_is_up => {
-            this.stop.order(Why::TimedOut);
-            work.await
-        }
-    };
+            tokio::time::sleep(timeout).await;
+            stop.order(Why::TimedOut);
+        })
+    });
+    // A panic is a bug of this kind of work; the other attempts go on.
+    let done = catch_unwind(AssertUnwindSafe(|| work(&this))).unwrap_or(Err(ExecuteError::Panicked));
+    if let Some(timer) = time_is_up {
+        timer.abort();
+    }
     let outcome = match done {
         // What is done counts, even if its end was ordered meanwhile.
         Ok(done) => done,
         Err(error) => {
-            let attempt = Arc::clone(&this);
-            if let Err(error) = blocking("discard", move || attempt.discard()).await {
-                tracing::debug!(%error, attempt = %this.id, "its directory was not removed");
-            }
+            this.discard();
             this.stopped(error)
         }
     };
     AttemptReport { attempt: this.id, outcome, seconds: started.elapsed().as_secs_f64() }
+}
+
+/// What an attempt is reported as for which there is no thread.
+pub(crate) fn without_thread(attempt: AttemptId, error: io::Error) -> AttemptReport {
+    AttemptReport { attempt, outcome: outcome(ExecuteError::Thread(error)), seconds: 0.0 }
 }
 
 /// What the failure of an attempt that nobody stopped is reported as.
@@ -207,6 +212,14 @@ fn chain(error: &dyn Error) -> String {
         cause = error.source();
     }
     line
+}
+
+/// What a program has left.
+#[derive(Debug, Default)]
+struct Left {
+    checkpoint_dir: Option<PathBuf>,
+    /// Nothing of it is at work any more, in whatever directory.
+    whole: bool,
 }
 
 /// An attempt under way.
@@ -262,7 +275,7 @@ impl Attempt {
 
     /// Makes its directories. A run that has ended without this worker's knowledge has no place for them any more.
     fn prepare(&self) -> Result<(), ExecuteError> {
-        volume::create_dir(&self.out_dir)?;
+        self.bench.spare_outputs.give(&self.out_dir)?;
         Ok(self.bench.scratch.prepare(&self.scratch_dir)?)
     }
 
@@ -285,7 +298,7 @@ impl Attempt {
     }
 
     /// Makes its files durable up to the run's own directory, lists them as they are reported, and removes the rest.
-    fn finish(&self, output: TaskOutput) -> Result<Outcome, ExecuteError> {
+    fn finish(&self, output: TaskOutput, left: Left) -> Result<Outcome, ExecuteError> {
         if output.files.len() > MOST_FILES {
             return Err(ExecuteError::TooManyFiles(output.files.len()));
         }
@@ -306,62 +319,50 @@ impl Attempt {
                 rows: file.rows,
             });
         }
-        if outputs.is_empty() {
-            self.discard();
-        } else {
-            clear(&self.scratch_dir);
+        if let Left { checkpoint_dir: Some(dir), whole: true } = &left {
+            // Nothing in it to go on from, for whichever attempt.
+            self.bench.spare_checkpoints.take(dir);
         }
+        if outputs.is_empty() && !(left.whole && self.bench.spare_outputs.take(&self.out_dir)) {
+            output::discard(&self.bench.volume, &self.out_dir);
+        }
+        clear(&self.scratch_dir);
         Ok(Outcome::Done { outputs, metrics: output.metrics, rest: output.rest })
     }
 }
 
-async fn work(this: &Arc<Attempt>) -> Result<Outcome, ExecuteError> {
-    let attempt = Arc::clone(this);
+fn work(this: &Arc<Attempt>) -> Result<Outcome, ExecuteError> {
     match &this.bench.job.work {
         Work::Command(spec) => {
-            run_command(this, &spec.program, &spec.files, &spec.env).await?;
-            blocking("finish", move || attempt.finish(command::collect(&attempt.context(1))?)).await?
+            let left = run_command(this, &spec.program, &spec.files, &spec.env)?;
+            this.finish(command::collect(&this.context(1))?, left)
         }
         Work::Mapreduce(MapReduceSpec { map: Mapper::Program(map), reduce, files, env, .. }) => {
             let program = match this.spec.input {
                 TaskInput::Split(_) => map,
                 TaskInput::Shuffle(_) => reduce.as_ref().ok_or(ExecuteError::NoProgram)?,
             };
-            let output = run_filter(this, program, files, env).await?;
-            blocking("finish", move || attempt.finish(output)).await?
+            let (output, left) = run_filter(this, program, files, env)?;
+            this.finish(output, left)
         }
         Work::Mapreduce(_) => {
-            let execute = move || {
-                attempt.prepare()?;
-                attempt.finish(mapreduce::execute(&attempt.context(1))?)
-            };
-            let mut done = std::pin::pin!(blocking("map-reduce", execute));
-            let drained = async {
-                this.stop.ordered(Why::Drain).await;
+            this.prepare()?;
+            let stop = this.stop.clone();
+            let drained = this.bench.runtime.spawn(async move {
+                stop.token().cancelled().await;
                 // A worker that goes has little time, also for what could be done early.
                 tokio::time::sleep(DRAIN_GRACE).await;
-            };
-            tokio::select! {
-                done = &mut done => done?,
-                () = drained => {
-                    this.stop.order(Why::Abort);
-                    done.await?
-                }
-            }
+                stop.order(Why::Abort);
+            });
+            let done = mapreduce::execute(&this.context(1));
+            drained.abort();
+            this.finish(done?, Left::default())
         }
         Work::Sql(_) => {
-            let execute = move || {
-                attempt.prepare()?;
-                attempt.finish(run_sql(&attempt)?)
-            };
-            blocking("sql", execute).await?
+            this.prepare()?;
+            this.finish(run_sql(this)?, Left::default())
         }
     }
-}
-
-/// Runs something that blocks on a thread of its own: the agent's runtime stays free to say that the worker lives.
-async fn blocking<T: Send + 'static>(name: &str, run: impl FnOnce() -> T + Send + 'static) -> Result<T, ExecuteError> {
-    on_thread(name, run).map_err(ExecuteError::Thread)?.await.map_err(|_| ExecuteError::Panicked)
 }
 
 /// Runs the query on a runtime of its own, with a thread a slot: a task that takes the whole worker.

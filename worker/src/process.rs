@@ -1,35 +1,32 @@
-//! Runs one program and ends it whole.
+//! Runs one program and ends it whole, on the thread that asks for it.
 //!
-//! Each program leads a process group of its own. Its streams are pumped by a thread, so that it never waits for
-//! anything but its consumer, and its end is seen by the same thread, which leaves it a zombie: as long as it is one,
-//! its process group's number cannot be given to anybody else, and killing the group hits only what the program left.
-//! Those who left the group too (`setsid`, daemons) become children of the worker, which is a subreaper; they are known by the
-//! scratch directory in their environment, and killed as well.
+//! Each program leads a process group of its own. The thread logs its streams, so that it never waits for anything but
+//! its consumer, and sees its end, which leaves it a zombie: as long as it is one, its process group's number cannot be
+//! given to anybody else, and killing the group hits only what the program left. Those who left the group too (`setsid`,
+//! daemons) become children of the worker, which is a subreaper; they are known by the scratch directory in their
+//! environment, and killed as well.
 
 mod children;
+mod watch;
 
 use std::{
-    io::{self, BufReader, Read, Write},
-    os::{
-        fd::AsFd,
-        unix::process::{CommandExt, ExitStatusExt},
-    },
+    io::{self, BufReader, Read},
+    os::unix::process::{CommandExt, ExitStatusExt},
     process::{Child, Command, ExitStatus, Stdio},
-    time::Duration,
+    sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    time::{Duration, Instant},
 };
 
-use rustix::{
-    event::{PollFd, PollFlags, poll},
-    io::Errno,
-    process::{Pid, Signal},
-};
-use tokio::sync::oneshot;
+use rustix::process::{Pid, Signal};
 use tokio_util::sync::CancellationToken;
 
-use self::children::{End, end_group, end_marked, signal, wait_for_group};
 pub(crate) use self::children::{become_subreaper, held, reap, spawn, while_nothing_is_spawned};
+use self::{
+    children::{End, end_group, end_marked, group_runs, signal},
+    watch::Watch,
+};
 use crate::{
-    guard::Guard,
+    guard::{Guard, Guarded},
     logs::{Sink, Tail},
     stop::{Stop, Why},
 };
@@ -41,15 +38,14 @@ pub(crate) const DRAIN_GRACE: Duration = Duration::from_secs(8);
 /// How long streams may go on once everything that could be found has been killed: what is in the pipes is read in no
 /// time, but whoever takes it may be writing to a slow volume.
 const STREAMS: Duration = Duration::from_secs(30);
+/// Between two looks at what has no event.
+const LOOK: Duration = Duration::from_millis(20);
 /// What one read of a pipe takes at most: what Linux's pipes hold.
 const CHUNK: usize = 64 << 10;
 
 /// Runs something on a thread of its own; the receiver fails if it panics.
-pub(crate) fn on_thread<T: Send + 'static>(
-    name: &str,
-    run: impl FnOnce() -> T + Send + 'static,
-) -> io::Result<oneshot::Receiver<T>> {
-    let (sender, receiver) = oneshot::channel();
+fn on_thread<T: Send + 'static>(name: &str, run: impl FnOnce() -> T + Send + 'static) -> io::Result<Receiver<T>> {
+    let (sender, receiver) = mpsc::channel();
     std::thread::Builder::new().name(name.to_owned()).spawn(move || {
         // Nobody may be waiting any more.
         let _ = sender.send(run());
@@ -78,7 +74,7 @@ pub(crate) type Output = BufReader<Watched>;
 pub(crate) struct Watched {
     pipe: io::PipeReader,
     /// Dropped at the pipe's end.
-    unread: Option<oneshot::Sender<()>>,
+    unread: Option<Sender<()>>,
 }
 
 impl Read for Watched {
@@ -104,6 +100,8 @@ pub(crate) struct Ended<F, T> {
     pub(crate) stderr: String,
     /// Whether it was told to end before it did.
     pub(crate) stopped: bool,
+    /// Whether nothing is left that it could have started.
+    pub(crate) whole: bool,
 }
 
 /// Why a program could not be run.
@@ -164,7 +162,7 @@ impl ProcessError {
 
 /// Runs a program to its end, or to the end that `stop` orders: SIGTERM to its group, SIGKILL after a grace, or at once
 /// for [`Why::Abort`]. When this returns, its group is gone, and so is everything else with `mark` in its environment.
-pub(crate) async fn run<F, T>(
+pub(crate) fn run<F, T>(
     mut command: Command,
     mark: &str,
     streams: Streams<impl FnOnce(io::PipeWriter) -> F + Send + 'static, impl FnOnce(Output) -> T + Send + 'static>,
@@ -194,16 +192,13 @@ where
     drop(command);
     let child = spawned.map_err(|source| ProcessError::Spawn { program: name.clone(), source })?;
     let group = Pid::from_child(&child);
-    let mut running = Running { child: Some(child), group, guard };
-    if let Some(guard) = guard {
-        guard.add(group);
-    }
+    let mut running = Running { child: Some(child), group, _guarded: guard.map(|guard| guard.add(group)) };
 
     let fed = in_write.map(|(feed, write)| on_thread("feed", move || feed(write))).transpose().map_err(no_streams)?;
     let mut logged = vec![(err_read, stderr)];
     let taken = match take {
         Some(take) => {
-            let (whole, read_whole) = oneshot::channel();
+            let (whole, read_whole) = mpsc::channel();
             let output = BufReader::with_capacity(CHUNK, Watched { pipe: out_read, unread: Some(whole) });
             Some((on_thread("take", move || take(output)).map_err(no_streams)?, read_whole))
         }
@@ -213,81 +208,89 @@ where
         }
     };
     let no_wait = |source| ProcessError::Wait { program: name.clone(), source };
-    let end_seen = End::of(group).map_err(no_wait)?;
-    let (ended, mut end) = oneshot::channel();
-    let tails = on_thread("streams", move || pump(end_seen, ended, logged)).map_err(no_streams)?;
-    let seen = tokio::select! {
-        seen = &mut end => Some(seen),
-        () = stop.ordered(Why::Drain) => None,
-    };
-    let stopped = seen.is_none();
-    let seen = match seen {
-        Some(seen) => seen,
-        None => {
-            signal(group, Signal::TERM);
-            let grace = if stop.why() == Some(Why::Drain) { DRAIN_GRACE } else { GRACE };
-            // A shell dies of the signal at once; what it started may be writing its checkpoint.
-            let all_end = async {
-                let seen = (&mut end).await;
-                wait_for_group(group).await;
-                seen
-            };
-            let in_time = tokio::select! {
-                seen = all_end => Some(seen),
-                // The grace between the two signals is time, by definition.
-                () = tokio::time::sleep(grace) => None,
-                () = stop.ordered(Why::Abort) => None,
-            };
-            match in_time {
-                Some(seen) => seen,
-                None => {
-                    signal(group, Signal::KILL);
-                    // Its leader may have been seen to end before.
-                    if end.is_terminated() { Ok(()) } else { end.await }
-                }
-            }
-        }
-    };
-    seen.map_err(|_| no_wait(io::Error::other("the thread at its streams failed")))?;
+    let mut watch = Watch::new(End::of(group).map_err(no_wait)?, logged);
+    let stopped = watch_to_the_end(&mut watch, group, stop).map_err(no_wait)?;
     // It is a zombie still, so that the group is its own.
     signal(group, Signal::KILL);
     let status = running.reap().map_err(no_wait)?;
-    end_group(group).await;
-    end_marked(mark).await;
+    let whole = end_group(group) & end_marked(mark);
     drop(running);
     fed_in_vain.cancel();
 
+    let until = Instant::now() + STREAMS;
     let panicked = |stream| ProcessError::Panicked { program: name.clone(), stream };
-    let (taken, read_whole) = taken.unzip();
-    let pumps = async {
-        let fed = match fed {
-            Some(fed) => Some(fed.await.map_err(|_| panicked("standard input"))?),
-            None => None,
-        };
-        // Of what was logged, standard error came first.
-        let [stderr, ..] = &tails.await.map_err(|_| panicked("streams"))?[..] else { return Err(panicked("streams")) };
-        let stderr = stderr.to_text();
-        if let Some(read_whole) = read_whole {
-            // Nothing is ever sent: the other end goes.
-            let _ = read_whole.await;
-        }
-        Ok((fed, stderr))
-    };
-    let in_time = tokio::time::timeout(STREAMS, pumps).await;
-    let (fed, stderr) = in_time.map_err(|_| ProcessError::HeldOpen { program: name.clone() })??;
-    // What takes the output may have much to do after the last byte: sorting, writing, syncing.
-    let taken = match taken {
-        Some(taken) => Some(taken.await.map_err(|_| panicked("standard output"))?),
+    let held_open = || ProcessError::HeldOpen { program: name.clone() };
+    if !watch.drain_streams(until).map_err(no_wait)? {
+        return Err(held_open());
+    }
+    let fed = match fed.map(|fed| fed.recv_timeout(until.saturating_duration_since(Instant::now()))) {
         None => None,
+        Some(Ok(fed)) => Some(fed),
+        Some(Err(RecvTimeoutError::Timeout)) => return Err(held_open()),
+        Some(Err(RecvTimeoutError::Disconnected)) => return Err(panicked("standard input")),
     };
-    Ok(Ended { status, fed, taken, stderr, stopped })
+    let taken = match taken {
+        None => None,
+        Some((taken, read_whole)) => {
+            // Nothing is ever sent: the other end goes.
+            let left = until.saturating_duration_since(Instant::now());
+            if read_whole.recv_timeout(left) == Err(RecvTimeoutError::Timeout) {
+                return Err(held_open());
+            }
+            // What takes the output may have much to do after the last byte: sorting, writing, syncing.
+            Some(taken.recv().map_err(|_| panicked("standard output"))?)
+        }
+    };
+    // Of what was logged, standard error came first.
+    let stderr = watch.finish().first().map(Tail::to_text).unwrap_or_default();
+    Ok(Ended { status, fed, taken, stderr, stopped, whole })
 }
 
-/// A program that must not outlive whoever runs it, even if that future is dropped.
+/// Logs a program's streams until it has ended, which it is told to once that is ordered. Says whether it was.
+fn watch_to_the_end(watch: &mut Watch, group: Pid, stop: &Stop) -> io::Result<bool> {
+    let bell = stop.bell()?;
+    while !watch.has_ended() {
+        if stop.why().is_some_and(|why| why >= Why::Drain) {
+            end_within_grace(watch, group, stop)?;
+            return Ok(true);
+        }
+        watch.turn(Some(bell), None)?;
+    }
+    Ok(false)
+}
+
+/// SIGTERM, and after the grace SIGKILL, to all of a group.
+fn end_within_grace(watch: &mut Watch, group: Pid, stop: &Stop) -> io::Result<()> {
+    let bell = stop.bell()?;
+    signal(group, Signal::TERM);
+    let until = Instant::now() + if stop.why() == Some(Why::Drain) { DRAIN_GRACE } else { GRACE };
+    let mut is_quiet = true;
+    loop {
+        // What is ordered from here on rings again.
+        bell.hush();
+        let now = Instant::now();
+        if stop.why() == Some(Why::Abort) || now >= until {
+            break;
+        }
+        // A shell dies of the signal at once; what it started may be writing its checkpoint.
+        if watch.has_ended() && is_quiet && !group_runs(group) {
+            return Ok(());
+        }
+        let next = if watch.has_ended() { until.min(now + LOOK) } else { until };
+        is_quiet = !watch.turn(Some(bell), Some(next))?;
+    }
+    signal(group, Signal::KILL);
+    while !watch.has_ended() {
+        watch.turn(None, None)?;
+    }
+    Ok(())
+}
+
+/// A program that must not outlive whoever runs it, whatever happens to that.
 struct Running<'a> {
     child: Option<Child>,
     group: Pid,
-    guard: Option<&'a Guard>,
+    _guarded: Option<Guarded<'a>>,
 }
 
 impl Running<'_> {
@@ -305,51 +308,7 @@ impl Drop for Running<'_> {
             signal(self.group, Signal::KILL);
             let _ = self.reap();
         }
-        if let Some(guard) = self.guard {
-            guard.remove(self.group);
-        }
     }
-}
-
-/// Tells when a program has ended, and logs its streams to their ends, which may come later. A log that cannot be written
-/// is no reason to stop the program. One thread for all: starting it costs as much as a short program.
-fn pump(end: End, ended: oneshot::Sender<()>, streams: Vec<(io::PipeReader, Sink)>) -> Vec<Tail> {
-    let mut buffer = vec![0; CHUNK];
-    let mut waiting = Some((end, ended));
-    let mut streams: Vec<_> = streams.into_iter().map(|(pipe, log)| (Some(pipe), log)).collect();
-    while waiting.is_some() || streams.iter().any(|(pipe, _)| pipe.is_some()) {
-        let open = streams.iter().enumerate().filter_map(|(at, (pipe, _))| Some((at, pipe.as_ref()?.as_fd())));
-        let (places, pipes): (Vec<_>, Vec<_>) = open.unzip();
-        let fds = waiting.iter().map(|(end, _)| end.as_fd()).chain(pipes);
-        let mut polled: Vec<_> = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
-        match poll(&mut polled, None) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => {
-                tracing::warn!(%error, "a program's streams cannot be waited for");
-                break;
-            }
-        }
-        let mut ready: Vec<_> = polled.iter().map(|fd| !fd.revents().is_empty()).collect();
-        if waiting.is_some() && ready.remove(0) {
-            // Whoever waited may have gone.
-            let _ = waiting.take().map(|(_, ended)| ended.send(()));
-        }
-        for at in places.into_iter().zip(ready).filter_map(|(at, ready)| ready.then_some(at)) {
-            let (pipe, log) = &mut streams[at];
-            match pipe.as_mut().map_or(Ok(0), |pipe| pipe.read(&mut buffer)) {
-                Ok(0) => *pipe = None,
-                Ok(read) => {
-                    let _ = log.write_all(&buffer[..read]);
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    tracing::warn!(%error, "a program's stream broke");
-                    *pipe = None;
-                }
-            }
-        }
-    }
-    streams.into_iter().map(|(_, log)| log.finish()).collect()
 }
 
 #[cfg(test)]

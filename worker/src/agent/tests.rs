@@ -15,8 +15,8 @@ use forebay_jobs::{
     link::{Link, LinkServer},
     plan::Plan,
     spec::{JobSpec, parse},
-    task::{OutputFile, TaskInput, TaskSpec},
-    wire::{CancelReply, CancelRequest, LinkFile, SERVER_NAME},
+    task::{Failure, OutputFile, TaskInput, TaskSpec},
+    wire::{Assignment, CancelReply, CancelRequest, LinkFile, SERVER_NAME},
 };
 use futures::{StreamExt, stream::BoxStream};
 use rcgen::{CertifiedKey, generate_simple_self_signed};
@@ -483,6 +483,24 @@ async fn a_worker_whose_coordinator_never_comes_back_ends_by_itself_and_leaves_w
     let pid = fs::read_to_string(this.dir.path().join("pid")).unwrap();
     assert!(!Path::new("/proc").join(pid.trim()).exists());
     assert_eq!(this.kept(1).await, [(0, Outcome::GivenBack)]);
+}
+
+#[tokio::test]
+async fn a_worker_that_is_dropped_takes_its_programs_with_it() {
+    let mut this = Fixture::start("[command]\nshell = 'echo $$ > @/p; mv @/p @/pid; exec sleep 1000'").await;
+    this.assign([(0, nothing())]);
+    this.appears("pid").await;
+    this.worker.abort();
+    assert!((&mut this.worker).await.unwrap_err().is_cancelled());
+    let process = Path::new("/proc").join(fs::read_to_string(this.dir.path().join("pid")).unwrap().trim());
+    for _ in 0..1000 {
+        if !process.exists() {
+            return;
+        }
+        // Dying takes a moment, and nobody waits for its thread any more.
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("its program goes on");
 }
 
 #[tokio::test]

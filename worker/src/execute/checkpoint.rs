@@ -13,6 +13,8 @@ use std::{
 use forebay_datasets::volume::{self, VolumeError};
 use forebay_jobs::id::{AttemptId, Epoch};
 
+use super::Spares;
+
 /// So many names of earlier attempts are tried, the latest first: most attempts before one have left a directory.
 const TRIED: usize = 256;
 
@@ -36,8 +38,8 @@ impl Of {
     }
 }
 
-/// The directory of an attempt, below that of all.
-pub(super) fn dir(all: &Path, id: AttemptId, of: Of) -> Result<PathBuf, VolumeError> {
+/// The directory of an attempt, below that of all; where there is nothing to take over, a task's is one of the spares.
+pub(super) fn dir(all: &Path, id: AttemptId, of: Of, spares: &Spares) -> Result<PathBuf, VolumeError> {
     let own = all.join(of.name(id));
     let numbers = (1..id.number).rev().filter(|_| !matches!(of, Of::TaskBeside));
     let earlier = numbers
@@ -52,10 +54,15 @@ pub(super) fn dir(all: &Path, id: AttemptId, of: Of) -> Result<PathBuf, VolumeEr
             Ok(true) => return Ok(own),
             Ok(false) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            // Another member of the gang was quicker; what stands here a member that is at work still has made anew.
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => return Ok(own),
             Err(error) => return Err(VolumeError::io("take over", &theirs, error)),
         }
     }
-    volume::create_dir(&own)?;
+    match of {
+        Of::Gang => volume::create_dir(&own)?,
+        Of::Task | Of::TaskBeside => spares.give(&own)?,
+    }
     Ok(own)
 }
 
@@ -72,7 +79,7 @@ mod tests {
     #[test]
     fn an_attempt_goes_on_where_the_latest_before_it_was_and_that_one_writes_there_no_more() {
         let all = tempfile::tempdir().unwrap();
-        let dir = |number, epoch, of| dir(all.path(), attempt(number, epoch), of).unwrap();
+        let dir = |number, epoch, of| dir(all.path(), attempt(number, epoch), of, &Spares::default()).unwrap();
         let first = dir(1, 1, Of::Task);
         fs::write(first.join("state"), "1").unwrap();
         // Numbers and epochs in between were of attempts that no program was started for.
@@ -85,13 +92,16 @@ mod tests {
         assert_eq!(fs::read(sixth.join("state")).unwrap(), b"1");
         assert!(!fourth.exists());
         let other = AttemptId { task: TaskId { phase: 1, index: 7 }, ..attempt(7, 4) };
-        assert_eq!(fs::read_dir(super::dir(all.path(), other, Of::Task).unwrap()).unwrap().count(), 0);
+        let other = super::dir(all.path(), other, Of::Task, &Spares::default()).unwrap();
+        assert_eq!(fs::read_dir(other).unwrap().count(), 0);
     }
+
     #[test]
     fn the_members_of_a_gang_share_a_directory_whichever_of_them_comes_first() {
         let all = tempfile::tempdir().unwrap();
         let member = |index, number, epoch| AttemptId { task: TaskId { phase: 0, index }, ..attempt(number, epoch) };
-        let dir = |index, number, epoch| dir(all.path(), member(index, number, epoch), Of::Gang).unwrap();
+        let dir =
+            |index, number, epoch| dir(all.path(), member(index, number, epoch), Of::Gang, &Spares::default()).unwrap();
         assert_eq!(dir(0, 1, 1), dir(1, 1, 1));
         fs::write(dir(0, 1, 1).join("state"), "1").unwrap();
         // Side by side, as on many hosts.
@@ -103,6 +113,8 @@ mod tests {
         assert_eq!(fs::read(second[0].join("state")).unwrap(), b"1");
         // A member of the first try that is at work still takes nothing back.
         assert_eq!(fs::read_dir(dir(3, 1, 1)).unwrap().count(), 0);
+        fs::write(dir(3, 1, 1).join("state"), "late").unwrap();
+        assert_eq!(fs::read(dir(4, 2, 2).join("state")).unwrap(), b"1");
         assert_eq!(fs::read(dir(3, 3, 2).join("state")).unwrap(), b"1");
     }
 }

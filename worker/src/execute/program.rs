@@ -25,7 +25,7 @@ use rustix::fs::Access;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Attempt, Bench, ExecuteError, blocking,
+    Attempt, Bench, ExecuteError, Left,
     checkpoint::{self, Of},
     scratch::WORK,
 };
@@ -41,26 +41,27 @@ const COPIED: u64 = 1 << 20;
 const PLAN: &str = "plan.ndjson";
 
 /// Runs a program that reads and writes files.
-pub(super) async fn run_command(
+pub(super) fn run_command(
     this: &Arc<Attempt>,
     program: &Program,
     files: &BTreeMap<String, String>,
     env: &BTreeMap<String, String>,
-) -> Result<(), ExecuteError> {
-    let (command, limit) = command(this, program, files, env).await?;
+) -> Result<Left, ExecuteError> {
+    let prepared = prepare(this, program, files, env)?;
     let nothing = None::<fn(io::PipeWriter, CancellationToken)>;
-    let ended = run_program(this, (command, limit), nothing, None::<fn(Output)>).await?;
-    check(ended.status, ended.stderr)
+    let (ended, left) = run_program(this, prepared, nothing, None::<fn(Output)>)?;
+    check(ended.status, ended.stderr)?;
+    Ok(left)
 }
 
 /// Runs a program that reads its task's input and writes its task's output as lines.
-pub(super) async fn run_filter(
+pub(super) fn run_filter(
     this: &Arc<Attempt>,
     program: &Program,
     files: &BTreeMap<String, String>,
     env: &BTreeMap<String, String>,
-) -> Result<TaskOutput, ExecuteError> {
-    let command = command(this, program, files, env).await?;
+) -> Result<(TaskOutput, Left), ExecuteError> {
+    let prepared = prepare(this, program, files, env)?;
     let (feeder, taker) = (Arc::clone(this), Arc::clone(this));
     let feed = move |pipe: io::PipeWriter, in_vain: CancellationToken| {
         let fed = mapreduce::program::feed(&TaskContext { cancel: &in_vain, ..feeder.context(1) }, pipe);
@@ -71,20 +72,20 @@ pub(super) async fn run_filter(
         }
     };
     let take = move |output: Output| mapreduce::program::take(&taker.context(1), output);
-    let ended = run_program(this, command, Some(feed), Some(take)).await?;
+    let (ended, left) = run_program(this, prepared, Some(feed), Some(take))?;
     // Without its whole input, or with nobody to take its output, what the program itself says means nothing.
     let output = ended.taken.transpose()?.unwrap_or_default();
     ended.fed.transpose()?;
     check(ended.status, ended.stderr)?;
-    Ok(output)
+    Ok((output, left))
 }
 
-async fn run_program<F: Send + 'static, T: Send + 'static>(
+fn run_program<F: Send + 'static, T: Send + 'static>(
     this: &Attempt,
-    (command, limit): (Command, Option<Limit>),
+    Prepared { command, limit, checkpoint_dir }: Prepared,
     feed: Option<impl FnOnce(io::PipeWriter, CancellationToken) -> F + Send + 'static>,
     take: Option<impl FnOnce(Output) -> T + Send + 'static>,
-) -> Result<Ended<F, T>, ExecuteError> {
+) -> Result<(Ended<F, T>, Left), ExecuteError> {
     let sink = |stream| this.bench.logs.sink(this.id, stream);
     let fed_in_vain = this.stop.token().child_token();
     let in_vain = fed_in_vain.clone();
@@ -92,61 +93,71 @@ async fn run_program<F: Send + 'static, T: Send + 'static>(
     let streams = Streams { feed, fed_in_vain, take, stdout: sink(Stream::Stdout), stderr: sink(Stream::Stderr) };
     // As `command::environment` writes it.
     let mark = format!("FOREBAY_SCRATCH_DIR={}", this.scratch_dir.display());
-    let ended = process::run(command, &mark, streams, &this.stop, this.bench.guard.as_ref()).await?;
+    let ended = process::run(command, &mark, streams, &this.stop, this.bench.guard.as_ref())?;
     if let Some(limit) = limit.filter(|limit| !ended.stopped && limit.was_exceeded()) {
         return Err(ExecuteError::OutOfMemory { limit: limit.bytes });
     }
     // A program that was told to end has not done its work, whatever it says.
-    if ended.stopped { Err(ExecuteError::Stopped) } else { Ok(ended) }
+    if ended.stopped {
+        return Err(ExecuteError::Stopped);
+    }
+    // That of a gang is the others' too.
+    let checkpoint_dir = Some(checkpoint_dir).filter(|_| this.rendezvous.is_none());
+    let left = Left { checkpoint_dir, whole: ended.whole };
+    Ok((ended, left))
 }
 
 fn check(status: ExitStatus, stderr: String) -> Result<(), ExecuteError> {
     if status.success() { Ok(()) } else { Err(ExecuteError::Status { status, stderr }) }
 }
 
+/// A program that can be started.
+struct Prepared {
+    command: Command,
+    limit: Option<Limit>,
+    checkpoint_dir: PathBuf,
+}
+
 /// A program with its environment, in a directory of its own that holds the files shipped with the run.
-async fn command(
-    this: &Arc<Attempt>,
+fn prepare(
+    this: &Attempt,
     program: &Program,
     files: &BTreeMap<String, String>,
     env: &BTreeMap<String, String>,
-) -> Result<(Command, Option<Limit>), ExecuteError> {
-    let (attempt, program) = (Arc::clone(this), program.clone());
-    let (env, names) = (env.clone(), files.keys().cloned().collect::<Vec<_>>());
-    let prepare = move || -> Result<(Command, Option<Limit>), ExecuteError> {
-        attempt.prepare()?;
-        let limit = attempt.share.memory.map(|bytes| attempt.bench.groups.limit(attempt.id, bytes));
-        let limit = limit.transpose().map_err(ExecuteError::Limit)?;
-        let mut command = command_of(&program, &env, limit.as_ref())?;
-        let run_dir = attempt.bench.volume.run_dir(attempt.bench.run.as_str());
-        let work_dir = attempt.scratch_dir.join(WORK);
-        let of = match (&attempt.rendezvous, attempt.beside) {
-            (Some(_), _) => Of::Gang,
-            (None, true) => Of::TaskBeside,
-            (None, false) => Of::Task,
-        };
-        let checkpoint_dir = checkpoint::dir(&run_dir.join("checkpoints"), attempt.id, of)?;
-        if let Some(rendezvous) = attempt.rendezvous.as_ref().filter(|_| attempt.id.task.index == 0) {
-            // It is the first member's to listen there, and may have been taken by anybody.
-            TcpListener::bind((Ipv4Addr::UNSPECIFIED, rendezvous.port)).map_err(ExecuteError::PortTaken)?;
-        }
-        for name in names {
-            ship(&run_dir.join("files"), &work_dir, name)?;
-        }
-        let context = ProgramContext {
-            run: &attempt.bench.run,
-            attempt: attempt.id,
-            data: &data(&attempt.bench, &run_dir)?,
-            checkpoint_dir: &checkpoint_dir,
-            deadline: attempt.deadline,
-            slot: &attempt.share,
-            rendezvous: attempt.rendezvous.as_ref(),
-            env: &env,
-        };
-        command.envs(command::environment(&attempt.context(1), &context)?).current_dir(work_dir);
-        Ok((command, limit))
+) -> Result<Prepared, ExecuteError> {
+    this.prepare()?;
+    let bench = &this.bench;
+    let limit = this.share.memory.map(|bytes| bench.groups.limit(this.id, bytes));
+    let limit = limit.transpose().map_err(ExecuteError::Limit)?;
+    let mut command = command_of(program, env, limit.as_ref())?;
+    let run_dir = bench.volume.run_dir(bench.run.as_str());
+    let work_dir = this.scratch_dir.join(WORK);
+    let (checkpoints, spares) = (run_dir.join("checkpoints"), &bench.spare_checkpoints);
+    let of = match (&this.rendezvous, this.beside) {
+        (Some(_), _) => Of::Gang,
+        (None, true) => Of::TaskBeside,
+        (None, false) => Of::Task,
     };
-    blocking("prepare", prepare).await?
+    let checkpoint_dir = checkpoint::dir(&checkpoints, this.id, of, spares)?;
+    if let Some(rendezvous) = this.rendezvous.as_ref().filter(|_| this.id.task.index == 0) {
+        // It is the first member's to listen there, and may have been taken by anybody.
+        TcpListener::bind((Ipv4Addr::UNSPECIFIED, rendezvous.port)).map_err(ExecuteError::PortTaken)?;
+    }
+    for name in files.keys() {
+        ship(&run_dir.join("files"), &work_dir, name)?;
+    }
+    let context = ProgramContext {
+        run: &bench.run,
+        attempt: this.id,
+        data: &data(bench, &run_dir)?,
+        checkpoint_dir: &checkpoint_dir,
+        deadline: this.deadline,
+        slot: &this.share,
+        rendezvous: this.rendezvous.as_ref(),
+        env,
+    };
+    command.envs(command::environment(&this.context(1), &context)?).current_dir(work_dir);
+    Ok(Prepared { command, limit, checkpoint_dir })
 }
 
 fn command_of(
@@ -202,12 +213,12 @@ fn data(bench: &Bench, run_dir: &Path) -> Result<String, PlanError> {
 }
 
 /// Gives an attempt its own copy of a shipped file.
-fn ship(from: &Path, to: &Path, name: String) -> Result<(), ExecuteError> {
-    if name.is_empty() || !Path::new(&name).components().all(|part| matches!(part, Component::Normal(_))) {
-        return Err(ExecuteError::BadName(name));
+fn ship(from: &Path, to: &Path, name: &str) -> Result<(), ExecuteError> {
+    if name.is_empty() || !Path::new(name).components().all(|part| matches!(part, Component::Normal(_))) {
+        return Err(ExecuteError::BadName(name.to_owned()));
     }
-    volume::create_dirs_below(to, Path::new(&name))?;
-    let (from, to) = (from.join(&name), to.join(&name));
+    volume::create_dirs_below(to, Path::new(name))?;
+    let (from, to) = (from.join(name), to.join(name));
     let size = fs::metadata(&from).map_err(|error| VolumeError::io("open", &from, error))?.len();
     if size > COPIED && fs::hard_link(&from, &to).is_ok() {
         return Ok(());

@@ -2,10 +2,15 @@
 
 use std::{
     collections::BTreeSet,
-    fs, io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    fs::{self, File},
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::FileExt,
+    },
     process::{Child, Command, ExitStatus},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError, RwLock},
+    thread::sleep,
     time::Duration,
 };
 
@@ -14,10 +19,12 @@ use rustix::process::{
     waitpgid, waitpid,
 };
 
-/// The children of this process, so that reaping orphans never takes a child's status from whoever waits for it. Held
-/// while a child is spawned, and while files are written that are to be executed: a child that is forked between
-/// open and close would keep them open for writing, and their execution would fail (ETXTBSY).
+/// The children that this process has spawned and not reaped, so that reaping orphans never takes a child's status from
+/// whoever waits for it.
 static CHILDREN: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+/// Shared by those who spawn. Whoever has it alone knows that every child is in [`CHILDREN`] that was not adopted, and
+/// that nobody is between a fork and an execution.
+static SPAWNING: RwLock<()> = RwLock::new(());
 
 /// Locks; what a panic left is whole, since every change here is one call.
 pub(crate) fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -26,9 +33,9 @@ pub(crate) fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Spawns a child and knows it from then on. Every child of a worker is spawned here and reaped by [`reap`].
 pub(crate) fn spawn(command: &mut Command) -> io::Result<Child> {
-    let mut children = held(&CHILDREN);
+    let _spawning = SPAWNING.read().unwrap_or_else(PoisonError::into_inner);
     let child = command.spawn()?;
-    children.insert(Pid::from_child(&child).as_raw_nonzero().get());
+    held(&CHILDREN).insert(Pid::from_child(&child).as_raw_nonzero().get());
     Ok(child)
 }
 
@@ -40,9 +47,10 @@ pub(crate) fn reap(child: &mut Child) -> io::Result<ExitStatus> {
     status
 }
 
-/// Does something during which no child is spawned.
+/// Does something during which no child is spawned. Files that are to be executed are written so: a child that is forked
+/// between open and close would keep them open for writing, and their execution would fail (ETXTBSY).
 pub(crate) fn while_nothing_is_spawned<T>(act: impl FnOnce() -> T) -> T {
-    let _children = held(&CHILDREN);
+    let _alone = SPAWNING.write().unwrap_or_else(PoisonError::into_inner);
     act()
 }
 
@@ -69,16 +77,8 @@ impl AsFd for End {
     }
 }
 
-/// Waits until nothing of a group runs any more, be its leader an unreaped zombie. The kernel has no event for that, so
-/// this looks.
-pub(super) async fn wait_for_group(group: Pid) {
-    while group_runs(group) {
-        // Until the next look.
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-fn group_runs(group: Pid) -> bool {
+/// Whether anything of a group still runs, be its leader an unreaped zombie.
+pub(super) fn group_runs(group: Pid) -> bool {
     let runs = |entry: fs::DirEntry| {
         let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
         // The name may hold anything, parentheses too: proc(5).
@@ -97,31 +97,37 @@ pub(super) fn signal(group: Pid, signal: Signal) {
     }
 }
 
-/// Waits until nothing of a killed group is left. Its orphans are this process's to reap, and no call waits for a group
-/// with an end to its patience: so this looks, at growing intervals.
-pub(super) async fn end_group(group: Pid) {
+/// Waits until nothing of a killed group is left, and says whether that came true. Its orphans are this process's to
+/// reap, and no call waits for a group with an end to its patience: so this looks, at growing intervals.
+pub(super) fn end_group(group: Pid) -> bool {
     for pause in pauses() {
         while let Ok(Some(_)) = waitpgid(group, WaitOptions::NOHANG) {}
         if test_kill_process_group(group).is_err() {
-            return;
+            return true;
         }
         // Until the next look.
-        tokio::time::sleep(pause).await;
+        sleep(pause);
     }
     tracing::warn!(group = group.as_raw_nonzero(), "a killed process group does not end");
+    false
 }
 
-/// Kills the orphans that left their group, and those that they leave behind. Who dies gives no event of whom it leaves,
-/// so this looks, at growing intervals.
-pub(super) async fn end_marked(mark: &str) {
+/// Kills the orphans that left their group, and those that they leave behind; says whether it is known that no orphan at
+/// all is left. Who dies gives no event of whom it leaves, so this looks, at growing intervals.
+pub(super) fn end_marked(mark: &str) -> bool {
     for pause in pauses() {
-        if !kill_marked_orphans(mark) {
-            return;
+        let Ok(orphans) = orphans() else { return false };
+        if orphans.is_empty() {
+            return true;
+        }
+        if !kill_marked(&orphans, mark) {
+            return false;
         }
         // Until the next look.
-        tokio::time::sleep(pause).await;
+        sleep(pause);
     }
     tracing::warn!(mark, "killed processes do not end");
+    false
 }
 
 /// Two seconds, the first looks in quick succession.
@@ -129,12 +135,11 @@ fn pauses() -> impl Iterator<Item = Duration> {
     (0..50).map(|turn: u64| Duration::from_millis((1 << turn.min(5)) + turn))
 }
 
-/// One look at this process's adopted children. Says whether another look could show more: one had the mark, or has just
-/// ended and may leave children of its own, or is about to end or to execute and shows no environment.
-fn kill_marked_orphans(mark: &str) -> bool {
-    let children = held(&CHILDREN);
+/// Kills those with the mark. Says whether another look could show more: one had the mark, or has just ended and may leave
+/// children of its own, or is about to end or to execute and shows no environment.
+fn kill_marked(orphans: &[Pid], mark: &str) -> bool {
     let mut found = false;
-    for pid in own_children().into_iter().filter(|pid| !children.contains(pid)).filter_map(Pid::from_raw) {
+    for pid in orphans.iter().copied() {
         let environment = match fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())) {
             Ok(environment) => environment,
             // Another user's, by now.
@@ -154,8 +159,35 @@ fn kill_marked_orphans(mark: &str) -> bool {
     found
 }
 
-fn own_children() -> Vec<i32> {
-    let tasks = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
-    lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
+/// The children that this process has adopted.
+fn orphans() -> io::Result<Vec<Pid>> {
+    let unknown = |pids: &mut Vec<i32>| {
+        let known = held(&CHILDREN);
+        pids.retain(|pid| !known.contains(pid));
+    };
+    let mut pids = of_main_thread()?;
+    unknown(&mut pids);
+    if !pids.is_empty() {
+        // One of them may be a child that is being spawned.
+        let _alone = SPAWNING.write().unwrap_or_else(PoisonError::into_inner);
+        unknown(&mut pids);
+    }
+    Ok(pids.into_iter().filter_map(Pid::from_raw).collect())
+}
+
+/// The children of the main thread. A subreaper's first thread that is not about to end adopts (`find_new_reaper` in the
+/// kernel's exit.c), and a process's main thread lives as long as it does.
+fn of_main_thread() -> io::Result<Vec<i32>> {
+    static LIST: OnceLock<io::Result<File>> = OnceLock::new();
+    let open = || File::open(format!("/proc/self/task/{}/children", std::process::id()));
+    // A kernel without CONFIG_PROC_CHILDREN has none.
+    let list = LIST.get_or_init(open).as_ref().map_err(|error| error.kind())?;
+    let (mut text, mut chunk) = (Vec::new(), [0; 4096]);
+    loop {
+        match list.read_at(&mut chunk, text.len() as u64)? {
+            0 => break,
+            read => text.extend_from_slice(&chunk[..read]),
+        }
+    }
+    Ok(String::from_utf8_lossy(&text).split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect())
 }

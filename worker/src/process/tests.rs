@@ -1,6 +1,6 @@
 //! Real programs, as they come.
 
-use std::{fs, path::Path, sync::Arc, time::Instant};
+use std::{fs, io::Write, path::Path, sync::Arc, time::Instant};
 
 use forebay_jobs::id::{AttemptId, Epoch, TaskId};
 
@@ -46,7 +46,9 @@ impl Bench {
 
     async fn run(&self, text: &str, stop: &Stop) -> Ended<(), ()> {
         let streams = self.streams(None::<NoFeed>, None::<NoTake>);
-        run(self.shell(text), &self.mark, streams, stop, None).await.unwrap()
+        let (command, mark, stop) = (self.shell(text), self.mark.clone(), stop.clone());
+        let run = move || run(command, &mark, streams, &stop, None);
+        tokio::task::spawn_blocking(run).await.unwrap().unwrap()
     }
 
     fn printed(&self) -> (u64, u64) {
@@ -116,6 +118,19 @@ async fn what_a_program_leaves_behind_ends_with_it() {
 }
 
 #[tokio::test]
+async fn what_may_be_left_of_a_program_is_told() {
+    let bench = Bench::new();
+    // Without an environment nothing tells whose it is.
+    let text = "env -i setsid sh -c 'echo $$ > leaves; exec sleep 1000' >/dev/null 2>&1 &
+        while ! [ -s leaves ]; do :; done";
+    assert!(!bench.run(text, &Stop::default()).await.whole);
+    let leaves = bench.dir.path().join("leaves");
+    assert!(is_running(&leaves));
+    let pid = fs::read_to_string(leaves).unwrap().trim().parse().unwrap();
+    rustix::process::kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+}
+
+#[tokio::test]
 async fn sigterm_comes_first_and_lets_a_program_end_by_itself() {
     let bench = Bench::new();
     let stop = Stop::default();
@@ -162,8 +177,8 @@ async fn an_abort_cuts_the_grace_short() {
     assert!(started.elapsed() < GRACE);
 }
 
-#[tokio::test]
-async fn input_is_fed_and_output_is_taken() {
+#[test]
+fn input_is_fed_and_output_is_taken() {
     let bench = Bench::new();
     let feed = |mut pipe: io::PipeWriter| pipe.write_all(&[b'x'; 1 << 20]);
     let take = |mut output: Output| {
@@ -171,26 +186,26 @@ async fn input_is_fed_and_output_is_taken() {
         output.read_to_end(&mut bytes).map(|_| bytes.len())
     };
     let streams = bench.streams(Some(feed), Some(take));
-    let ended = run(bench.shell("cat"), &bench.mark, streams, &Stop::default(), None).await.unwrap();
+    let ended = run(bench.shell("cat"), &bench.mark, streams, &Stop::default(), None).unwrap();
     assert!(ended.fed.unwrap().is_ok());
     assert_eq!(ended.taken.unwrap().unwrap(), 1 << 20);
     // One that does not read to the end breaks the pipe.
     let streams = bench.streams(Some(feed), None::<NoTake>);
-    let ended = run(bench.shell("exit 0"), &bench.mark, streams, &Stop::default(), None).await.unwrap();
+    let ended = run(bench.shell("exit 0"), &bench.mark, streams, &Stop::default(), None).unwrap();
     assert_eq!(ended.fed.unwrap().unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     assert!(ended.status.success());
 }
 
-#[tokio::test]
-async fn a_program_that_is_not_there_is_no_reason_to_try_again() {
+#[test]
+fn a_program_that_is_not_there_is_no_reason_to_try_again() {
     let bench = Bench::new();
     let streams = || bench.streams(None::<NoFeed>, None::<NoTake>);
     let stop = Stop::default();
     let start = |program: String| run(Command::new(program), &bench.mark, streams(), &stop, None);
-    let error = start("no-such-program".into()).await.unwrap_err();
+    let error = start("no-such-program".into()).unwrap_err();
     assert_eq!(error.to_string(), "cannot start `no-such-program`");
     assert!(!error.is_retryable());
     let file = bench.dir.path().join("file");
     fs::write(&file, "no program").unwrap();
-    assert!(!start(file.display().to_string()).await.unwrap_err().is_retryable());
+    assert!(!start(file.display().to_string()).unwrap_err().is_retryable());
 }

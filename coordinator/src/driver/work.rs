@@ -315,7 +315,7 @@ impl<'a> Work<'a> {
     fn cut_rest(&self, task: TaskId, rest: Split) -> Result<Vec<Split>, Failure> {
         match self.task(task).map(|task| task.input) {
             Some(TaskInput::Split(split)) if split.has_tail(&rest) => {
-                Ok(rest.cut(self.session.machine.slots(), LEAST_REST))
+                Ok(rest.cut(self.session.machine.quick_slots(), LEAST_REST))
             }
             _ => Err(Failure::BadOutput { message: "it says to have left what it was not to read".to_owned() }),
         }

@@ -67,7 +67,8 @@ impl Run {
 
     /// Workers that have room for another attempt of this phase, and time.
     fn takers(&self, phase: u32, depth: usize, now: Millis) -> impl Iterator<Item = &WorkerId> {
-        self.workers.below(depth, self.usual_in(phase).unwrap_or(0) / 1000, now)
+        // It is with tasks of the first phase that a worker is found to be slow.
+        self.workers.below(depth, self.usual_in(phase).unwrap_or(0) / 1000, phase == 0, now)
     }
 
     /// What an attempt of a phase took lately, in microseconds.

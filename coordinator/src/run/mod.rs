@@ -472,7 +472,7 @@ impl Run {
             Event::Yields { attempt, at } => {
                 self.change_holding(*attempt, |holding| holding.yields = Some(*at));
                 if let Some(worker) = self.holding(*attempt).map(|holding| holding.worker.clone()) {
-                    self.workers.touch(&worker);
+                    self.workers.is_slow(&worker);
                 }
             }
             Event::GangBroke => self.gang_is_broken = true,
@@ -651,9 +651,9 @@ impl Run {
         self.holding(attempt).is_some_and(|holding| holding.yields.is_some())
     }
 
-    /// Slots of all workers that can be given something.
-    pub fn slots(&self) -> u32 {
-        u32::try_from(self.workers.slots()).unwrap_or(u32::MAX)
+    /// Slots in which what a slow task has not read can be read.
+    pub fn quick_slots(&self) -> u32 {
+        u32::try_from(self.workers.quick_slots()).unwrap_or(u32::MAX)
     }
 
     /// All tasks in order.

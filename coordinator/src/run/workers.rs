@@ -29,6 +29,8 @@ pub(super) struct Worker {
     pub(super) given: Millis,
     /// It takes nothing more.
     pub(super) drains: bool,
+    /// It was so slow with a task that others have to do the rest.
+    pub(super) slow: bool,
     /// When it came, and when it has to end.
     pub(super) time: Option<(Millis, Millis)>,
 }
@@ -73,6 +75,8 @@ pub(super) struct Workers {
     absent: BTreeSet<(Millis, WorkerId)>,
     /// Of those that can be given something.
     slots: usize,
+    /// How many of these are slow.
+    slow: usize,
     /// By any.
     held: usize,
 }
@@ -122,10 +126,21 @@ impl Workers {
         self.held
     }
 
-    /// Those with less than `depth` behind each slot and enough time for what usually takes so long, the least first.
-    pub(super) fn below(&self, depth: usize, usual: u64, now: Millis) -> impl Iterator<Item = &WorkerId> {
+    /// Those with less than `depth` behind each slot and enough time for what usually takes so long, the least first. Of
+    /// those that were found to be slow none, if they are to be spared and there are others.
+    pub(super) fn below(
+        &self,
+        depth: usize,
+        usual: u64,
+        spare_slow: bool,
+        now: Millis,
+    ) -> impl Iterator<Item = &WorkerId> {
         let below = self.by_load.iter().take_while(move |((behind, _), _)| *behind < depth).map(|(_, id)| id);
-        below.filter(move |id| self.joined[*id].has_time(usual, now))
+        let spare_slow = spare_slow && self.slow > 0 && self.slow < self.by_load.len();
+        below.filter(move |id| {
+            let worker = &self.joined[*id];
+            worker.has_time(usual, now) && !(spare_slow && worker.slow)
+        })
     }
 
     /// Tasks that workers which have not joined yet could begin at once: who came first leaves them to them.
@@ -139,7 +154,7 @@ impl Workers {
         let mut worker = self.take(&id).unwrap_or_default();
         // Another process of the same name has not begun to end, and has a time of its own.
         if worker.process != hello.process {
-            (worker.drains, worker.proven, worker.time) = (false, false, None);
+            (worker.drains, worker.slow, worker.proven, worker.time) = (false, false, false, None);
         }
         (worker.slots, worker.process, worker.absent_since) = (hello.slots.max(1), hello.process, None);
         worker.time = hello.until.map(|until| (worker.time.map_or(at, |(came, _)| came), until));
@@ -177,6 +192,7 @@ impl Workers {
             None if worker.drains => {}
             None => {
                 self.slots += worker.slots as usize;
+                self.slow += usize::from(worker.slow);
                 self.by_load.insert((worker.load(), id.clone()));
             }
         }
@@ -191,6 +207,7 @@ impl Workers {
             None if worker.drains => {}
             None => {
                 self.slots -= worker.slots as usize;
+                self.slow -= usize::from(worker.slow);
                 self.by_load.remove(&(worker.load(), id.clone()));
             }
         }
@@ -204,11 +221,20 @@ impl Workers {
         }
     }
 
-    /// A worker is to be told something of what it holds.
-    pub(super) fn touch(&mut self, id: &WorkerId) {
-        if let Some(worker) = self.joined.get_mut(id) {
+    /// A worker is slow, and is to be told that others do the rest of something.
+    pub(super) fn is_slow(&mut self, id: &WorkerId) {
+        if let Some(mut worker) = self.take(id) {
+            worker.slow = true;
             worker.version += 1;
+            self.insert(id.clone(), worker);
         }
+    }
+
+    /// Slots of those that can be given something and are not slow; of all, if there are no others.
+    pub(super) fn quick_slots(&self) -> usize {
+        let quick = self.by_load.iter().map(|(_, id)| &self.joined[id]).filter(|worker| !worker.slow);
+        let slots = quick.map(|worker| worker.slots as usize).sum();
+        if slots == 0 { self.slots } else { slots }
     }
 
     pub(super) fn prove(&mut self, id: &WorkerId) {

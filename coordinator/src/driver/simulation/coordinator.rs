@@ -35,6 +35,13 @@ pub(super) fn split(machine: &Run, task: TaskId) -> Split {
     machine.rest(task).cloned().unwrap_or_else(planned)
 }
 
+fn length(piece: &Piece) -> u64 {
+    match piece.part {
+        Part::Bytes { length, .. } => length,
+        Part::Whole | Part::RowGroups { .. } => piece.size,
+    }
+}
+
 /// A coordinator's process.
 pub(super) struct Coordinator {
     pub(super) machine: Run,
@@ -161,7 +168,10 @@ impl Coordinator {
         let (worker, attempt) = (done.worker.clone(), done.attempt);
         self.workers.checked(&worker, attempt);
         let bad = || Failure::BadOutput { message: "there is no such output".to_owned() };
-        vec![match made.contains_key(&attempt) {
+        // Files of another part of the split than is claimed would not be those that are reported.
+        let bytes = |split: &Split| split.pieces.iter().map(length).sum::<u64>();
+        let claimed = bytes(&split(&self.machine, attempt.task)) - done.rest.iter().map(bytes).sum::<u64>();
+        vec![match made.get(&attempt).is_some_and(|read| bytes(read) == claimed) {
             true => Input::Done(done),
             false => Input::Failed { worker, attempt, failure: bad() },
         }]

@@ -6,7 +6,10 @@ use std::{
     hash::{Hash, Hasher},
 };
 
-use super::{Action, Ending, NoticedBy, world::World};
+use super::{
+    Action, Ending, NoticedBy,
+    world::{World, config},
+};
 
 /// Steps of a history at most.
 const DEPTH: usize = 6;
@@ -36,7 +39,7 @@ fn steps(world: &World) -> Vec<Action> {
 }
 
 fn after(history: &[Action]) -> Result<World, String> {
-    let mut world = World::new(vec![1], false, false);
+    let mut world = World::new(vec![1], false, config());
     // The task is in a slot, which its worker has yet to tell.
     for action in [Action::Join(1), Action::Join(1), Action::Deliver(0)].iter().chain(history) {
         world.take(action.clone())?;

@@ -15,8 +15,8 @@ mod world;
 
 use proptest::prelude::*;
 
-use self::world::World;
-use crate::run::EndState;
+use self::world::{World, config};
+use crate::run::{EndState, RunConfig};
 
 /// A step of a history. Numbers pick among what is there; where there is nothing, nothing happens.
 #[derive(Clone, Debug)]
@@ -112,9 +112,14 @@ proptest! {
         tasks in 1u32..10,
         reduces in 0u32..3,
         early in any::<bool>(),
+        (speculate, resplit) in any::<(bool, bool)>(),
+        timeout in prop::option::weighted(0.2, 5_000u64..20_000),
+        readers in prop::option::weighted(0.2, 1u32..4),
+        ramp in prop_oneof![4 => Just(0), 1 => 1u64..10_000],
     ) {
         let phases = if reduces > 0 { vec![tasks, reduces] } else { vec![tasks] };
-        live_through(World::new(phases, early, false), actions)?;
+        let config = RunConfig { speculate, resplit, timeout, readers, ramp, ..config() };
+        live_through(World::new(phases, early, config), actions)?;
     }
 
     #[test]
@@ -124,7 +129,8 @@ proptest! {
         members in 1u32..=3,
         early in any::<bool>(),
     ) {
-        live_through(World::new(vec![members], early, true), actions)?;
+        let config = RunConfig { gang: true, speculate: false, resplit: false, max_failures: 0, ..config() };
+        live_through(World::new(vec![members], early, config), actions)?;
     }
 }
 

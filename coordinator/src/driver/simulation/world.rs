@@ -25,6 +25,24 @@ const SILENCE: u64 = 15_000;
 /// Rounds in which everything is done once that can be done.
 const ROUNDS: usize = 2_000;
 
+/// What most runs are like.
+pub(super) fn config() -> RunConfig {
+    RunConfig {
+        attempts: 3,
+        backoff_first: 100,
+        backoff_last: 1_000,
+        timeout: None,
+        max_failures: 2,
+        speculate: true,
+        resplit: true,
+        gang: false,
+        workers: 3,
+        readers: None,
+        ramp: 0,
+        export: false,
+    }
+}
+
 pub(super) struct World {
     now: u64,
     config: RunConfig,
@@ -61,21 +79,7 @@ struct Packet {
 
 impl World {
     /// A run with its first coordinator.
-    pub(super) fn new(phases: Vec<u32>, early: bool, gang: bool) -> Self {
-        let config = RunConfig {
-            attempts: 3,
-            backoff_first: 100,
-            backoff_last: 1_000,
-            timeout: None,
-            max_failures: if gang { 0 } else { 2 },
-            speculate: !gang,
-            resplit: !gang,
-            gang,
-            workers: 3,
-            readers: None,
-            ramp: 0,
-            export: false,
-        };
+    pub(super) fn new(phases: Vec<u32>, early: bool, config: RunConfig) -> Self {
         let mut world = Self {
             now: 0,
             config,

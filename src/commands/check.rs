@@ -48,8 +48,8 @@ pub async fn execute(global: &Global, args: &JobArgs) -> Result<Exit, CliError> 
     if let Some((snapshot, volume)) = staged.filter(|(snapshot, _)| serves(snapshot)) {
         let plan = plan::plan(&job, &snapshot, &volume);
         let plan = plan.map_err(|error| CliError::new(Exit::Usage, error.to_string()))?;
-        if let Work::Sql(spec) = &job.work {
-            match sql::check_staged(&volume, spec, &plan.splits[0]).await {
+        if let Work::Sql(_) = &job.work {
+            match sql::check_staged(&volume, &job, &plan.splits[0]).await {
                 // They would be staged.
                 Ok(()) | Err(TaskError::NotHeld(_)) => {}
                 Err(error) => {

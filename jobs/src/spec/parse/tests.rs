@@ -1,7 +1,7 @@
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use super::*;
-use crate::spec::{ColumnsSpec, Mapper, OutputFormat, Program, SplitBy, SplitSize, SplitSpec};
+use crate::spec::{ColumnsSpec, Mapper, OutputFormat, Program, SplitBy, SplitSize, SplitSpec, table::TableSpec};
 
 const HEAD: &str = "name = \"j\"\n[dataset]\nsource = \"s3://b/flights\"\n";
 
@@ -27,7 +27,7 @@ fn the_shortest_jobs_have_every_default() {
     assert!(job.retry.speculate);
     assert_eq!((job.output.format, &job.output.to), (OutputFormat::Parquet, &None));
     let Work::Sql(sql) = job.work else { panic!("{:?}", job.work) };
-    assert_eq!(sql.tables, BTreeMap::from([("flights".to_owned(), "**".to_owned())]));
+    assert_eq!(sql.tables, BTreeMap::from([("flights".to_owned(), TableSpec::of_glob("**"))]));
     let command = parse("[command]\nargv = [\"x\"]").unwrap();
     assert_eq!(command.split, SplitSpec { by: SplitBy::File, size: SplitSize::Each });
     let mapreduce = parse("[mapreduce]\nmap = \"word-count\"").unwrap();

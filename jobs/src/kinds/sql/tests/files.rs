@@ -1,0 +1,410 @@
+//! Queries over files of every kind, executed as a worker does it.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use arrow::{
+    array::{ArrayRef, Int64Array, RecordBatch, StringArray},
+    ipc,
+    util::pretty::pretty_format_batches,
+};
+use forebay_datasets::split::Part;
+use parquet::{
+    arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder},
+    basic::Compression,
+    file::properties::WriterProperties,
+};
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+use super::super::*;
+use crate::{
+    id::TaskId,
+    kinds::{TaskContext, TaskOutput},
+    spec::parse::job_file,
+    task::{TaskInput, TaskSpec},
+};
+use forebay_datasets::split::Piece;
+
+/// A volume that holds these files.
+struct Shelf {
+    root: TempDir,
+    keys: Vec<String>,
+}
+
+impl Shelf {
+    fn new<K: AsRef<str>, B: AsRef<[u8]>>(files: impl IntoIterator<Item = (K, B)>) -> Self {
+        let mut shelf = Self { root: TempDir::new().unwrap(), keys: Vec::new() };
+        for dir in ["out", "scratch"] {
+            fs::create_dir(shelf.root.path().join(dir)).unwrap();
+        }
+        for (key, bytes) in files {
+            let path = shelf.root.path().join("data").join(key.as_ref());
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, bytes).unwrap();
+            shelf.keys.push(key.as_ref().to_owned());
+        }
+        shelf
+    }
+
+    fn volume(&self) -> Volume {
+        Volume::open_or_create(self.root.path()).unwrap()
+    }
+
+    fn split(&self) -> Split {
+        let piece = |key: &String| {
+            let path = format!("data/{key}");
+            let size = fs::metadata(self.root.path().join(&path)).unwrap().len();
+            Piece { key: key.clone(), path, size, partial: false, part: Part::Whole }
+        };
+        Split { pieces: self.keys.iter().map(piece).collect() }
+    }
+
+    /// Executes a job's query within some memory.
+    async fn run(&self, job: &str, memory: Option<u64>) -> Result<TaskOutput, TaskError> {
+        let (job, volume) = (spec(job), self.volume());
+        let task = TaskSpec { task: TaskId { phase: 0, index: 0 }, count: 1, input: TaskInput::Split(self.split()) };
+        let (out_dir, scratch_dir) = (self.root.path().join("out"), self.root.path().join("scratch"));
+        let ctx = TaskContext {
+            volume: &volume,
+            job: &job,
+            spec: &task,
+            out_dir: &out_dir,
+            scratch_dir: &scratch_dir,
+            threads: 2,
+            memory,
+            cancel: &CancellationToken::new(),
+        };
+        execute(&ctx).await
+    }
+
+    /// The lines of a query's CSV.
+    async fn lines(&self, rest: &str) -> Result<Vec<String>, String> {
+        let output = self.run(&format!("{rest}\n[output]\nformat = 'csv'"), None).await.map_err(|e| e.to_string())?;
+        let text = fs::read_to_string(&output.files[0].path).unwrap();
+        Ok(text.lines().map(str::to_owned).collect())
+    }
+
+    fn check(&self, rest: &str) -> Result<(), String> {
+        let (job, split) = (spec(rest), self.split());
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(check_staged(&self.volume(), &job, &split)).map_err(|error| error.to_string())
+    }
+}
+
+fn spec(rest: &str) -> JobSpec {
+    let text = format!("name = 'j'\n[dataset]\nsource = 's3://b'\n{rest}");
+    job_file(&text, Path::new("/"), &[]).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+fn batch(columns: &[(&str, ArrayRef)]) -> RecordBatch {
+    RecordBatch::try_from_iter(columns.iter().map(|(name, array)| (*name, Arc::clone(array)))).unwrap()
+}
+
+fn numbers(numbers: impl IntoIterator<Item = i64>) -> ArrayRef {
+    Arc::new(Int64Array::from_iter_values(numbers))
+}
+
+fn texts<const N: usize>(texts: [&str; N]) -> ArrayRef {
+    Arc::new(StringArray::from_iter_values(texts))
+}
+
+fn parquet(columns: &[(&str, ArrayRef)]) -> Vec<u8> {
+    let batch = batch(columns);
+    let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).build();
+    let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), Some(properties)).unwrap();
+    writer.write(&batch).unwrap();
+    writer.into_inner().unwrap()
+}
+
+#[tokio::test]
+async fn every_format_is_a_table_and_csv_is_as_it_is_said_to_be() {
+    let rows = batch(&[("id", numbers([1, 2])), ("name", texts(["one", "two"]))]);
+    let (mut file, mut stream) = (Vec::new(), Vec::new());
+    let mut writer = ipc::writer::FileWriter::try_new(&mut file, &rows.schema()).unwrap();
+    writer.write(&rows).unwrap();
+    writer.finish().unwrap();
+    let mut writer = ipc::writer::StreamWriter::try_new(&mut stream, &rows.schema()).unwrap();
+    writer.write(&rows).unwrap();
+    writer.finish().unwrap();
+    drop(writer);
+    let shelf = Shelf::new([
+        ("a.arrow", file),
+        ("s.feather", stream),
+        ("p.parquet", parquet(&[("id", numbers([1, 2, 3])), ("x", numbers([10, 20, 30]))])),
+        ("n.jsonl", b"{\"id\": 1, \"t\": [1, 2]}\n{\"t\": [3], \"id\": 3}\n".to_vec()),
+        ("c.txt", b"\xef\xbb\xbf# no data\n1;'a;b';NA\n2;'it\\'s';2.5\n".to_vec()),
+    ]);
+    let lines = shelf
+        .lines(
+            "[sql]\nquery = \"\"\"create view both as select * from a union all select * from s;
+             create view sums as select id, count(*) as n from both group by id;
+             select sums.id, n, x, t[1] as t, c.name as c, v from sums join p using (id) left join n using (id)
+             join c using (id) order by 1\"\"\"
+             tables.a = '*.arrow'\ntables.s = '*.feather'\ntables.p = '*.parquet'\ntables.n = 'n.jsonl'
+             [sql.tables.c]\ninclude = ['c.*']\nformat = 'csv'\nheader = false\ncolumns = ['id', 'name', 'v']
+             delimiter = ';'\nquote = \"'\"\nescape = '\\'\ncomment = '#'\nnull = ['NA', '-']\nschema = { v = 'DECIMAL(6, 2)' }",
+        )
+        .await
+        .unwrap();
+    assert_eq!(lines, ["id,n,x,t,c,v", "1,2,10,1,a;b,", "2,2,20,,it's,2.50"]);
+}
+
+#[tokio::test]
+async fn a_large_csv_without_newlines_in_quotes_is_read_by_several_threads() {
+    let rows: String = (0..700_000).map(|n| format!("{n},\"x{n}\"\n")).collect();
+    let shelf = Shelf::new([("t.csv", format!("n,t\n{rows}"))]);
+    let job = |newlines: bool| {
+        format!(
+            "[sql]\nquery = 'select count(*) as r, sum(n) as s, count(distinct t) as d from t'\n\
+             tables.t = {{ include = 't.csv', newlines = {newlines} }}"
+        )
+    };
+    let expected = ["r,s,d".to_owned(), format!("700000,{},700000", 700_000_u64 * 699_999 / 2)];
+    for newlines in [true, false] {
+        assert_eq!(shelf.lines(&job(newlines)).await.unwrap(), expected);
+        let plan = explain(&shelf.volume(), &spec(&job(newlines)), &shelf.split(), 2).await.unwrap();
+        let is_cut = plan.contains("t.csv:0..");
+        assert_eq!(is_cut, !newlines, "{plan}");
+    }
+}
+
+fn year(at: i64) -> Vec<u8> {
+    parquet(&[("n", numbers([at, at + 1])), ("year", numbers([0, 0]))])
+}
+
+#[tokio::test]
+async fn keys_tell_columns_and_files_that_no_filter_lets_through_are_not_opened() {
+    let shelf = Shelf::new([
+        ("t/year=2011/kind=a%2Fb/1.parquet", b"PAR1 is how it begins, and no more".to_vec()),
+        ("t/year=2012/kind=a%2Fb/1.parquet", year(10)),
+        ("t/year=2012/kind=__HIVE_DEFAULT_PARTITION__/1.parquet", year(20)),
+        ("t/year=2013/kind=c/1.parquet", parquet(&[("m", numbers([7])), ("n", numbers([30]))])),
+    ]);
+    let query = |query: &str| format!("[sql]\nquery = \"\"\"{query}\"\"\"\ntables.t = 't/**'");
+    let lines = async |text: &str| shelf.lines(&query(text)).await;
+    let rows =
+        lines("select year, kind, sum(n) as s from t where year >= 2012 group by 1, 2 order by 3").await.unwrap();
+    assert_eq!(rows, ["year,kind,s", "2012,a/b,21", "2013,c,30", "2012,,41"], "the key's year, and not the file's");
+    assert_eq!(
+        lines("select n from t where kind is null and year > 2011 order by n").await.unwrap(),
+        ["n", "20", "21"]
+    );
+    assert_eq!(lines("select count(kind) as k, count(*) as c from t where year = 2012").await.unwrap(), ["k,c", "2,4"]);
+    assert_eq!(lines("select m, n from t where kind = 'c'").await.unwrap(), ["m,n", "7,30"], "the first has no m");
+    assert_eq!(lines("select count(*) as c from t where year = 1999").await.unwrap(), ["c", "0"]);
+    let both = "select (select count(*) from t where year = 2012) + (select count(*) from t where year = 2013) as c";
+    assert_eq!(lines(both).await.unwrap(), ["c", "5"]);
+    let error = lines("select sum(n) from t where year < 2012").await.unwrap_err();
+    assert!(error.starts_with("the table `t`: `t/year=2011/kind=a%2Fb/1.parquet`: "), "{error}");
+    lines("select sum(n) from t").await.unwrap_err();
+
+    let plan =
+        explain(&shelf.volume(), &spec(&query("select n from t where year > 2012")), &shelf.split(), 2).await.unwrap();
+    assert!(plan.contains("[[data/t/year=2013/") && !plan.contains("year=2012/kind"), "{plan}");
+}
+
+#[tokio::test]
+async fn what_a_key_tells_can_be_given_a_type_or_be_left_alone() {
+    let shelf = Shelf::new([("t/zip=01234/1.csv", "n\n1\n"), ("t/zip=99999/1.csv", "n\n2\n")]);
+    let job =
+        |more: &str| format!("[sql]\nquery = 'select * from t order by n'\ntables.t = {{ include = 't/**'{more} }}");
+    assert_eq!(shelf.lines(&job("")).await.unwrap(), ["n,zip", "1,1234", "2,99999"]);
+    assert_eq!(shelf.lines(&job(", schema = { zip = 'VARCHAR' }")).await.unwrap(), ["n,zip", "1,01234", "2,99999"]);
+    assert_eq!(shelf.lines(&job(", partitions = false")).await.unwrap(), ["n", "1", "2"]);
+    let error = shelf.lines(&job(", schema = { zipp = 'VARCHAR' }")).await.unwrap_err();
+    assert_eq!(error, "the table `t`: `schema` names the column `zipp`, and there are n");
+}
+
+/// What a run has published, by name.
+fn published(output: &TaskOutput) -> BTreeMap<String, String> {
+    let text = |path: &Path| fs::read_to_string(path).unwrap();
+    output.files.iter().map(|file| (file.publish_as.clone().unwrap(), text(&file.path))).collect()
+}
+
+#[tokio::test]
+async fn an_output_in_partitions_is_read_back_as_it_was() {
+    let kinds = ["a/b", "", "ü=%", "..", "__HIVE_DEFAULT_PARTITION__"];
+    let rows: String = (0..50).map(|n| format!("{n},\"{}\",{}\n", kinds[n % 5], n % 3)).collect();
+    let shelf = Shelf::new([("t.csv", format!("n,kind,d\n{rows}"))]);
+    let query = "[sql]\nquery = \"\"\"select n, nullif(kind, '..') as kind, d from t order by n desc\"\"\"\ntables.t = 't.csv'\n[output]\n\
+                 format = 'csv'\npartition_by = ['kind', 'd']";
+    // CSV knows no empty text: it is no value there.
+    let output = shelf.run(query, None).await.unwrap();
+    let files = published(&output);
+    assert_eq!(files.len(), 12, "{files:?}");
+    assert_eq!(files["kind=a%2Fb/d=0/part-00000.csv"], "n\n45\n30\n15\n0\n", "the order is kept");
+    assert!(files.contains_key("kind=ü%3D%25/d=2/part-00000.csv"));
+    assert!(files.contains_key("kind=__HIVE_DEFAULT_PARTITION__/d=1/part-00000.csv"));
+    assert!(files.contains_key("kind=%5F_HIVE_DEFAULT_PARTITION__/d=1/part-00000.csv"));
+    assert_eq!(output.files.iter().map(|file| file.rows.unwrap()).sum::<u64>(), 50);
+
+    let back = Shelf::new(files);
+    let same = "[sql]\nquery = \"\"\"select kind, count(*) as c, sum(n) as s, max(d) as d from t group by 1 order by 3\"\"\"\ntables.t = '**'";
+    let first = "[sql]\nquery = \"\"\"select nullif(kind, '..') as kind, count(*) as c, sum(n) as s, max(d) as d from t group by 1 order by 3\"\"\"\ntables.t = 't.csv'";
+    assert_eq!(back.lines(same).await.unwrap(), shelf.lines(first).await.unwrap());
+}
+
+#[tokio::test]
+async fn more_partitions_than_files_may_be_open_are_written_in_turns() {
+    let rows: String = (0..1000).map(|n| format!("{n},{}\n", n % 200)).collect();
+    let shelf = Shelf::new([("t.csv", format!("n,k\n{rows}"))]);
+    let query = "[sql]\nquery = 'select n, k from t order by n'\noptions = { 'datafusion.execution.batch_size' = 100 }\n\
+                 tables.t = 't.csv'\n[output]\nformat = 'ndjson'\npartition_by = ['k']";
+    let output = shelf.run(query, None).await.unwrap();
+    let files = published(&output);
+    let of = |name: &str| files.get(name).map(String::as_str).unwrap_or_default();
+    let k0 = [of("k=0/part-00000.ndjson"), of("k=0/part-00000-1.ndjson")].concat();
+    assert!(files.len() > 200 && k0.starts_with("{\"n\":0}\n{\"n\":200}\n"), "{k0}");
+    assert_eq!(output.files.iter().map(|file| file.rows.unwrap()).sum::<u64>(), 1000);
+}
+
+#[test]
+fn an_output_that_cannot_be_is_found_before_the_query_runs() {
+    let shelf = Shelf::new([("t.csv", "a,b\n1,2\n")]);
+    let check = |query: &str, output: &str| {
+        shelf.check(&format!("[sql]\nquery = '{query}'\ntables.t = 't.csv'\n[output]\n{output}"))
+    };
+    check("select a, b from t", "partition_by = ['a']").unwrap();
+    for (query, output, message) in [
+        ("select a, b from t", "partition_by = ['c']", "names the column `c`, and the query gives a, b"),
+        ("select a, b from t", "partition_by = ['b', 'a']", "none is left"),
+        ("select a, [b] as b from t", "partition_by = ['b']", "no directory can be named"),
+        ("select a, [b] as b from t", "format = 'csv'", "CSV cannot hold"),
+    ] {
+        let error = check(query, output).unwrap_err();
+        assert!(error.contains(message), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn files_whose_columns_differ_are_one_table_or_the_message_names_both() {
+    let old = parquet(&[("id", Arc::new(arrow::array::Int32Array::from(vec![1, 2])))]);
+    let new = parquet(&[("id", numbers([3])), ("x", texts(["y"]))]);
+    let shelf = Shelf::new([("1.parquet", old), ("2.parquet", new), ("3.parquet", parquet(&[("id", texts(["4"]))]))]);
+    let job = |table: &str| format!("[sql]\nquery = 'select * from t order by 1'\ntables.t = {{ {table} }}");
+    let two = "include = '*', exclude = ['3*']";
+    assert_eq!(shelf.lines(&job(two)).await.unwrap(), ["id,x", "1,", "2,", "3,y"]);
+    let error = shelf.lines(&job("include = '*'")).await.unwrap_err();
+    assert_eq!(
+        error,
+        "the table `t`: the column `id` is Int64 in `1.parquet` and Utf8 in `3.parquet`: give its type in `schema`"
+    );
+    let as_text = shelf.lines(&job("include = '*', schema = { id = 'VARCHAR' }")).await.unwrap();
+    assert_eq!(as_text, ["id,x", "1,", "2,", "3,y", "4,"]);
+}
+
+#[tokio::test]
+async fn bad_records_are_named_by_file_line_and_column_or_skipped_and_listed() {
+    let good: String = (0..150_000).map(|n| format!("{n},ok\n")).collect();
+    let shelf = Shelf::new([
+        ("1.csv", format!("n,t\n{good}x,late\n1,2,3\n7,end\n").into_bytes()),
+        ("2.csv", [&b"n,t\n1,fine\n2,"[..], b"\xff\n3,fine\n"].concat()),
+    ]);
+    let job = |on: &str, include: &str| {
+        format!(
+            "on_bad_record = '{on}'\n[sql]\nquery = 'select count(*) as c, sum(n) as s from t'\ntables.t = '{include}'"
+        )
+    };
+    let error = shelf.lines(&job("fail", "1.csv")).await.unwrap_err();
+    assert_eq!(error, "`1.csv`, line 150002: the column `n`: `x` is no Int64");
+    let error = shelf.lines(&job("fail", "2.csv")).await.unwrap_err();
+    assert_eq!(error, "the table `t`: `2.csv`, line 3: the column `t` is not UTF-8");
+
+    let output = shelf.run(&format!("{}\n[output]\nformat = 'csv'", job("skip", "*.csv")), None).await.unwrap();
+    let files = published(&output);
+    let sum = 150_000_u64 * 149_999 / 2 + 7 + 1 + 3;
+    assert_eq!(files["part-00000.csv"], format!("c,s\n150003,{sum}\n"));
+    let listed: Vec<serde_json::Value> =
+        files["_skipped/part-00000.ndjson"].lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let places: Vec<_> =
+        listed.iter().map(|record| (record["key"].as_str().unwrap(), record["line"].as_u64().unwrap())).collect();
+    assert_eq!(places, [("1.csv", 150_002), ("1.csv", 150_003), ("2.csv", 3)]);
+    assert_eq!(listed[1]["why"], "it has 3 fields, and the table 2 columns");
+    assert_eq!(output.metrics["skipped_records"], 3.0);
+    let none = shelf
+        .run(&job("skip", "1.csv").replace("count(*) as c, sum(n) as s", "1 as x").replace("from t", ""), None)
+        .await;
+    assert_eq!((none.as_ref().unwrap().files.len(), none.unwrap().metrics["skipped_records"]), (1, 0.0));
+}
+
+#[tokio::test]
+async fn a_page_that_is_spoilt_is_found_by_file_row_group_and_column() {
+    let mut bytes = parquet(&[("a", numbers(0..5000)), ("b", numbers((0..5000).map(|n| n * 7919)))]);
+    let reader = ParquetRecordBatchReaderBuilder::try_new(bytes::Bytes::from(bytes.clone())).unwrap();
+    let (start, length) = reader.metadata().row_group(0).column(1).byte_range();
+    let middle = usize::try_from(start + length / 2).unwrap();
+    bytes[middle - 200..middle + 200].fill(0xff);
+    let shelf =
+        Shelf::new([("1.parquet", parquet(&[("a", numbers(0..10)), ("b", numbers(0..10))])), ("2.parquet", bytes)]);
+    let job = |column: &str| {
+        format!("[sql]\nquery = 'select sum({column}) as s, count(distinct {column}) as d from t'\ntables.t = '*'")
+    };
+    shelf.lines(&job("a")).await.unwrap();
+    let error = shelf.lines(&job("b")).await.unwrap_err();
+    assert!(error.starts_with("`2.parquet`: the column `b`, row group 0: "), "{error}");
+}
+
+#[tokio::test]
+async fn what_does_not_fit_into_memory_is_spilled_and_right() {
+    let rows = 1_500_000_i64;
+    let scattered = |n: i64| n.wrapping_mul(0x9e37_79b9_7f4a_7c15_u64 as i64) >> 8;
+    let table = |of: &dyn Fn(i64) -> i64| {
+        parquet(&[("k", numbers((0..rows).map(scattered))), ("v", numbers((0..rows).map(of)))])
+    };
+    let shelf = Shelf::new([("a.parquet", table(&|n| n)), ("b.parquet", table(&|n| n * 2))]);
+    let job = |query: &str| {
+        format!(
+            "[sql]\nquery = '''{query}'''\ntables.a = 'a.parquet'\ntables.b = 'b.parquet'\n[output]\nformat = 'csv'"
+        )
+    };
+    let sum = |times: i64| rows * (rows - 1) / 2 * times;
+    for (query, expected) in [
+        (
+            "select count(*) as c, sum(s) as s from (select k, sum(v) as s from a group by k)",
+            format!("{rows},{}", sum(1)),
+        ),
+        (
+            "select count(*) as c, sum(case when k >= p then v else -1 end) as s from \
+             (select k, v, coalesce(lag(k) over (order by k), k) as p from a)",
+            format!("{rows},{}", sum(1)),
+        ),
+        ("select count(*) as c, sum(a.v + b.v) as s from a join b using (k)", format!("{rows},{}", sum(3))),
+    ] {
+        let output = shelf.run(&job(query), Some(96 << 20)).await.unwrap();
+        assert_eq!(published(&output)["part-00000.csv"], format!("c,s\n{expected}\n"), "{query}");
+        let spilled = output.metrics["spilled_bytes"];
+        assert!(spilled > 0.0, "{query}: {:?}", output.metrics);
+        println!("{query}: {:?}", output.metrics);
+        let left: Vec<_> = fs::read_dir(shelf.root.path().join("scratch")).unwrap().collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+    let output =
+        shelf.run(&job("select count(*) as c, sum(a.v + b.v) as s from a join b using (k)"), None).await.unwrap();
+    assert_eq!((output.metrics["spilled_bytes"], output.metrics["plans"]), (0.0, 1.0), "enough is enough");
+}
+
+#[tokio::test]
+async fn a_query_that_cannot_be_had_in_its_memory_says_so() {
+    let shelf = Shelf::new([("t.csv", "n\n1\n")]);
+    let query = "[sql]\nquery = 'select array_agg(value) as a from generate_series(1, 20000000)'\ntables.t = 't.csv'";
+    let error = shelf.run(query, Some(64 << 20)).await.unwrap_err();
+    assert!(error.to_string().contains("give [workers] memory more"), "{error}");
+    assert!(!error.is_retryable());
+}
+
+#[tokio::test]
+async fn rows_that_are_asked_for_in_small_row_groups_are_written_so() {
+    let shelf = Shelf::new([("t.csv", "n\n1\n")]);
+    let query = "[sql]\nquery = '''select value as n, cast(value * 2654435761 % 1000000007 as varchar) as t from generate_series(1, 200000)'''\n\
+                 tables.t = 't.csv'\n[output]\nrow_group_size = '1MiB'";
+    let output = shelf.run(query, None).await.unwrap();
+    let file = fs::File::open(&output.files[0].path).unwrap();
+    let reader = ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+    let sizes: Vec<_> = reader.metadata().row_groups().iter().map(|group| group.total_byte_size()).collect();
+    assert!(sizes.len() > 3 && sizes.iter().all(|size| *size < 2 << 20), "{sizes:?}");
+    let arrow = shelf.run(&query.replace("row_group_size = '1MiB'", "format = 'arrow'"), None).await.unwrap();
+    let file = fs::File::open(&arrow.files[0].path).unwrap();
+    let batches: Vec<_> = ipc::reader::FileReader::try_new(file, None).unwrap().map(Result::unwrap).collect();
+    assert_eq!(batches.iter().map(RecordBatch::num_rows).sum::<usize>(), 200_000);
+    assert!(pretty_format_batches(&[batches[0].slice(0, 1)]).unwrap().to_string().contains("654435743"));
+}

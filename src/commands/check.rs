@@ -39,7 +39,7 @@ pub async fn execute(global: &Global, args: &JobArgs) -> Result<Exit, CliError> 
     // What is staged already tells the columns and the cuts; what is not, no listing can tell.
     let staged = Volume::open(&global.volume).ok();
     let staged = staged.and_then(|volume| Some((snapshot::open(&volume, &job.dataset.name, None).ok()?, volume)));
-    let mut tasks = None;
+    let (mut tasks, mut explanation) = (None, None);
     // What holds some columns alone is no more than a job takes that chooses them.
     let serves = |snapshot: &Snapshot| {
         snapshot.record.source == job.dataset.source
@@ -49,20 +49,26 @@ pub async fn execute(global: &Global, args: &JobArgs) -> Result<Exit, CliError> 
         let plan = plan::plan(&job, &snapshot, &volume);
         let plan = plan.map_err(|error| CliError::new(Exit::Usage, error.to_string()))?;
         if let Work::Sql(_) = &job.work {
-            match sql::check_staged(&volume, &job, &plan.splits[0]).await {
+            let split = &plan.splits[0];
+            let explained = match sql::check_staged(&volume, &job, split).await {
                 // They would be staged.
-                Ok(()) | Err(TaskError::NotHeld(_)) => {}
-                Err(error) => {
-                    let error = CliError::new(Exit::Usage, error.to_string()).help("correct [sql] in the job file");
-                    return Err(error.in_query(&args.job.display().to_string(), &text));
+                Err(TaskError::NotHeld(_)) => Ok(None),
+                Err(error) => Err(error),
+                Ok(()) => {
+                    let threads = job.workers.slots_of(Host::here().cores) as usize;
+                    sql::explain(&volume, &job, split, threads).await.map(Some)
                 }
-            }
+            };
+            explanation = explained.map_err(|error| {
+                let error = CliError::new(Exit::Usage, error.to_string()).help("correct [sql] in the job file");
+                error.in_query(&args.job.display().to_string(), &text)
+            })?;
         }
         tasks = Some(plan.phases());
     }
     if global.json {
         let source = json!({ "url": job.dataset.source, "objects": objects, "bytes": bytes });
-        println!("{}", json!({ "version": 1, "job": job, "source": source, "tasks": tasks }));
+        println!("{}", json!({ "version": 1, "job": job, "source": source, "tasks": tasks, "plan": explanation }));
         return Ok(Exit::Done);
     }
     println!("{}: {} objects, {}", job.dataset.source, objects, render::bytes(bytes));
@@ -72,6 +78,9 @@ pub async fn execute(global: &Global, args: &JobArgs) -> Result<Exit, CliError> 
             println!("tasks: {}", phases.join(", then "));
         }
         None => render::note(global.quiet, "not staged yet: columns and cuts are checked once it is"),
+    }
+    if let Some(explanation) = explanation {
+        println!("plan:\n{}", explanation.trim_end());
     }
     Ok(Exit::Done)
 }

@@ -40,16 +40,16 @@ enum Thrift {
     None,
     /// Joins sort and merge.
     Merge,
-    /// And one thread has all of the memory, in smaller batches.
-    Alone,
+    /// And few threads share the memory, in smaller batches.
+    Small,
 }
 
 impl Thrift {
     fn next(self) -> Option<Self> {
         match self {
             Self::None => Some(Self::Merge),
-            Self::Merge => Some(Self::Alone),
-            Self::Alone => None,
+            Self::Merge => Some(Self::Small),
+            Self::Small => None,
         }
     }
 
@@ -59,9 +59,10 @@ impl Thrift {
         }
         match self {
             Self::None | Self::Merge => config,
-            Self::Alone => {
+            Self::Small => {
+                // With one DataFusion would not merge.
                 let batch = config.batch_size().min(1024);
-                config.with_target_partitions(1).with_batch_size(batch)
+                config.with_target_partitions(2).with_batch_size(batch)
             }
         }
     }
@@ -81,7 +82,8 @@ async fn query(ctx: &TaskContext<'_>) -> Result<TaskOutput, TaskError> {
         return Err(TaskError::BadInput("the task is no query".to_owned()));
     };
     let failed = |error: &DataFusionError| failed(error, ctx.scratch_dir, ctx.memory);
-    let config = config_of(ctx.threads, &sql.options).map_err(|error| failed(&error))?;
+    let mut config = config_of(ctx.threads, &sql.options).map_err(|error| failed(&error))?;
+    memory::fit(&mut config, ctx.memory, &sql.options);
     let runtime = || memory::runtime(ctx.memory, ctx.scratch_dir).map_err(|error| failed(&error));
     let over = Over { volume: ctx.volume, sql, split, on_bad_record: ctx.job.dataset.on_bad_record };
     let mut session = Session::open(over, &config, &runtime()?).await?;

@@ -4,7 +4,7 @@
 //! no. What they do not ask for (decoded pages, batches on their way, a row group that is being written, the process
 //! itself) needs room beside the pool.
 
-use std::{num::NonZero, path::Path, sync::Arc};
+use std::{collections::BTreeMap, num::NonZero, path::Path, sync::Arc};
 
 use datafusion::{
     error::DataFusionError,
@@ -13,6 +13,7 @@ use datafusion::{
         memory_pool::{FairSpillPool, TrackConsumersPool},
         runtime_env::{RuntimeEnv, RuntimeEnvBuilder},
     },
+    prelude::SessionConfig,
 };
 
 use crate::host::Host;
@@ -43,6 +44,15 @@ pub(super) fn runtime(memory: Option<u64>, scratch: &Path) -> Result<Arc<Runtime
     let Some(memory) = memory else { return builder.build_arc() };
     let most = NonZero::new(3).expect("3 is not 0");
     builder.with_memory_pool(Arc::new(TrackConsumersPool::new(FairSpillPool::new(pool(memory)), most))).build_arc()
+}
+
+/// Sets what operators reserve for the time when they spill, so that they all together leave room for what they do before.
+pub(super) fn fit(config: &mut SessionConfig, memory: Option<u64>, options: &BTreeMap<String, String>) {
+    const RESERVED: &str = "datafusion.execution.sort_spill_reservation_bytes";
+    let Some(memory) = memory.filter(|_| !options.contains_key(RESERVED)) else { return };
+    let share = pool(memory) / (8 * config.target_partitions().max(1));
+    let reserved = &mut config.options_mut().execution.sort_spill_reservation_bytes;
+    *reserved = share.clamp(1 << 18, *reserved);
 }
 
 /// The bytes of a row group that its writer holds: an eighth of the memory, and no more than a reader wants.

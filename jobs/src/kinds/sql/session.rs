@@ -74,7 +74,7 @@ impl Session {
         for (name, spec) in &over.sql.tables {
             tables.push(Arc::new(Table::of(over.volume, name, spec, over.split)?));
         }
-        let chosen = chosen(&context(), &script, &tables, &bad).await?;
+        let chosen = chosen(&context, &script, &tables, &bad).await?;
         let session = context();
         let mut opened = Vec::new();
         for (table, chosen) in tables.into_iter().zip(chosen) {
@@ -147,7 +147,7 @@ enum Chosen {
 
 /// Of each table, the files that the query's filters let through.
 async fn chosen(
-    context: &SessionContext,
+    context: &(dyn Fn() -> SessionContext + Sync),
     script: &Script,
     tables: &[Arc<Table>],
     bad: &Arc<BadRecords>,
@@ -159,13 +159,18 @@ async fn chosen(
     }
     let mut sketches = Vec::new();
     for table in tables {
-        let columns = sketch(context, table, bad).await?;
-        register(context, table, &columns, bad)?;
-        sketches.push(columns);
+        sketches.push(sketch(&context(), table, bad).await?);
     }
-    let planned = async { script.frame(context).await?.into_optimized_plan() };
-    // A column that the first file lacks another one may have.
-    let Ok(plan) = planned.await else { return Ok(all()) };
+    let mut plan = plan_over(context, script, tables, &sketches, bad).await;
+    if plan.is_none() {
+        // A column that the first file lacks another one may have.
+        for (table, sketch) in tables.iter().zip(&mut sketches) {
+            *sketch = table.opened_if_readable(&context(), bad).await?;
+        }
+        plan = plan_over(context, script, tables, &sketches, bad).await;
+    }
+    // What is wrong with it is told over all files.
+    let Some(plan) = plan else { return Ok(all()) };
     let scans = filters(&plan).map_err(|error| TaskError::BadInput(readable(&error)))?;
     let mut chosen = Vec::new();
     for (table, columns) in tables.iter().zip(sketches) {
@@ -183,6 +188,21 @@ async fn chosen(
         chosen.push(if some.is_empty() { Chosen::Sketch(columns) } else { Chosen::Files(some) });
     }
     Ok(chosen)
+}
+
+/// The query's optimized plan over tables of these columns, if there is one.
+async fn plan_over(
+    context: &(dyn Fn() -> SessionContext + Sync),
+    script: &Script,
+    tables: &[Arc<Table>],
+    columns: &[Columns],
+    bad: &Arc<BadRecords>,
+) -> Option<LogicalPlan> {
+    let context = context();
+    for (table, columns) in tables.iter().zip(columns) {
+        register(&context, table, columns, bad).ok()?;
+    }
+    script.frame(&context).await.ok()?.into_optimized_plan().ok()
 }
 
 /// The columns of the first file that can be read.

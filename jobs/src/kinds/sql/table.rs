@@ -151,6 +151,19 @@ impl Table {
         self.columns(schemas.iter().map(|(key, schema)| (*key, schema)))
     }
 
+    /// Opens all of the files, and leaves out those that cannot be read.
+    pub(super) async fn opened_if_readable(
+        &self,
+        context: &SessionContext,
+        bad: &BadRecords,
+    ) -> Result<Columns, TaskError> {
+        let opened = stream::iter(&self.files).map(|file| async move {
+            self.schema_of(context, file, bad).await.ok().map(|schema| (file.key.as_str(), schema))
+        });
+        let schemas: Vec<_> = opened.buffered(OPENED_AT_ONCE).filter_map(std::future::ready).collect().await;
+        self.columns(schemas.iter().map(|(key, schema)| (*key, schema)))
+    }
+
     /// The table's columns, by those of files.
     pub(super) fn columns<'a>(
         &self,

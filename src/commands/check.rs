@@ -40,6 +40,7 @@ pub async fn execute(global: &Global, args: &JobArgs) -> Result<Exit, CliError> 
     let staged = Volume::open(&global.volume).ok();
     let staged = staged.and_then(|volume| Some((snapshot::open(&volume, &job.dataset.name, None).ok()?, volume)));
     let (mut tasks, mut explanation) = (None, None);
+    let threads = job.workers.slots_of(Host::here().cores) as usize;
     // What holds some columns alone is no more than a job takes that chooses them.
     let serves = |snapshot: &Snapshot| {
         snapshot.record.source == job.dataset.source
@@ -54,10 +55,7 @@ pub async fn execute(global: &Global, args: &JobArgs) -> Result<Exit, CliError> 
                 // They would be staged.
                 Err(TaskError::NotHeld(_)) => Ok(None),
                 Err(error) => Err(error),
-                Ok(()) => {
-                    let threads = job.workers.slots_of(Host::here().cores) as usize;
-                    sql::explain(&volume, &job, split, threads).await.map(Some)
-                }
+                Ok(()) => sql::explain(&volume, &job, split, threads).await.map(Some),
             };
             explanation = explained.map_err(|error| {
                 let error = CliError::new(Exit::Usage, error.to_string()).help("correct [sql] in the job file");
@@ -65,6 +63,13 @@ pub async fn execute(global: &Global, args: &JobArgs) -> Result<Exit, CliError> 
             })?;
         }
         tasks = Some(plan.phases());
+    }
+    if explanation.is_none() && matches!(job.work, Work::Sql(_)) {
+        // One object of each table may lack what others have, so that this is no verdict.
+        match sql::explain_ahead(&mut source, &job, threads).await {
+            Ok(explained) => explanation = explained,
+            Err(error) => render::note(global.quiet, &format!("by the first object of each table: {error}")),
+        }
     }
     if global.json {
         let source = json!({ "url": job.dataset.source, "objects": objects, "bytes": bytes });

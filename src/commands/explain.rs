@@ -25,6 +25,7 @@ struct Attempt {
     begun: Option<String>,
     ended: Option<String>,
     outcome: Option<String>,
+    metrics: BTreeMap<String, f64>,
 }
 
 pub async fn execute(global: &Global, id: &RunId, task: TaskId) -> Result<Exit, CliError> {
@@ -44,7 +45,7 @@ pub async fn execute(global: &Global, id: &RunId, task: TaskId) -> Result<Exit, 
             .iter()
             .map(|(id, attempt)| {
                 json!({ "attempt": id.to_string(), "worker": attempt.worker, "given": attempt.given,
-                "begun": attempt.begun, "ended": attempt.ended, "outcome": attempt.outcome })
+                "begun": attempt.begun, "ended": attempt.ended, "outcome": attempt.outcome, "metrics": attempt.metrics })
             })
             .collect();
         println!(
@@ -56,8 +57,9 @@ pub async fn execute(global: &Global, id: &RunId, task: TaskId) -> Result<Exit, 
     println!("task {task} is {state}: {why}");
     let mut table = Table::new(["attempt", "worker", "given", "begun", "ended", "outcome"]);
     for (id, attempt) in attempts {
-        let Attempt { worker, given, begun, ended, outcome } = attempt;
-        let [given, begun, ended, outcome] = [given, begun, ended, outcome].map(Option::unwrap_or_default);
+        let Attempt { worker, given, begun, ended, outcome, metrics } = attempt;
+        let [given, begun, ended, mut outcome] = [given, begun, ended, outcome].map(Option::unwrap_or_default);
+        metrics.iter().for_each(|(name, value)| outcome.push_str(&format!("; {name} {value}")));
         let [given, begun, ended] = [given, begun, ended].map(|time| render::time(&time));
         table.row([id.to_string(), worker, given, begun, ended, outcome]);
     }
@@ -111,7 +113,10 @@ fn note(attempts: &mut BTreeMap<AttemptId, Attempt>, task: TaskId, event: &Event
         (attempt.ended, attempt.outcome) = (at.map(shown), Some(outcome));
     };
     match event {
-        Event::Committed { attempt, at, .. } => end(attempt, Some(*at), "done".to_owned()),
+        Event::Committed { attempt, at, metrics, .. } => {
+            end(attempt, Some(*at), "done".to_owned());
+            attempts.entry(*attempt).or_default().metrics.clone_from(metrics);
+        }
         Event::AttemptFailed { attempt, failure, at, .. } => end(attempt, Some(*at), failure.to_string()),
         Event::AttemptReturned { attempt, lost: true, .. } => end(attempt, None, "lost with its worker".to_owned()),
         Event::AttemptReturned { attempt, .. } => end(attempt, None, "given back, or taken back".to_owned()),

@@ -15,4 +15,5 @@ mod programs;
 mod queries;
 mod resources;
 mod speculation;
+mod tables;
 mod words;

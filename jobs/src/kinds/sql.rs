@@ -9,6 +9,7 @@
 //! that was staged for some columns, [`needed_columns`] tells which a query reads before it is staged, [`check_staged`]
 //! whether they are held, and the session's object store refuses to read what is not.
 
+mod ahead;
 mod bad;
 mod blame;
 mod drift;
@@ -37,8 +38,8 @@ use datafusion::{
 use forebay_datasets::{split::Split, volume::Volume};
 
 pub use self::{
-    execute::execute, held::NotHeld, memory::default_memory, needed::needed_columns, options::check_option,
-    script::type_of,
+    ahead::explain_ahead, execute::execute, held::NotHeld, memory::default_memory, needed::needed_columns,
+    options::check_option, script::type_of,
 };
 use self::{
     failure::{cause, passing, readable},

@@ -75,8 +75,8 @@ pub(super) async fn of_query(
 }
 
 /// What one object of a table tells of it.
-struct Told {
-    columns: Schema,
+pub(super) struct Told {
+    pub(super) columns: Schema,
     /// Columns that are read off its key.
     partitions: Vec<Field>,
     /// Whether some of its columns can be staged alone.
@@ -87,19 +87,9 @@ struct Told {
 /// from one object of each table: a source that does not answer, or a query with an error. Both are for staging, and
 /// for the check after it, to tell.
 pub async fn needed_columns(source: &mut Source, sql: &SqlSpec) -> Option<Columns> {
-    let objects = firsts(source, &sql.tables).await?;
-    let readers = source.readers().await.ok()?;
-    let tables = sql.tables.clone();
-    let told = tokio::task::spawn_blocking(move || {
-        let mut reader = readers.reader();
-        let of = |(name, object): (String, Listed)| {
-            let told = told(&mut reader, &object, tables.get(&name)?)?;
-            Some((name, told))
-        };
-        objects.into_iter().map(of).collect::<Option<Vec<_>>>()
-    });
+    let told = first_of_each(source, sql).await?;
     let (mut tables, mut parquet) = (BTreeMap::new(), BTreeMap::new());
-    for (name, Told { columns, partitions, is_parquet }) in told.await.ok()?? {
+    for (name, _, Told { columns, partitions, is_parquet }) in told {
         let is_own = |field: &&Arc<Field>| !partitions.iter().any(|partition| partition.name() == field.name());
         let own: Vec<_> = columns.fields().iter().filter(is_own).cloned().collect();
         let all = own.iter().map(|field| field.as_ref().clone()).chain(partitions);
@@ -123,6 +113,22 @@ pub async fn needed_columns(source: &mut Source, sql: &SqlSpec) -> Option<Column
             .flat_map(|(table, own)| read(table, own).iter().map(str::to_owned).collect::<Vec<_>>())
             .collect(),
     )
+}
+
+/// Of each table its name, the key of its first object, and what that tells; none if one of them does not.
+pub(super) async fn first_of_each(source: &mut Source, sql: &SqlSpec) -> Option<Vec<(String, String, Told)>> {
+    let objects = firsts(source, &sql.tables).await?;
+    let readers = source.readers().await.ok()?;
+    let tables = sql.tables.clone();
+    let told = tokio::task::spawn_blocking(move || {
+        let mut reader = readers.reader();
+        let of = |(name, object): (String, Listed)| {
+            let told = told(&mut reader, &object, tables.get(&name)?)?;
+            Some((name, object.key, told))
+        };
+        objects.into_iter().map(of).collect()
+    });
+    told.await.ok()?
 }
 
 /// The first object of each table, in the order of the listing, which is gone through no further than that.

@@ -103,7 +103,7 @@ impl TableFormat {
             Format::Text | Format::Opaque => {
                 let (_, extension) = key.rsplit_once('.')?;
                 let is = |name: &&str| extension.eq_ignore_ascii_case(name);
-                ["arrow", "feather", "ipc"].iter().any(|name| is(&name)).then_some(Self::Arrow)
+                ["arrow", "feather", "ipc"].iter().any(is).then_some(Self::Arrow)
             }
         }
     }

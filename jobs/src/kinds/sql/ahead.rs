@@ -15,7 +15,7 @@ use super::{
     provider::Files,
     query_of,
     script::Script,
-    table::{Table, bad_table},
+    table::{Table, TableFile, bad_table},
     table_reference,
 };
 use crate::{kinds::TaskError, spec::JobSpec};
@@ -27,14 +27,14 @@ use crate::{kinds::TaskError, spec::JobSpec};
 pub async fn explain_ahead(source: &mut Source, job: &JobSpec, threads: usize) -> Result<Option<String>, TaskError> {
     let sql = query_of(job)?;
     let Some(told) = first_of_each(source, sql).await else { return Ok(None) };
-    let mut files: Vec<Vec<(String, PathBuf, Path, u64, bool)>> = vec![Vec::new(); told.len()];
+    let mut files: Vec<Vec<TableFile>> = told.iter().map(|_| Vec::new()).collect();
     let matchers = told.iter().map(|(name, ..)| sql.tables[name].matcher()).collect::<Result<Vec<_>, _>>();
     let matchers = matchers.map_err(|error| TaskError::BadInput(error.to_string()))?;
     let mut page = |objects: Vec<Listed>| {
         for object in objects {
             for (files, _) in files.iter_mut().zip(&matchers).filter(|(_, is_of_table)| is_of_table(&object.key)) {
                 let location = Path::from(object.key.as_str());
-                files.push((object.key.clone(), PathBuf::new(), location, object.size, false));
+                files.push(TableFile::new(&object.key, PathBuf::new(), location, object.size));
             }
         }
         ControlFlow::Continue(())

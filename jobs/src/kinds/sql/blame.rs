@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, error::Error, fs::File, path::Path};
 
-use arrow::ipc::reader::FileReader;
+use arrow::{error::ArrowError, ipc::reader::FileReader};
 use datafusion::error::DataFusionError;
 use forebay_datasets::columns::Columns;
 use parquet::arrow::{
@@ -13,16 +13,13 @@ use parquet::arrow::{
     arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder},
 };
 
-use super::{needed, session::Session};
+use super::{bad::BadRecord, cause, held::NotHeld, needed, session::Session};
 use crate::{kinds::TaskError, spec::table::TableFormat};
 
 /// What of a session's files cannot be read, if that is what an error is about.
 pub(super) async fn of(error: &DataFusionError, session: &Session) -> Option<TaskError> {
-    let is_of_bytes = matches!(
-        error.find_root(),
-        DataFusionError::ParquetError(_) | DataFusionError::ArrowError(..) | DataFusionError::External(_)
-    );
-    if !is_of_bytes {
+    let is_known = cause::<BadRecord>(error).is_some() || cause::<NotHeld>(error).is_some();
+    if is_known || !is_of_bytes(error.find_root()) {
         return None;
     }
     let plan = session.frame().await.ok()?.into_optimized_plan().ok()?;
@@ -38,6 +35,18 @@ pub(super) async fn of(error: &DataFusionError, session: &Session) -> Option<Tas
         Some(format!("`{}`: {why}; `forebay dataset verify` tells whether it is as it was staged", file.key))
     });
     found.map(TaskError::BadInput)
+}
+
+/// Whether an error can be one of reading: those of computing, such as a division by zero, are not.
+fn is_of_bytes(error: &DataFusionError) -> bool {
+    use ArrowError::{ExternalError, IoError, IpcError, ParquetError};
+    match error {
+        DataFusionError::ParquetError(_) | DataFusionError::External(_) => true,
+        DataFusionError::ArrowError(error, _) => {
+            matches!(**error, ParquetError(_) | IpcError(_) | IoError(..) | ExternalError(_))
+        }
+        _ => false,
+    }
 }
 
 /// A column of a row group that cannot be read.

@@ -3,7 +3,7 @@
 //! A plan that asks for more memory than there is, where nothing can be spilled any more, is made again in a way that
 //! needs less ([`Thrift`]): sorts and merges of joins spill, the hash table of a join does not.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{collections::BTreeMap, io, path::Path, sync::Arc};
 
 use arrow::{
     array::RecordBatch,
@@ -100,7 +100,7 @@ async fn query(ctx: &TaskContext<'_>) -> Result<TaskOutput, TaskError> {
         match thrift.next().filter(|_| is_exhausted(&error)) {
             Some(next) => {
                 tracing::info!(%error, ?next, "the plan needs too much memory");
-                session = session.again(next.apply(config.clone()), runtime()?)?;
+                session = session.with(next.apply(config.clone()), runtime()?);
                 (thrift, plans) = (next, plans + 1.0);
             }
             None => {
@@ -266,6 +266,7 @@ pub(super) fn failed(error: &DataFusionError, path: &Path, memory: Option<u64>) 
         return TaskError::BadInput(record.to_string());
     }
     if let Some(source) = passing(error) {
+        let source = io::Error::new(source.kind(), readable(error));
         return TaskError::Io { path: path.to_owned(), source };
     }
     match (is_exhausted(error), memory) {

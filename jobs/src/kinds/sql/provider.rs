@@ -135,7 +135,7 @@ impl TableProvider for Files {
             let schema = datafusion::common::project_schema(&self.schema(), projection)?;
             return Ok(Arc::new(EmptyExec::new(schema)));
         }
-        let reader = self.table.reader();
+        let reader = self.table.reader(state);
         let at_once = state.config_options().execution.meta_fetch_concurrency.get();
         let scanned = stream::iter(chosen).map(|at| self.scanned(state, reader.as_ref(), at)).buffered(at_once);
         let scanned: Vec<_> = scanned.try_collect().await?;

@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::{
+    catalog::Session,
     datasource::{
         file_format::{FileFormat, arrow::ArrowFormat, parquet::ParquetFormat},
         table_schema::TableSchema,
@@ -66,6 +67,15 @@ pub(super) struct TableFile {
     pub(super) values: Vec<ScalarValue>,
 }
 
+impl TableFile {
+    /// Of a key, where it is, and where DataFusion takes it to be.
+    pub(super) fn new(key: &str, path: PathBuf, location: Path, size: u64) -> Self {
+        // A snapshot's file never changes, so that its time says nothing.
+        let meta = ObjectMeta { location, last_modified: Default::default(), size, e_tag: None, version: None };
+        Self { key: key.to_owned(), path, meta, partial: false, values: Vec::new() }
+    }
+}
+
 /// The columns of the files that were opened.
 #[derive(Clone, Debug)]
 pub(super) struct Columns {
@@ -86,45 +96,36 @@ impl Table {
             // As DataFusion makes a location of a URL.
             let url = url::Url::from_file_path(&path).map_err(|()| escapes())?;
             let location = Path::from_url_path(url.path()).map_err(|_| escapes())?;
-            files.push((piece.key.clone(), path, location, piece.size, piece.partial));
+            files.push(TableFile { partial: piece.partial, ..TableFile::new(&piece.key, path, location, piece.size) });
         }
         Self::of_files(name, spec, files)
     }
 
-    /// The table of files by key, path, location, size, and whether they are held in part.
-    pub(super) fn of_files(
-        name: &str,
-        spec: &TableSpec,
-        files: Vec<(String, PathBuf, Path, u64, bool)>,
-    ) -> Result<Self, TaskError> {
+    /// The table that some files make up, whose partitions are told here.
+    pub(super) fn of_files(name: &str, spec: &TableSpec, mut files: Vec<TableFile>) -> Result<Self, TaskError> {
         let wrong = |what: String| bad_table(name, &what);
-        let format = format(name, spec, files.iter().map(|(key, ..)| key.as_str()))?;
+        let format = format(name, spec, files.iter().map(|file| file.key.as_str()))?;
         let mut types = BTreeMap::new();
         for (column, text) in &spec.schema {
             types.insert(column.clone(), type_of(text).map_err(|why| wrong(format!("`{text}` is no type: {why}")))?);
         }
-        let keys: Vec<_> = files.iter().map(|(key, ..)| key.as_str()).collect();
+        let keys: Vec<_> = files.iter().map(|file| file.key.as_str()).collect();
         let partitions = match spec.partitions {
             true => Partitions::of(&keys, &types).map_err(wrong)?,
             false => Partitions { fields: Vec::new(), values: vec![Vec::new(); files.len()] },
         };
         types.retain(|name, _| !partitions.fields.iter().any(|field| field.name() == name));
-        let file = |((key, path, location, size, partial), values)| {
-            // A snapshot's file never changes, so that its time says nothing.
-            let meta = ObjectMeta { location, last_modified: Default::default(), size, e_tag: None, version: None };
-            TableFile { key, path, meta, partial, values }
-        };
-        let files = files.into_iter().zip(partitions.values).map(file).collect();
+        files.iter_mut().zip(partitions.values).for_each(|(file, values)| file.values = values);
         let text = TextFormat::of(spec, format).map(Arc::new);
         let partitions = partitions.fields.into_iter().map(Arc::new).collect();
         Ok(Self { name: name.to_ascii_lowercase(), format, text, files, partitions, types })
     }
 
     /// DataFusion's own reader of the files, where that is what reads them.
-    pub(super) fn reader(&self) -> Option<Arc<dyn FileFormat>> {
+    pub(super) fn reader(&self, session: &dyn Session) -> Option<Arc<dyn FileFormat>> {
         match self.format {
             TableFormat::Parquet => {
-                let format = ParquetFormat::default().with_force_view_types(false);
+                let format = ParquetFormat::default().with_options(session.default_table_options().parquet);
                 match self.files.iter().any(|file| file.partial) {
                     // A first read of more than the footer would reach into what is not held.
                     true => Some(Arc::new(format.with_metadata_size_hint(None))),
@@ -202,7 +203,7 @@ impl Table {
         file: &TableFile,
         bad: &BadRecords,
     ) -> Result<Schema, TaskError> {
-        let told = match (&self.text, self.reader()) {
+        let told = match (&self.text, self.reader(&context.state())) {
             (Some(text), _) => text.infer(TextFile { key: &file.key, path: &file.path }, bad),
             (None, Some(reader)) => {
                 let state = context.state();

@@ -289,7 +289,8 @@ fn sift<T>(
 ) -> Result<(), DataFusionError> {
     let records = records(bytes, format);
     // From the last to the first, so that the next one to be looked at is at the end.
-    let mut open = vec![0..records.len()];
+    let mut open: Vec<Range<usize>> = Vec::new();
+    open.push(0..records.len());
     while let Some(some) = open.pop() {
         let (Some(first), Some(last)) = (records.get(some.start), some.end.checked_sub(1).map(|at| &records[at]))
         else {

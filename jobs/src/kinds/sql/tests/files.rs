@@ -340,6 +340,9 @@ async fn a_page_that_is_spoilt_is_found_by_file_row_group_and_column() {
         format!("[sql]\nquery = 'select sum({column}) as s, count(distinct {column}) as d from t'\ntables.t = '*'")
     };
     shelf.lines(&job("a")).await.unwrap();
+    let viewed =
+        job("b").replace("query = '", "query = 'create view u as select * from t; ").replace("from t'", "from u'");
+    assert!(shelf.lines(&viewed).await.unwrap_err().starts_with("`2.parquet`"), "views are made again");
     let error = shelf.lines(&job("b")).await.unwrap_err();
     assert!(error.starts_with("`2.parquet`: the column `b`, row group 0: "), "{error}");
 }
@@ -407,4 +410,42 @@ async fn rows_that_are_asked_for_in_small_row_groups_are_written_so() {
     let batches: Vec<_> = ipc::reader::FileReader::try_new(file, None).unwrap().map(Result::unwrap).collect();
     assert_eq!(batches.iter().map(RecordBatch::num_rows).sum::<usize>(), 200_000);
     assert!(pretty_format_batches(&[batches[0].slice(0, 1)]).unwrap().to_string().contains("654435747"));
+}
+
+#[tokio::test]
+async fn only_what_a_filter_lets_through_is_read() {
+    let rows = 400_000_i64;
+    let noise = |n: i64| n.wrapping_mul(0x9e37_79b9_7f4a_7c15_u64 as i64);
+    let batch = batch(&[("v", numbers(0..rows)), ("noise", numbers((0..rows).map(noise)))]);
+    let properties = WriterProperties::builder()
+        .set_max_row_group_row_count(Some(50_000))
+        .set_data_page_row_count_limit(2000)
+        .set_write_batch_size(1000)
+        .set_dictionary_enabled(false)
+        .build();
+    let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), Some(properties)).unwrap();
+    writer.write(&batch).unwrap();
+    let file = writer.into_inner().unwrap();
+    let size = file.len() as f64;
+    let shelf = Shelf::new([("t.parquet", file)]);
+    let job = |options: &str| {
+        format!(
+            "[sql]\nquery = 'select sum(noise) as s from t where v = 123456'\ntables.t = '*'\n[sql.options]\n{options}\n[output]\nformat = 'csv'"
+        )
+    };
+    let read = async |options: &str| {
+        let output = shelf.run(&job(options), None).await.unwrap();
+        assert_eq!(published(&output)["part-00000.csv"], format!("s\n{}\n", noise(123_456)));
+        output.metrics["bytes_scanned"] / size
+    };
+    let pages = read("").await;
+    assert!(pages < 0.03, "{pages}");
+    let groups = read("datafusion.execution.parquet.enable_page_index = false").await;
+    assert!((0.04..0.2).contains(&groups), "{groups}");
+    let all =
+        read("datafusion.execution.parquet.pruning = false\ndatafusion.execution.parquet.pushdown_filters = false")
+            .await;
+    assert!(all > 0.9, "{all}");
+    let plan = explain(&shelf.volume(), &spec(&job("")), &shelf.split(), 2).await.unwrap();
+    assert!(!plan.contains("FilterExec") && plan.contains("predicate=v@0 = 123456"), "{plan}");
 }

@@ -58,16 +58,14 @@ pub(super) struct Chunks {
 
 impl Chunks {
     pub(super) fn open(path: &Path, range: Option<Range<u64>>, format: &TextFormat) -> io::Result<Self> {
-        let mut file = File::open(path)?;
+        let file = File::open(path)?;
         let range = range.unwrap_or(0..u64::MAX);
-        let quoted = format.quoted().map(|csv| Quoted::new(csv));
+        let quoted = format.quoted().map(Quoted::new);
         let mut chunks =
             Self { file, buffer: Vec::new(), offset: range.start, end: range.end, quoted, is_at_end: false };
         if range.start > 0 {
-            file = chunks.file;
             // Where the byte before ends a record, one begins here.
-            chunks.offset = file.seek(SeekFrom::Start(range.start - 1))?;
-            chunks.file = file;
+            chunks.offset = chunks.file.seek(SeekFrom::Start(range.start - 1))?;
             chunks.skip_line()?;
         }
         Ok(chunks)
@@ -107,9 +105,10 @@ impl Chunks {
                 Some(length) => return Ok(Some(self.cut(length))),
                 None if self.is_at_end && self.buffer.is_empty() => return Ok(None),
                 // The last line need not have an end; a quote does.
-                None if self.is_at_end && self.quoted.as_ref().is_some_and(|quoted| quoted.is_open) => {
-                    let begins = self.quoted.as_ref().map_or(0, |quoted| quoted.whole);
-                    return match begins {
+                None if self.is_at_end
+                    && let Some(Quoted { is_open: true, whole, .. }) = self.quoted =>
+                {
+                    return match whole {
                         0 => Err(ChunkError::Endless(self.offset)),
                         whole => Ok(Some(self.cut(whole))),
                     };

@@ -1,6 +1,6 @@
 //! Text files as DataFusion scans them.
 
-use std::{collections::VecDeque, fmt, ops::Range, path::PathBuf, sync::Arc};
+use std::{collections::VecDeque, fmt, io, ops::Range, path::PathBuf, sync::Arc};
 
 use arrow::{
     array::RecordBatch,
@@ -161,7 +161,9 @@ struct Rows {
 
 impl Rows {
     fn open(mut self, range: Option<Range<u64>>) -> Result<Self> {
-        self.chunks = Some(Chunks::open(&self.place.path, range, &self.format)?);
+        let path = &self.place.path;
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        self.chunks = Some(Chunks::open(path, range, &self.format).map_err(named)?);
         Ok(self)
     }
 

@@ -294,6 +294,14 @@ async fn files_whose_columns_differ_are_one_table_or_the_message_names_both() {
 }
 
 #[tokio::test]
+async fn a_column_of_which_nothing_came_at_first_still_takes_what_comes_later() {
+    let rows: String = (0..150_000).map(|n| format!("{n},\n")).collect();
+    let shelf = Shelf::new([("t.csv", format!("n,t\n{rows}7,late\n"))]);
+    let lines = shelf.lines("[sql]\nquery = 'select max(t) as t, count(t) as c from t'\ntables.t = '*'").await.unwrap();
+    assert_eq!(lines, ["t,c", "late,1"]);
+}
+
+#[tokio::test]
 async fn bad_records_are_named_by_file_line_and_column_or_skipped_and_listed() {
     let good: String = (0..150_000).map(|n| format!("{n},ok\n")).collect();
     let shelf = Shelf::new([

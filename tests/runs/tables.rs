@@ -125,7 +125,9 @@ async fn bad_records_fail_with_their_place_or_are_listed_in_the_output() {
     let given = run(&cluster, &job("skip"));
     let files = texts(&given);
     assert_eq!(files.iter().find(|(name, _)| name == "part-00000.csv").unwrap().1, "s\n4\n");
-    assert_eq!(given["output"]["rows"], 1);
+    assert_eq!((&given["output"]["rows"], &given["output"]["skipped_records"]), (&1.into(), &1.into()));
+    let said = cluster.forebay(["run", &cluster.file("job.toml", &job("skip"))]).code(0).stderr;
+    assert!(said.contains("1 record left out, listed in _skipped/"), "{said}");
     assert_eq!(given["output"]["files"].as_array().unwrap().len(), 2, "{given}");
     let listed = std::fs::read_to_string(
         Path::new(given["output"]["path"].as_str().unwrap()).join("_skipped/part-00000.ndjson"),

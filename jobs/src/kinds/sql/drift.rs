@@ -3,7 +3,7 @@
 //! Files are put together by the names of their columns. Types that differ become one that holds both; where there is
 //! none, the message names both files and the column.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use arrow::datatypes::{DataType, Field, Fields, Schema};
 use datafusion::logical_expr_common::type_coercion::binary::{binary_numeric_coercion, string_coercion};
@@ -22,7 +22,11 @@ pub(super) fn merged<'a>(
     let mut places: BTreeMap<&str, usize> = BTreeMap::new();
     for (key, schema) in files {
         count += 1;
+        let mut own = BTreeSet::new();
         for field in schema.fields() {
+            if !own.insert(field.name()) {
+                return Err(format!("`{key}` has two columns that are named `{}`", field.name()));
+            }
             let Some(at) = places.get(field.name().as_str()).copied() else {
                 places.insert(field.name(), columns.len());
                 columns.push((field.as_ref().clone(), key, 1));
@@ -129,6 +133,8 @@ mod tests {
         let given = BTreeMap::from([("id".to_owned(), DataType::Float64)]);
         let given = merged([("a", &old), ("c", &other)], &given, false).unwrap();
         assert_eq!((given.field(0).data_type(), given.field(0).is_nullable()), (&DataType::Float64, true));
+        let twice = schema(&[("id", DataType::Int32), ("id", DataType::Utf8)]);
+        assert!(merged([("a", &twice)], &BTreeMap::new(), true).unwrap_err().contains("two columns"));
         let unknown = BTreeMap::from([("ID".to_owned(), DataType::Float64)]);
         assert!(merged([("a", &old)], &unknown, false).unwrap_err().contains("`ID`"));
     }

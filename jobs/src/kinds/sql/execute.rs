@@ -164,8 +164,7 @@ impl Sink {
         Ok(match output.partition_by.is_empty() {
             true => Self::One(Box::new(TableWriter::create(ctx.out_dir, index, schema, layout)?)),
             false => {
-                // Of what the writers hold, all together.
-                let most = memory::row_group(ctx.memory);
+                let most = memory::writers(ctx.memory);
                 let writer = PartitionedWriter::create(ctx.out_dir, index, schema, layout, &output.partition_by, most)?;
                 Self::Partitioned(Box::new(writer))
             }

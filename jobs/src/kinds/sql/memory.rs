@@ -55,7 +55,12 @@ pub(super) fn fit(config: &mut SessionConfig, memory: Option<u64>, options: &BTr
     *reserved = share.clamp(1 << 18, *reserved);
 }
 
-/// The bytes of a row group that its writer holds: an eighth of the memory, and no more than a reader wants.
+/// The bytes that the writers of many files hold together: the more, the fewer and larger the files are.
+pub(super) fn writers(memory: Option<u64>) -> u64 {
+    memory.map_or(1 << 30, |memory| (memory / 8).max(1 << 20))
+}
+
+/// The bytes of a row group that its writer holds: a sixteenth of the memory, and no more than a reader wants.
 pub(super) fn row_group(memory: Option<u64>) -> u64 {
     const MOST: u64 = 128 << 20;
     memory.map_or(MOST, |memory| (memory / 16).clamp(1 << 20, MOST))

@@ -1,6 +1,8 @@
 //! What is checked, what is needed, and what is held.
 
 mod files;
+mod outputs;
+mod shelf;
 
 use std::{fs, io, ops::Range};
 

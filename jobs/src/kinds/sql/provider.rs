@@ -46,7 +46,9 @@ pub(super) struct Files {
 impl Files {
     /// The files that filters on partitions let through.
     pub(super) fn chosen(&self, filters: &[Expr]) -> Result<Vec<usize>> {
-        let filters: Vec<_> = filters.iter().filter(|filter| self.is_on_partitions(filter)).cloned().collect();
+        let filters = filters.iter().filter(|filter| self.is_on_partitions(filter));
+        // DataFusion looks at the value of what is neither true nor false, which may be either.
+        let filters: Vec<_> = filters.map(|filter| filter.clone().is_true()).collect();
         let all = 0..self.table.files.len();
         if filters.is_empty() {
             return Ok(all.collect());

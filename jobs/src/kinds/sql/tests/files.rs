@@ -84,6 +84,11 @@ async fn keys_tell_columns_and_files_that_no_filter_lets_through_are_not_opened(
         lines("select n from t where kind is null and year > 2011 order by n").await.unwrap(),
         ["n", "20", "21"]
     );
+    // What has no value is neither equal nor different.
+    for text in ["kind <> 'c'", "not (kind = 'c')", "kind < 'b'", "coalesce(kind, 'c') <> 'c'"] {
+        let rows = lines(&format!("select n from t where {text} and year > 2011 order by n")).await.unwrap();
+        assert_eq!(rows, ["n", "10", "11"], "{text}");
+    }
     assert_eq!(lines("select count(kind) as k, count(*) as c from t where year = 2012").await.unwrap(), ["k,c", "2,4"]);
     assert_eq!(lines("select m, n from t where kind = 'c'").await.unwrap(), ["m,n", "7,30"], "the first has no m");
     assert_eq!(lines("select count(*) as c from t where year = 1999").await.unwrap(), ["c", "0"]);

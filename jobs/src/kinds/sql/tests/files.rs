@@ -130,6 +130,16 @@ async fn files_whose_columns_differ_are_one_table_or_the_message_names_both() {
     );
     let as_text = shelf.lines(&job("include = '*', schema = { id = 'VARCHAR' }")).await.unwrap();
     assert_eq!(as_text, ["id,x", "1,", "2,", "3,y", "4,"]);
+    // What a footer says of numbers says nothing of texts.
+    let shelf = Shelf::new([
+        ("1.parquet", parquet(&[("id", numbers(1..=20))])),
+        ("2.parquet", parquet(&[("id", numbers(21..=30))])),
+    ]);
+    let texts = |query: &str| {
+        format!("[sql]\nquery = \"{query}\"\ntables.t = {{ include = '*', schema = {{ id = 'VARCHAR' }} }}")
+    };
+    assert_eq!(shelf.lines(&texts("select min(id) as a, max(id) as b from t")).await.unwrap(), ["a,b", "1,9"]);
+    assert_eq!(shelf.lines(&texts("select count(*) as c from t where id > '3'")).await.unwrap(), ["c", "7"]);
 }
 
 #[tokio::test]

@@ -431,7 +431,8 @@ async fn conclude(
                 let dir = run.output_dir();
                 let manifest = output::read_published(&dir).map_err(CoordinateError::Published)?;
                 let files = manifest.objects.into_iter().map(|object| object.key).collect();
-                Some(OutputFigures { path: dir.display().to_string(), files, rows, bytes })
+                let (path, skipped_records) = (dir.display().to_string(), figures.skipped_records);
+                Some(OutputFigures { path, files, rows, bytes, skipped_records })
             }
             None => None,
         };

@@ -12,7 +12,7 @@ use forebay_datasets::{
     columns::Columns,
     format::{self, Format},
     snapshot::{Object, Snapshot},
-    source::{SourceError, globs},
+    source::SourceError,
     split::{Cut, Cuttable, Part, Piece, Size, Split, split},
     volume::{self, Volume, VolumeError},
 };
@@ -193,16 +193,16 @@ fn tasks(job: &JobSpec, objects: &[Cuttable]) -> Result<Plan, PlanError> {
 /// The objects that the tables of a query are made of, each once.
 fn objects_of_tables<'a>(sql: &SqlSpec, objects: &'a [Object]) -> Result<Vec<&'a Object>, PlanError> {
     let mut taken = vec![false; objects.len()];
-    for (table, glob) in &sql.tables {
-        let matcher = globs(std::slice::from_ref(glob))?;
+    for (name, table) in &sql.tables {
+        let is_of_table = table.matcher()?;
         let mut any = false;
         for (taken, object) in taken.iter_mut().zip(objects) {
-            let matches = matcher.is_match(&object.key) && !object.key.ends_with('/');
+            let matches = is_of_table(&object.key);
             *taken |= matches;
             any |= matches;
         }
         if !any {
-            return Err(PlanError::EmptyTable { table: table.clone(), glob: glob.clone() });
+            return Err(PlanError::EmptyTable { table: name.clone(), glob: table.include.join("`, `") });
         }
     }
     Ok(objects.iter().zip(taken).filter_map(|(object, taken)| taken.then_some(object)).collect())

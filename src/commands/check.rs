@@ -39,7 +39,8 @@ pub async fn execute(global: &Global, args: &JobArgs) -> Result<Exit, CliError> 
     // What is staged already tells the columns and the cuts; what is not, no listing can tell.
     let staged = Volume::open(&global.volume).ok();
     let staged = staged.and_then(|volume| Some((snapshot::open(&volume, &job.dataset.name, None).ok()?, volume)));
-    let mut tasks = None;
+    let (mut tasks, mut explanation) = (None, None);
+    let threads = job.workers.slots_of(Host::here().cores) as usize;
     // What holds some columns alone is no more than a job takes that chooses them.
     let serves = |snapshot: &Snapshot| {
         snapshot.record.source == job.dataset.source
@@ -48,21 +49,31 @@ pub async fn execute(global: &Global, args: &JobArgs) -> Result<Exit, CliError> 
     if let Some((snapshot, volume)) = staged.filter(|(snapshot, _)| serves(snapshot)) {
         let plan = plan::plan(&job, &snapshot, &volume);
         let plan = plan.map_err(|error| CliError::new(Exit::Usage, error.to_string()))?;
-        if let Work::Sql(spec) = &job.work {
-            match sql::check_staged(&volume, spec, &plan.splits[0]).await {
+        if let Work::Sql(_) = &job.work {
+            let split = &plan.splits[0];
+            let explained = match sql::check_staged(&volume, &job, split).await {
                 // They would be staged.
-                Ok(()) | Err(TaskError::NotHeld(_)) => {}
-                Err(error) => {
-                    let error = CliError::new(Exit::Usage, error.to_string()).help("correct [sql] in the job file");
-                    return Err(error.in_query(&args.job.display().to_string(), &text));
-                }
-            }
+                Err(TaskError::NotHeld(_)) => Ok(None),
+                Err(error) => Err(error),
+                Ok(()) => sql::explain(&volume, &job, split, threads).await.map(Some),
+            };
+            explanation = explained.map_err(|error| {
+                let error = CliError::new(Exit::Usage, error.to_string()).help("correct [sql] in the job file");
+                error.in_query(&args.job.display().to_string(), &text)
+            })?;
         }
         tasks = Some(plan.phases());
     }
+    if explanation.is_none() && matches!(job.work, Work::Sql(_)) {
+        // One object of each table may lack what others have, so that this is no verdict.
+        match sql::explain_ahead(&mut source, &job, threads).await {
+            Ok(explained) => explanation = explained,
+            Err(error) => render::note(global.quiet, &format!("by the first object of each table: {error}")),
+        }
+    }
     if global.json {
         let source = json!({ "url": job.dataset.source, "objects": objects, "bytes": bytes });
-        println!("{}", json!({ "version": 1, "job": job, "source": source, "tasks": tasks }));
+        println!("{}", json!({ "version": 1, "job": job, "source": source, "tasks": tasks, "plan": explanation }));
         return Ok(Exit::Done);
     }
     println!("{}: {} objects, {}", job.dataset.source, objects, render::bytes(bytes));
@@ -72,6 +83,9 @@ pub async fn execute(global: &Global, args: &JobArgs) -> Result<Exit, CliError> 
             println!("tasks: {}", phases.join(", then "));
         }
         None => render::note(global.quiet, "not staged yet: columns and cuts are checked once it is"),
+    }
+    if let Some(explanation) = explanation {
+        println!("plan:\n{}", explanation.trim_end());
     }
     Ok(Exit::Done)
 }

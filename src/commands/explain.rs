@@ -29,6 +29,7 @@ struct Attempt {
     begun: Option<String>,
     ended: Option<String>,
     outcome: Option<String>,
+    metrics: BTreeMap<String, f64>,
 }
 
 pub async fn execute(global: &Global, id: &RunId, task: TaskId) -> Result<Exit, CliError> {
@@ -56,7 +57,7 @@ pub async fn execute(global: &Global, id: &RunId, task: TaskId) -> Result<Exit, 
             .iter()
             .map(|(id, attempt)| {
                 json!({ "attempt": id.to_string(), "worker": attempt.worker, "given": attempt.given,
-                "begun": attempt.begun, "ended": attempt.ended, "outcome": attempt.outcome })
+                "begun": attempt.begun, "ended": attempt.ended, "outcome": attempt.outcome, "metrics": attempt.metrics })
             })
             .collect();
         println!(
@@ -68,8 +69,9 @@ pub async fn execute(global: &Global, id: &RunId, task: TaskId) -> Result<Exit, 
     println!("task {task} is {state}: {why}");
     let mut table = Table::new(["attempt", "worker", "given", "begun", "ended", "outcome"]);
     for (id, attempt) in attempts {
-        let Attempt { worker, given, begun, ended, outcome } = attempt;
-        let [given, begun, ended, outcome] = [given, begun, ended, outcome].map(Option::unwrap_or_default);
+        let Attempt { worker, given, begun, ended, outcome, metrics } = attempt;
+        let [given, begun, ended, mut outcome] = [given, begun, ended, outcome].map(Option::unwrap_or_default);
+        metrics.iter().for_each(|(name, value)| outcome.push_str(&format!("; {name} {value}")));
         let [given, begun, ended] = [given, begun, ended].map(|time| render::time(&time));
         table.row([id.to_string(), worker, given, begun, ended, outcome]);
     }
@@ -129,16 +131,22 @@ fn note(attempts: &mut BTreeMap<AttemptId, Attempt>, task: TaskId, event: &Event
         attempt.outcome = Some(outcome);
     };
     match event {
-        Event::Finished { finished, at } => end(&finished.attempt, Some(*at), FINISHED.to_owned()),
+        Event::Finished { finished, at } => {
+            end(&finished.attempt, Some(*at), FINISHED.to_owned());
+            attempts.entry(finished.attempt).or_default().metrics.clone_from(&finished.metrics);
+        }
         Event::GangReady => {
             let undone = attempts.values_mut().filter(|attempt| attempt.outcome.as_deref() == Some(FINISHED));
             undone.for_each(|attempt| attempt.outcome = Some("done, and begun again with its gang".to_owned()));
         }
-        Event::Committed { attempt, rest, at, .. } if !rest.is_empty() => {
-            let became = render::count(rest.len() as u64, "task");
-            end(attempt, Some(*at), format!("done in part: what it had not read became {became}"));
+        Event::Committed { attempt, rest, metrics, at, .. } => {
+            let outcome = match rest.len() as u64 {
+                0 => "done".to_owned(),
+                count => format!("done in part: what it had not read became {}", render::count(count, "task")),
+            };
+            end(attempt, Some(*at), outcome);
+            attempts.entry(*attempt).or_default().metrics.clone_from(metrics);
         }
-        Event::Committed { attempt, at, .. } => end(attempt, Some(*at), "done".to_owned()),
         Event::AttemptFailed { attempt, failure, at, .. } => end(attempt, Some(*at), failure.to_string()),
         Event::AttemptReturned { attempt, lost: true, .. } => end(attempt, None, "lost with its worker".to_owned()),
         Event::AttemptReturned { attempt, .. } if gang_is_broken => {

@@ -141,6 +141,10 @@ fn summary(result: &RunResult) -> String {
         let rows = output.rows.map(|rows| format!("{}, ", render::count(rows, "row"))).unwrap_or_default();
         let files = render::count(output.files.len() as u64, "file");
         parts.push(format!("{rows}{} in {files}", render::bytes(output.bytes)));
+        if output.skipped_records > 0 {
+            let skipped = render::count(output.skipped_records, "record");
+            parts.push(format!("{skipped} left out, listed in _skipped/"));
+        }
     }
     format!("run {} succeeded: {}", result.run, parts.join("; "))
 }

@@ -16,4 +16,5 @@ mod programs;
 mod queries;
 mod resources;
 mod speculation;
+mod tables;
 mod words;

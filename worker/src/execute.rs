@@ -268,6 +268,7 @@ impl Attempt {
             out_dir: &self.out_dir,
             scratch_dir: &self.scratch_dir,
             threads,
+            memory: None,
             cancel: if self.can_yield() { ends } else { self.stop.token() },
             yields,
         }
@@ -365,9 +366,12 @@ fn work(this: &Arc<Attempt>) -> Result<Outcome, ExecuteError> {
     }
 }
 
-/// Runs the query on a runtime of its own, with a thread a slot: a task that takes the whole worker.
+/// Runs the query on a runtime of its own, with a thread a slot: a task that takes the whole worker, and its memory.
 fn run_sql(attempt: &Attempt) -> Result<TaskOutput, ExecuteError> {
     let threads = attempt.bench.slots.max(1) as usize;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).thread_name("sql").build();
-    Ok(runtime.map_err(ExecuteError::Thread)?.block_on(sql::execute(&attempt.context(threads)))?)
+    let workers = &attempt.bench.job.workers;
+    let memory = workers.memory.or_else(|| sql::default_memory(workers.count));
+    let context = TaskContext { memory, ..attempt.context(threads) };
+    Ok(runtime.map_err(ExecuteError::Thread)?.block_on(sql::execute(&context))?)
 }

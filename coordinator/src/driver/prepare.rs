@@ -142,8 +142,8 @@ async fn plan_over(volume: &Volume, run: &RunDir, record: SnapshotRecord) -> Res
         Err(error @ PlanError::Volume(_)) => return Err(error.into()),
         Err(error) => return Ok(Checked::Never(chain(&error))),
     };
-    if let (Work::Sql(sql), Some(split)) = (&run.job().work, plan.splits.first()) {
-        match sql::check_staged(volume, sql, split).await {
+    if let (Work::Sql(_), Some(split)) = (&run.job().work, plan.splits.first()) {
+        match sql::check_staged(volume, run.job(), split).await {
             Ok(()) => {}
             Err(TaskError::BadInput(error)) => return Ok(Checked::Never(error)),
             Err(error @ TaskError::NotHeld(_)) => return Ok(Checked::NotHeld(error.to_string())),

@@ -91,6 +91,14 @@ pub struct OutputFigures {
     pub rows: Option<u64>,
     /// Bytes of the files.
     pub bytes: u64,
+    /// Records that could not be read and were left out, as the job says; the output lists them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub skipped_records: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// How far one phase is.
@@ -125,6 +133,8 @@ pub struct Figures {
     pub most_workers: u32,
     /// What was published.
     pub published: Option<(u64, Option<u64>)>,
+    /// Records that were left out.
+    pub skipped_records: u64,
     /// Why the run failed beside its tasks.
     pub aborted: Option<String>,
     /// The task that failed first, and why.
@@ -170,7 +180,8 @@ impl Figures {
                 self.finished.insert(finished.attempt);
             }
             Event::GangReady => self.finished.clear(),
-            Event::Committed { attempt, rest, .. } => {
+            Event::Committed { attempt, metrics, rest, .. } => {
+                self.skipped_records += metrics.get("skipped_records").map_or(0, |count| *count as u64);
                 // A short one is not reported to have started before it has ended.
                 let counted = self.stopped(*attempt) || self.finished.remove(attempt);
                 self.attempts += u64::from(!counted);
@@ -356,7 +367,13 @@ mod tests {
             tasks: TaskFigures::default(),
             workers: 2,
             seconds: 1.5,
-            output: Some(OutputFigures { path: "/o".into(), files: vec!["a".into()], rows: Some(1), bytes: 2 }),
+            output: Some(OutputFigures {
+                path: "/o".into(),
+                files: vec!["a".into()],
+                rows: Some(1),
+                bytes: 2,
+                skipped_records: 0,
+            }),
             error: None,
             failure: None,
         };

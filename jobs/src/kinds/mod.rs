@@ -5,6 +5,7 @@
 
 pub mod command;
 pub mod mapreduce;
+pub mod partitioned;
 pub mod sql;
 pub mod table;
 
@@ -41,6 +42,8 @@ pub struct TaskContext<'a> {
     pub scratch_dir: &'a Path,
     /// How many threads it may keep busy.
     pub threads: usize,
+    /// Bytes of memory that it may use; none: no limit.
+    pub memory: Option<u64>,
     /// Set when the attempt is to end.
     pub cancel: &'a CancellationToken,
     /// Set when others are to do what it has not come to: where the kind of work can, it is done with what it has read.

@@ -5,6 +5,7 @@
 
 pub mod parse;
 pub mod size;
+pub mod table;
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
@@ -15,6 +16,7 @@ use forebay_datasets::{
 };
 use serde::{Deserialize, Serialize};
 
+use self::table::TableSpec;
 use crate::kinds::mapreduce;
 
 /// A whole job, every default resolved.
@@ -75,6 +77,9 @@ pub struct DatasetSpec {
     /// What is staged of its Parquet objects.
     #[serde(default)]
     pub columns: ColumnsSpec,
+    /// What becomes of records that cannot be read.
+    #[serde(default)]
+    pub on_bad_record: OnBadRecord,
     /// How S3 is reached, where the environment does not say.
     pub s3: S3Spec,
 }
@@ -134,6 +139,17 @@ pub enum ColumnsSpec {
     Needed,
     /// These.
     Only(Columns),
+}
+
+/// What a query does with a record that cannot be read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnBadRecord {
+    /// It fails, and names the record.
+    #[default]
+    Fail,
+    /// It goes on without; the output lists the record.
+    Skip,
 }
 
 impl S3Spec {
@@ -235,10 +251,13 @@ pub enum Mapper {
 /// `[sql]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SqlSpec {
-    /// One query.
+    /// Views, if there are any, and the query at the end.
     pub query: String,
-    /// Table names, and the globs over keys that make each up.
-    pub tables: BTreeMap<String, String>,
+    /// The tables by their names.
+    pub tables: BTreeMap<String, TableSpec>,
+    /// DataFusion's options that the job sets.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub options: BTreeMap<String, String>,
 }
 
 /// `[split]`
@@ -345,6 +364,12 @@ pub struct RetrySpec {
 pub struct OutputSpec {
     /// Of what built-in kinds of work write.
     pub format: OutputFormat,
+    /// Columns of a query whose values become directories.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub partition_by: Vec<String>,
+    /// About the bytes of a row group of Parquet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub row_group_size: Option<u64>,
     /// `s3://…` or `file:///…`: the published output is copied there.
     pub to: Option<String>,
     /// How `to` is reached.
@@ -362,4 +387,6 @@ pub enum OutputFormat {
     Csv,
     /// One object a line.
     Ndjson,
+    /// An Arrow IPC file.
+    Arrow,
 }

@@ -9,6 +9,7 @@ mod error;
 mod limits;
 mod params;
 mod raw;
+mod tables;
 mod work;
 
 use std::path::Path;
@@ -30,6 +31,7 @@ pub fn job_file(text: &str, base: &Path, overrides: &[(String, String)]) -> Resu
     let params = params::params(raw.params, overrides)?;
     let early_start = raw.dataset.early_start.clone();
     let columns = raw.dataset.columns.as_ref().map(Spanned::span);
+    let bad_records = raw.dataset.on_bad_record.as_ref().map(Spanned::span);
     let dataset = dataset::dataset(raw.dataset, base)?;
     let context = Context { text, base, params: &params };
     let work = match (raw.command, raw.mapreduce, raw.sql) {
@@ -48,6 +50,7 @@ pub fn job_file(text: &str, base: &Path, overrides: &[(String, String)]) -> Resu
         }
     };
     dataset::check_columns(&dataset, &work, columns)?;
+    dataset::check_bad_records(&work, bad_records)?;
     let split = limits::split(raw.split, &work)?;
     if matches!(&work, Work::Command(command) if command.gang) {
         limits::check_gang(&raw.workers, &raw.retry)?;

@@ -14,7 +14,10 @@ use regex::bytes::Regex;
 
 use super::shuffle;
 use crate::{
-    kinds::{TaskContext, TaskError, TaskOutput, table::TableWriter},
+    kinds::{
+        TaskContext, TaskError, TaskOutput,
+        table::{Layout, TableWriter},
+    },
     task::OutputFile,
 };
 
@@ -162,7 +165,7 @@ struct Rows<'a> {
 
 impl<'a> Rows<'a> {
     fn create(ctx: &'a TaskContext<'a>, schema: SchemaRef) -> Result<Self, TaskError> {
-        let writer = TableWriter::create(ctx.out_dir, ctx.spec.task.index, &schema, ctx.job.output.format)?;
+        let writer = TableWriter::create(ctx.out_dir, ctx.spec.task.index, &schema, Layout::of(ctx.job.output.format))?;
         let (keys, numbers, texts) = (StringBuilder::new(), UInt64Builder::new(), StringBuilder::new());
         Ok(Self { ctx, schema, writer, keys, numbers, texts, held: 0 })
     }

@@ -14,7 +14,7 @@ use super::shuffle;
 use crate::{
     kinds::{
         TaskContext, TaskError, TaskOutput,
-        table::{self, TableWriter},
+        table::{self, Layout, TableWriter},
     },
     task::OutputFile,
 };
@@ -148,7 +148,7 @@ pub(super) fn reduce(ctx: &TaskContext<'_>, files: &[OutputFile]) -> Result<Task
         Field::new("max", DataType::Utf8, true),
         Field::new("mean", DataType::Float64, true),
     ]));
-    let mut writer = TableWriter::create(ctx.out_dir, ctx.spec.task.index, &schema, ctx.job.output.format)?;
+    let mut writer = TableWriter::create(ctx.out_dir, ctx.spec.task.index, &schema, Layout::of(ctx.job.output.format))?;
     let batch = RecordBatch::try_new(schema, arrays);
     writer.write(&batch.map_err(|source| TaskError::Table { what: "column-stats".to_owned(), source })?)?;
     Ok(TaskOutput { files: vec![writer.finish()?], ..TaskOutput::default() })

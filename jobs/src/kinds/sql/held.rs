@@ -4,7 +4,7 @@
 //! store is [`HeldFiles`]: it asks the snapshot's manifest before each read, and refuses one that touches a byte which
 //! is not held. Without it a hole would be read as zeros, and zeros can be values.
 
-use std::{collections::BTreeMap, fmt, io, ops::Range, path::PathBuf};
+use std::{collections::BTreeMap, fmt, ops::Range, path::PathBuf};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -68,9 +68,9 @@ impl HeldFiles {
         Ok(Some(Self { files: LocalFileSystem::new(), snapshot: snapshot.record.id.to_string(), columns, partial }))
     }
 
-    /// Whether the objects of these pieces hold the columns, as far as they have them, by their own footers.
-    pub(super) fn check(&self, pieces: &[&Piece], needed: &Columns) -> std::result::Result<(), TaskError> {
-        for (object, path) in self.partial.values().filter(|(object, _)| pieces.iter().any(|p| p.key == object.key)) {
+    /// Whether the objects of these keys hold the columns, as far as they have them, by their own footers.
+    pub(super) fn check(&self, keys: &[&str], needed: &Columns) -> std::result::Result<(), TaskError> {
+        for (object, path) in self.partial.values().filter(|(object, _)| keys.contains(&object.key.as_str())) {
             let lacking = columns::lacking(path, object, needed).map_err(|error| match error {
                 ColumnsError::Read(source) => TaskError::Io { path: path.clone(), source },
                 ColumnsError::Footer(error) => TaskError::BadInput(format!("`{}`: {error}", object.key)),
@@ -150,18 +150,4 @@ impl ObjectStore for HeldFiles {
     async fn copy_opts(&self, _: &Path, _: &Path, _: CopyOptions) -> Result<()> {
         Err(refused("copy"))
     }
-}
-
-/// The read that [`HeldFiles`] refused, behind an error of DataFusion's.
-pub(super) fn behind(error: &(dyn std::error::Error + 'static)) -> Option<NotHeld> {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if let Some(not_held) = error.downcast_ref::<NotHeld>() {
-            return Some(not_held.clone());
-        }
-        // An I/O error names itself as its own cause's cause.
-        let inside = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        cause = inside.map(|inside| inside as &(dyn std::error::Error + 'static)).or_else(|| error.source());
-    }
-    None
 }

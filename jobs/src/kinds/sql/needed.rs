@@ -13,9 +13,8 @@ use std::{
 };
 
 use arrow::{
-    csv,
-    datatypes::{Schema, SchemaRef},
-    json,
+    datatypes::{Field, Schema, SchemaRef},
+    ipc::reader::StreamReader,
 };
 use datafusion::{
     common::tree_node::TreeNodeRecursion, datasource::MemTable, error::DataFusionError, logical_expr::LogicalPlan,
@@ -24,11 +23,20 @@ use datafusion::{
 use forebay_datasets::{
     columns::{Columns, remote},
     format::Format,
-    source::{Listed, Reader, Source, globs},
+    source::{Listed, Reader, Source},
 };
 
-use super::{frame, table_reference};
-use crate::{kinds::table::ROWS_FOR_TYPES, spec::SqlSpec};
+use super::{
+    drift,
+    partitions::Partitions,
+    script::{Script, type_of},
+    table_reference,
+    text::TextFormat,
+};
+use crate::spec::{
+    SqlSpec,
+    table::{TableFormat, TableSpec},
+};
 
 /// How much of a text object is read for its columns.
 const FIRST_LINES: u64 = 1 << 20;
@@ -62,49 +70,77 @@ pub(super) async fn of_query(
         let table = MemTable::try_new(Arc::clone(schema), vec![vec![]])?;
         context.register_table(table_reference(name), Arc::new(table))?;
     }
-    of_plan(&frame(&context, query).await?.into_optimized_plan()?)
+    let script = Script::parse(query).map_err(DataFusionError::Plan)?;
+    of_plan(&script.frame(&context).await?.into_optimized_plan()?)
+}
+
+/// What one object of a table tells of it.
+pub(super) struct Told {
+    pub(super) columns: Schema,
+    /// Columns that are read off its key.
+    partitions: Vec<Field>,
+    /// Whether some of its columns can be staged alone.
+    is_parquet: bool,
 }
 
 /// The columns that a query reads of the Parquet objects of its source; none if it reads all, or that cannot be told
 /// from one object of each table: a source that does not answer, or a query with an error. Both are for staging, and
 /// for the check after it, to tell.
 pub async fn needed_columns(source: &mut Source, sql: &SqlSpec) -> Option<Columns> {
-    let objects = firsts(source, &sql.tables).await?;
-    let readers = source.readers().await.ok()?;
-    let schemas = tokio::task::spawn_blocking(move || {
-        let mut reader = readers.reader();
-        let of = |(name, object): (String, Listed)| {
-            Some((name, Format::of(&object.key), Arc::new(schema(&mut reader, &object)?)))
-        };
-        objects.into_iter().map(of).collect::<Option<Vec<_>>>()
-    });
+    let told = first_of_each(source, sql).await?;
     let (mut tables, mut parquet) = (BTreeMap::new(), BTreeMap::new());
-    for (name, format, schema) in schemas.await.ok()?? {
-        if format == Format::Parquet {
-            parquet.insert(name.to_ascii_lowercase(), Arc::clone(&schema));
+    for (name, _, Told { columns, partitions, is_parquet }) in told {
+        let is_own = |field: &&Arc<Field>| !partitions.iter().any(|partition| partition.name() == field.name());
+        let own: Vec<_> = columns.fields().iter().filter(is_own).cloned().collect();
+        let all = own.iter().map(|field| field.as_ref().clone()).chain(partitions);
+        if is_parquet {
+            parquet.insert(name.to_ascii_lowercase(), own.iter().map(|field| field.name().clone()).collect());
         }
-        tables.insert(name, schema);
+        tables.insert(name, Arc::new(Schema::new(all.collect::<Vec<_>>())));
     }
     let needed = of_query(&sql.query, &tables).await.ok()?;
     let none = Columns::default();
-    let needed = |table: &String| needed.get(table).unwrap_or(&none);
-    let all = |table: &String, schema: &SchemaRef| schema.fields().iter().all(|f| needed(table).contains(f.name()));
-    if parquet.iter().all(|(table, schema)| all(table, schema)) {
+    // What the keys tell is read off no object.
+    let read = |table: &String, own: &Columns| -> Columns {
+        needed.get(table).unwrap_or(&none).iter().filter(|name| own.contains(name)).collect()
+    };
+    if parquet.iter().all(|(table, own)| read(table, own) == *own) {
         return None;
     }
-    Some(parquet.keys().flat_map(|table| needed(table).iter()).collect())
+    Some(
+        parquet
+            .iter()
+            .flat_map(|(table, own)| read(table, own).iter().map(str::to_owned).collect::<Vec<_>>())
+            .collect(),
+    )
+}
+
+/// Of each table its name, the key of its first object, and what that tells; none if one of them does not.
+pub(super) async fn first_of_each(source: &mut Source, sql: &SqlSpec) -> Option<Vec<(String, String, Told)>> {
+    let objects = firsts(source, &sql.tables).await?;
+    let readers = source.readers().await.ok()?;
+    let tables = sql.tables.clone();
+    let told = tokio::task::spawn_blocking(move || {
+        let mut reader = readers.reader();
+        let of = |(name, object): (String, Listed)| {
+            let told = told(&mut reader, &object, tables.get(&name)?)?;
+            Some((name, object.key, told))
+        };
+        objects.into_iter().map(of).collect()
+    });
+    told.await.ok()?
 }
 
 /// The first object of each table, in the order of the listing, which is gone through no further than that.
-async fn firsts(source: &mut Source, tables: &BTreeMap<String, String>) -> Option<Vec<(String, Listed)>> {
+async fn firsts(source: &mut Source, tables: &BTreeMap<String, TableSpec>) -> Option<Vec<(String, Listed)>> {
     let mut open = Vec::new();
-    for (name, glob) in tables {
-        open.push((name.clone(), globs(std::slice::from_ref(glob)).ok()?));
+    for (name, table) in tables {
+        open.push((name.clone(), table.matcher().ok()?));
     }
     let mut found = Vec::new();
     let mut page = |objects: Vec<Listed>| {
-        for object in objects.into_iter().filter(|object| !object.key.ends_with('/')) {
-            for (name, _) in open.extract_if(.., |(_, glob)| glob.is_match(&object.key)) {
+        for object in objects {
+            for (name, _) in open.extract_if(.., |(_, is_of_table)| is_of_table(&object.key)) {
                 found.push((name, object.clone()));
             }
         }
@@ -115,17 +151,29 @@ async fn firsts(source: &mut Source, tables: &BTreeMap<String, String>) -> Optio
 }
 
 /// The columns of a table, by one of its objects.
-fn schema(reader: &mut Reader, object: &Listed) -> Option<Schema> {
+fn told(reader: &mut Reader, object: &Listed, spec: &TableSpec) -> Option<Told> {
+    let format = spec.format_of(&object.key)?;
+    let types = spec.schema.iter().map(|(name, text)| Some((name.clone(), type_of(text).ok()?)));
+    let mut types: BTreeMap<_, _> = types.collect::<Option<_>>()?;
+    let partitions = match spec.partitions {
+        true => Partitions::of(&[&object.key], &types).ok()?.fields,
+        false => Vec::new(),
+    };
+    types.retain(|name, _| !partitions.iter().any(|field| field.name() == name));
     let mut text = || remote::first_lines(reader, object, FIRST_LINES).ok();
-    match Format::of(&object.key) {
-        Format::Parquet => remote::footer(reader, object).ok()?.schema().ok(),
-        Format::Csv => {
-            let format = csv::reader::Format::default().with_header(true);
-            format.infer_schema(Cursor::new(text()?), Some(ROWS_FOR_TYPES)).ok().map(|(schema, _)| schema)
-        }
-        Format::Ndjson => {
-            json::reader::infer_json_schema(Cursor::new(text()?), Some(ROWS_FOR_TYPES)).ok().map(|(s, _)| s)
-        }
-        Format::Text | Format::Opaque => None,
-    }
+    let columns = match format {
+        TableFormat::Parquet => remote::footer(reader, object).ok()?.schema().ok()?,
+        TableFormat::Csv | TableFormat::Ndjson => TextFormat::of(spec, format)?.columns_of(&text()?).ok()?,
+        TableFormat::Arrow => arrow_columns(&text()?)?,
+    };
+    let columns = drift::merged([(object.key.as_str(), &columns)], &types, true).ok()?;
+    // What is staged in part, its name tells.
+    let is_parquet = Format::of(&object.key) == Format::Parquet;
+    Some(Told { columns, partitions, is_parquet })
+}
+
+/// The columns of Arrow IPC by its beginning: a file is a stream after eight bytes.
+fn arrow_columns(bytes: &[u8]) -> Option<Schema> {
+    let stream = bytes.strip_prefix(b"ARROW1\0\0").unwrap_or(bytes);
+    Some(StreamReader::try_new(Cursor::new(stream), None).ok()?.schema().as_ref().clone())
 }

@@ -1,8 +1,14 @@
-use std::{fs, ops::Range};
+//! What is checked, what is needed, and what is held.
+
+mod files;
+mod outputs;
+mod shelf;
+
+use std::{fs, io, ops::Range};
 
 use arrow::{
     array::{ArrayRef, Int64Array, RecordBatch},
-    datatypes::{DataType, Field},
+    datatypes::{DataType, Field, Schema},
     util::pretty::pretty_format_batches,
 };
 use forebay_datasets::{
@@ -11,28 +17,14 @@ use forebay_datasets::{
     read::ReadError,
     snapshot::{self, HeldRange, Object, Snapshot},
     source::{Source, SourceOptions, SourceUrl},
-    split::Part,
+    split::{Part, Piece},
     stage::{self, StageRequest},
 };
 use parquet::{arrow::ArrowWriter, file::properties::WriterProperties};
 use tempfile::TempDir;
 
 use super::*;
-
-#[test]
-fn only_one_query_is_taken() {
-    check_syntax("with a as (select 1) select * from a").unwrap();
-    for (query, part) in [
-        ("selct 1", "selct"),
-        ("", "empty"),
-        ("drop table x", "only a query"),
-        ("copy x to 'y'", "only a query"),
-        ("select 1; select 2", "several"),
-    ] {
-        let message = check_syntax(query).unwrap_err();
-        assert!(message.contains(part), "{query}: {message}");
-    }
-}
+use crate::spec::parse::job_file;
 
 #[tokio::test]
 async fn an_unknown_column_is_named_with_what_there_is() {
@@ -182,16 +174,22 @@ impl Bench {
 
     /// Executes a query without looking first whether it can be.
     async fn rows(&self, query: &str, split: &Split) -> Result<String, DataFusionError> {
-        let context = SessionContext::new_with_config(config(2));
-        register(&context, &self.volume(), &sql(query), split).await.unwrap();
-        let batches = frame(&context, query).await?.collect().await?;
+        let session = planned(&self.volume(), &job(query), split, 2).await.unwrap();
+        let batches = session.frame().await?.collect().await?;
         Ok(pretty_format_batches(&batches).unwrap().to_string())
     }
 }
 
+fn job(query: &str) -> JobSpec {
+    let text = format!(
+        "name = 'j'\n[dataset]\nsource = 's3://b'\n[sql]\nquery = \"{query}\"\n\
+         tables = {{ w = 'w/*.parquet', names = 'names.csv' }}"
+    );
+    job_file(&text, std::path::Path::new("/"), &[]).unwrap()
+}
+
 fn sql(query: &str) -> SqlSpec {
-    let tables = [("w", "w/*.parquet"), ("names", "names.csv")].map(|(name, glob)| (name.into(), glob.into()));
-    SqlSpec { query: query.to_owned(), tables: tables.into() }
+    query_of(&job(query)).unwrap().clone()
 }
 
 const NAMES: (&str, &[u8]) = ("names.csv", b"n,name\n0,zero\n1,one\n2,two\n");
@@ -211,17 +209,17 @@ async fn a_part_gives_the_rows_of_the_whole_and_nothing_that_is_not_held() {
     assert!(held * 8 < all, "{held} of {all}");
     let split = bench.split(&snapshot);
     assert_eq!(bench.rows(query, &split).await.unwrap(), expected);
-    check_staged(&bench.volume(), &sql(query), &split).await.unwrap();
+    check_staged(&bench.volume(), &job(query), &split).await.unwrap();
     let count = bench.rows("select count(*) as all from w", &split).await.unwrap();
     assert!(count.contains("80000"), "{count}");
 
     for query in ["select sum(c10) from w", "select count(*) from w where c10 = 3", "select * from w limit 1"] {
         let error = bench.rows(query, &split).await.unwrap_err();
-        let message = held::behind(&error).unwrap_or_else(|| panic!("{query}: {error:?}")).to_string();
+        let message = cause::<NotHeld>(&error).unwrap_or_else(|| panic!("{query}: {error:?}")).to_string();
         let names = ["the bytes ", "of `w/", "holds only the columns c03, c04, c30", &snapshot.record.id.0];
         assert!(names.iter().all(|name| message.contains(name)), "{message}");
     }
-    let check = async |query: &str| check_staged(&bench.volume(), &sql(query), &split).await;
+    let check = async |query: &str| check_staged(&bench.volume(), &job(query), &split).await;
     for (query, lacking) in [
         ("select sum(c10) from w", "the columns c10 of `w/1.parquet`"),
         ("select c03 from w where c11 = 3 and c09 = 4", "the columns c09, c11 of `w/1.parquet`"),

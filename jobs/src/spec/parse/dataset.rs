@@ -9,7 +9,9 @@ use super::{
     SpecError, name,
     raw::{RawColumns, RawDataset, RawOutput, RawSource},
 };
-use crate::spec::{ColumnsSpec, DatasetSpec, KeysSpec, Mapper, OutputFormat, OutputSpec, S3Spec, Work};
+use crate::spec::{
+    ColumnsSpec, DatasetSpec, KeysSpec, Mapper, OnBadRecord, OutputFormat, OutputSpec, S3Spec, Work, size,
+};
 
 pub(super) fn dataset(raw: RawDataset, base: &Path) -> Result<DatasetSpec, SpecError> {
     let (source, prefixes) = sources(&raw.source, base)?;
@@ -34,6 +36,7 @@ pub(super) fn dataset(raw: RawDataset, base: &Path) -> Result<DatasetSpec, SpecE
         version,
         early_start: raw.early_start.as_ref().map(|early| *early.get_ref()),
         columns: raw.columns.as_ref().map(columns).transpose()?.unwrap_or_default(),
+        on_bad_record: raw.on_bad_record.as_ref().map(on_bad_record).transpose()?.unwrap_or_default(),
         s3: S3Spec {
             endpoint: raw.endpoint.as_ref().map(endpoint).transpose()?,
             region: raw.region,
@@ -72,6 +75,26 @@ fn columns(raw: &Spanned<RawColumns>) -> Result<ColumnsSpec, SpecError> {
     }
 }
 
+fn on_bad_record(text: &Spanned<String>) -> Result<OnBadRecord, SpecError> {
+    match text.get_ref().as_str() {
+        "fail" => Ok(OnBadRecord::Fail),
+        "skip" => Ok(OnBadRecord::Skip),
+        other => Err(SpecError::at(text, format!("`{other}` is nothing that can be done with a bad record"))
+            .help("write \"fail\" or \"skip\"")),
+    }
+}
+
+/// Only a query knows records that cannot be read.
+pub(super) fn check_bad_records(work: &Work, place: Option<Range<usize>>) -> Result<(), SpecError> {
+    match (work, place) {
+        (Work::Command(_) | Work::Mapreduce(_), Some(place)) => {
+            let error = SpecError::at(&Spanned::new(place, ()), "on_bad_record is for queries alone");
+            Err(error.help("remove it: programs and built-ins see every record as it is"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// What is not staged whole can be read by a query alone.
 pub(super) fn check_columns(dataset: &DatasetSpec, work: &Work, place: Option<Range<usize>>) -> Result<(), SpecError> {
     match (&dataset.columns, work, place) {
@@ -99,12 +122,14 @@ pub(super) fn output(raw: RawOutput, base: &Path, dataset: &DatasetSpec, work: &
             "parquet" => OutputFormat::Parquet,
             "csv" => OutputFormat::Csv,
             "ndjson" => OutputFormat::Ndjson,
+            "arrow" => OutputFormat::Arrow,
             other => {
                 let error = SpecError::at(format, format!("`{other}` is no output format"));
-                return Err(error.help("use parquet, csv or ndjson"));
+                return Err(error.help("use parquet, csv, ndjson or arrow"));
             }
         },
     };
+    let (partition_by, row_group_size) = layout(&raw, format, work)?;
     let to = raw.to.as_ref().map(|to| url(to, base).map(|url| (url.to_string(), to))).transpose()?;
     if let Some((url, to)) = &to
         && is_taken(dataset, url)
@@ -114,6 +139,8 @@ pub(super) fn output(raw: RawOutput, base: &Path, dataset: &DatasetSpec, work: &
     }
     Ok(OutputSpec {
         format,
+        partition_by,
+        row_group_size,
         to: to.map(|(url, _)| url),
         s3: S3Spec {
             endpoint: raw.endpoint.as_ref().map(endpoint).transpose()?,
@@ -123,6 +150,43 @@ pub(super) fn output(raw: RawOutput, base: &Path, dataset: &DatasetSpec, work: &
         },
     })
 }
+
+/// How a query's output lies in directories and row groups.
+fn layout(raw: &RawOutput, format: OutputFormat, work: &Work) -> Result<(Vec<String>, Option<u64>), SpecError> {
+    let mut columns: Vec<String> = Vec::new();
+    if let Some(raw) = &raw.partition_by {
+        if !matches!(work, Work::Sql(_)) {
+            let error = SpecError::at(raw, "only a query's output is partitioned by columns");
+            return Err(error.help("remove partition_by"));
+        }
+        if raw.get_ref().is_empty() {
+            return Err(SpecError::at(raw, "partition_by names no column").help("name some, or remove it"));
+        }
+        for column in raw.get_ref() {
+            match column.get_ref().as_str() {
+                "" => return Err(SpecError::at(column, "a column has no name")),
+                name if columns.iter().any(|other| other == name) => {
+                    return Err(SpecError::at(column, format!("the column `{name}` is named twice")));
+                }
+                name => columns.push(name.to_owned()),
+            }
+        }
+    }
+    let Some(text) = &raw.row_group_size else { return Ok((columns, None)) };
+    if format != OutputFormat::Parquet || !matches!(work, Work::Sql(_)) {
+        let error = SpecError::at(text, "row groups are of a query's Parquet output");
+        return Err(error.help("remove row_group_size"));
+    }
+    match size::bytes(text.get_ref()).map_err(|message| SpecError::at(text, message))? {
+        bytes if (LEAST_ROW_GROUP..=MOST_ROW_GROUP).contains(&bytes) => Ok((columns, Some(bytes))),
+        _ => Err(SpecError::at(text, "a row group is of 64 KiB to 4 GiB").help("128MiB is a good size")),
+    }
+}
+
+/// Below it the footer outgrows the data.
+const LEAST_ROW_GROUP: u64 = 64 << 10;
+/// A writer holds a row group in memory.
+const MOST_ROW_GROUP: u64 = 4 << 30;
 
 /// One source; or what several have in common, and what each has below it.
 fn sources(raw: &Spanned<RawSource>, base: &Path) -> Result<(SourceUrl, Vec<String>), SpecError> {
@@ -157,8 +221,15 @@ fn is_taken(dataset: &DatasetSpec, to: &str) -> bool {
     let is_below =
         |key: &String| dataset.prefixes.is_empty() || dataset.prefixes.iter().any(|prefix| key.starts_with(prefix));
     let matches = |list: &[String], key: &str| source::globs(list).is_ok_and(|globs| globs.is_match(key));
-    let names =
-        ["_SUCCESS", "_manifest.parquet", "part-00000.parquet", "part-00000.csv", "part-00000.ndjson", "task-00000/x"];
+    let names = [
+        "_SUCCESS",
+        "_manifest.parquet",
+        "part-00000.parquet",
+        "part-00000.csv",
+        "part-00000.ndjson",
+        "part-00000.arrow",
+        "task-00000/x",
+    ];
     names
         .iter()
         .map(|name| format!("{below}{name}"))

@@ -29,7 +29,7 @@ impl SpecError {
 
 /// Keys of the design that a later version brings. They are refused by name: a job that asks for them must not run
 /// without.
-const LATER: [&str; 5] = ["sweep", "schedule", "train", "infer", "partition_by"];
+const LATER: [&str; 4] = ["sweep", "schedule", "train", "infer"];
 
 /// toml's own error, in the words of a job file.
 pub(super) fn syntax(error: &toml::de::Error, text: &str) -> SpecError {

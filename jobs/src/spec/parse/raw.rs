@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::{
     Deserialize, Deserializer,
-    de::{Error, SeqAccess, Visitor},
+    de::{self, Error, MapAccess, SeqAccess, Visitor},
 };
 use toml::Spanned;
 
@@ -40,6 +40,7 @@ pub(super) struct RawDataset {
     pub(super) version: Option<Spanned<String>>,
     pub(super) early_start: Option<Spanned<bool>>,
     pub(super) columns: Option<Spanned<RawColumns>>,
+    pub(super) on_bad_record: Option<Spanned<String>>,
     pub(super) endpoint: Option<Spanned<String>>,
     pub(super) region: Option<String>,
     #[serde(default)]
@@ -136,6 +137,21 @@ impl<'de> Deserialize<'de> for RawColumns {
     }
 }
 
+pub(super) enum RawGlobs {
+    One(String),
+    Several(Vec<Spanned<String>>),
+}
+
+impl<'de> Deserialize<'de> for RawGlobs {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(WordOrList {
+            expecting: "a glob, or an array of globs",
+            word: Self::One,
+            list: Self::Several,
+        })
+    }
+}
+
 /// By hand: serde's untagged enums lose both the places inside and the message of what went wrong.
 struct WordOrList<T> {
     expecting: &'static str,
@@ -168,7 +184,59 @@ impl<'de, T> Visitor<'de> for WordOrList<T> {
 pub(super) struct RawSql {
     pub(super) query: Spanned<String>,
     #[serde(default)]
-    pub(super) tables: BTreeMap<String, Spanned<String>>,
+    pub(super) tables: BTreeMap<String, Spanned<RawTable>>,
+    #[serde(default)]
+    pub(super) options: BTreeMap<String, Spanned<toml::Value>>,
+}
+
+pub(super) enum RawTable {
+    Glob(String),
+    Keys(Box<RawTableKeys>),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawTableKeys {
+    pub(super) include: Spanned<RawGlobs>,
+    #[serde(default)]
+    pub(super) exclude: Vec<Spanned<String>>,
+    pub(super) format: Option<Spanned<String>>,
+    pub(super) header: Option<bool>,
+    #[serde(default)]
+    pub(super) columns: Vec<Spanned<String>>,
+    pub(super) delimiter: Option<Spanned<String>>,
+    pub(super) quote: Option<Spanned<String>>,
+    pub(super) escape: Option<Spanned<String>>,
+    pub(super) comment: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) null: Vec<String>,
+    pub(super) newlines: Option<bool>,
+    #[serde(default)]
+    pub(super) schema: BTreeMap<String, Spanned<String>>,
+    pub(super) partitions: Option<bool>,
+}
+
+impl<'de> Deserialize<'de> for RawTable {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Table;
+        impl<'de> Visitor<'de> for Table {
+            type Value = RawTable;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a glob, or a table such as { include = \"*.csv\", delimiter = \";\" }")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<RawTable, E> {
+                Ok(RawTable::Glob(text.to_owned()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RawTable, A::Error> {
+                let keys = RawTableKeys::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                Ok(RawTable::Keys(Box::new(keys)))
+            }
+        }
+        deserializer.deserialize_any(Table)
+    }
 }
 
 #[derive(Deserialize)]
@@ -209,6 +277,8 @@ pub(super) struct RawRetry {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawOutput {
     pub(super) format: Option<Spanned<String>>,
+    pub(super) partition_by: Option<Spanned<Vec<Spanned<String>>>>,
+    pub(super) row_group_size: Option<Spanned<String>>,
     pub(super) to: Option<Spanned<String>>,
     pub(super) endpoint: Option<Spanned<String>>,
     pub(super) region: Option<String>,

@@ -1,7 +1,7 @@
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use super::*;
-use crate::spec::{ColumnsSpec, Mapper, OutputFormat, Program, SplitBy, SplitSize, SplitSpec};
+use crate::spec::{ColumnsSpec, Mapper, OutputFormat, Program, SplitBy, SplitSize, SplitSpec, table::TableSpec};
 
 const HEAD: &str = "name = \"j\"\n[dataset]\nsource = \"s3://b/flights\"\n";
 
@@ -27,7 +27,7 @@ fn the_shortest_jobs_have_every_default() {
     assert!(job.retry.speculate);
     assert_eq!((job.output.format, &job.output.to), (OutputFormat::Parquet, &None));
     let Work::Sql(sql) = job.work else { panic!("{:?}", job.work) };
-    assert_eq!(sql.tables, BTreeMap::from([("flights".to_owned(), "**".to_owned())]));
+    assert_eq!(sql.tables, BTreeMap::from([("flights".to_owned(), TableSpec::of_glob("**"))]));
     let command = parse("[command]\nargv = [\"x\"]").unwrap();
     assert_eq!(command.split, SplitSpec { by: SplitBy::File, size: SplitSize::Each });
     let mapreduce = parse("[mapreduce]\nmap = \"word-count\"").unwrap();
@@ -160,6 +160,69 @@ fn errors_point_at_what_is_wrong() {
             "a built-in takes neither files nor env",
             "\"1\"",
         ),
+        (
+            format!("{sql}options = {{ \"datafusion.execution.batch\" = 1 }}"),
+            "DataFusion has no option `datafusion.execution.batch`",
+            "1",
+        ),
+        (
+            format!("{sql}[sql.options]\ndatafusion.execution.batch_size = \"many\""),
+            "`datafusion.execution.batch_size` cannot be `many`",
+            "",
+        ),
+        (format!("{sql}tables.a = {{ include = \"a\", delimeter = \";\" }}"), "unknown key `delimeter`", "delimeter"),
+        (format!("{sql}tables.a = {{ format = \"csv\" }}"), "the key `include` is missing", ""),
+        (
+            format!("{sql}tables.a = 7"),
+            "invalid type: integer `7`, expected a glob, or a table such as { include = \"*.csv\", delimiter = \";\" }",
+            "7",
+        ),
+        (format!("{sql}tables.a = {{ include = [] }}"), "a table has at least one glob", "[]"),
+        (format!("{sql}tables.a = {{ include = \"a{{\" }}"), "`a{` is no glob", "\"a{\""),
+        (
+            format!("{sql}tables.a = {{ include = \"a\", format = \"xml\" }}"),
+            "`xml` is no format of a table",
+            "\"xml\"",
+        ),
+        (
+            format!("{sql}tables.a = {{ include = \"a.csv\", delimiter = \"ab\" }}"),
+            "`ab` is not one ASCII character",
+            "\"ab\"",
+        ),
+        (
+            format!("{sql}tables.a = {{ include = \"a.parquet\", null = [\"NA\"] }}"),
+            "`null` has no effect on a table of parquet",
+            "",
+        ),
+        (
+            format!("{sql}tables.a = {{ include = \"a.csv\", columns = [\"x\"] }}"),
+            "the header names the columns",
+            "\"x\"",
+        ),
+        (
+            format!("{sql}tables.a = {{ include = \"a.csv\", schema = {{ x = \"INTT\" }} }}"),
+            "`INTT`, of the column `x`, is no type: Unsupported SQL type INTT",
+            "\"INTT\"",
+        ),
+        (
+            format!("on_bad_record = \"ignore\"\n{sql}"),
+            "`ignore` is nothing that can be done with a bad record",
+            "\"ignore\"",
+        ),
+        (format!("on_bad_record = \"skip\"\n{command}"), "on_bad_record is for queries alone", "\"skip\""),
+        (
+            format!("{command}[output]\npartition_by = [\"a\"]"),
+            "only a query's output is partitioned by columns",
+            "[\"a\"]",
+        ),
+        (format!("{sql}[output]\npartition_by = []"), "partition_by names no column", "[]"),
+        (format!("{sql}[output]\npartition_by = [\"a\", \"a\"]"), "the column `a` is named twice", "\"a\""),
+        (
+            format!("{sql}[output]\nformat = \"csv\"\nrow_group_size = \"1MiB\""),
+            "row groups are of a query's Parquet output",
+            "\"1MiB\"",
+        ),
+        (format!("{sql}[output]\nrow_group_size = \"1KiB\""), "a row group is of 64 KiB to 4 GiB", "\"1KiB\""),
         (String::new(), "the job does nothing: it has no kind of work", "\"j\""),
     ] {
         let (found, at) = problem(&format!("{HEAD}{rest}"));
@@ -301,6 +364,9 @@ fn a_resolved_job_survives_its_own_json() {
         "columns = [\"a\"]\n[sql]\nquery = \"select 1\"",
         "columns = \"needed\"\n[sql]\nquery = \"select 1\"",
         "[sql]\nquery = \"select 1\"\n[output]\nformat = \"csv\"\nto = \"file:///out\"",
+        "on_bad_record = \"skip\"\n[sql]\nquery = \"select 1\"\n[sql.tables]\na = \"*.csv\"\n\
+         b = { include = [\"b\"], format = \"csv\", null = [\"NA\"], escape = \"x\", schema = { v = \"INT\" } }\n\
+         [sql.options]\ndatafusion.execution.batch_size = 7\n[output]\npartition_by = [\"a\"]\nrow_group_size = \"1MiB\"",
     ] {
         let job = parse(rest).unwrap();
         let text = serde_json::to_string(&job).unwrap();

@@ -6,14 +6,14 @@ use toml::Spanned;
 
 use super::{
     SpecError,
-    dataset::globs,
     params::filled,
     positive,
     raw::{RawCommand, RawMapReduce, RawMapper, RawSql},
+    tables::{options, tables},
 };
 use crate::{
     kinds,
-    spec::{CommandSpec, DatasetSpec, MapReduceSpec, Mapper, Program, SqlSpec},
+    spec::{CommandSpec, DatasetSpec, MapReduceSpec, Mapper, Program, SqlSpec, table::TableSpec},
 };
 
 /// What the kinds of work read their job files with.
@@ -71,21 +71,11 @@ impl Context<'_> {
     pub(super) fn sql(&self, raw: RawSql, dataset: &DatasetSpec) -> Result<SqlSpec, SpecError> {
         let query = filled(raw.query.get_ref(), &raw.query.span(), self.params)?;
         kinds::sql::check_syntax(&query).map_err(|message| self.bad_query(&raw.query, &query, message))?;
-        let mut tables: BTreeMap<String, String> = BTreeMap::new();
-        for (table, glob) in raw.tables {
-            globs(std::slice::from_ref(&glob))?;
-            if table.is_empty() {
-                return Err(SpecError::at(&glob, "a table has no name"));
-            }
-            if let Some(other) = tables.keys().find(|other| other.eq_ignore_ascii_case(&table)) {
-                return Err(SpecError::at(&glob, format!("the tables `{other}` and `{table}` differ in case alone")));
-            }
-            tables.insert(table, glob.into_inner());
-        }
+        let mut tables = tables(raw.tables)?;
         if tables.is_empty() {
-            tables.insert(dataset.name.replace(['-', '.'], "_"), "**".to_owned());
+            tables.insert(dataset.name.replace(['-', '.'], "_"), TableSpec::of_glob("**"));
         }
-        Ok(SqlSpec { query, tables })
+        Ok(SqlSpec { query, tables, options: options(raw.options)? })
     }
 
     /// Points at the word that the parser stumbled over, where the file holds the query as it is.

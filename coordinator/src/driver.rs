@@ -321,6 +321,9 @@ async fn conduct(
         true => Some(Arc::new(plan_of(run, session.figures.snapshot.as_deref(), &session.figures.phases).await?)),
         false => None,
     };
+    if let Some(plan) = &plan {
+        plan.fits(run.job(), &host)?;
+    }
     let (sender, inbox) = mpsc::channel(INBOX);
     let config = ServerConfig {
         listen: options.listen,

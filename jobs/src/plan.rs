@@ -20,8 +20,9 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use serde::{Deserialize, Serialize, de::Error};
 
 use crate::{
+    host::Host,
     id::TaskId,
-    spec::{JobSpec, SplitBy, SplitSize, SqlSpec, Work},
+    spec::{FleetKind, JobSpec, SplitBy, SplitSize, SqlSpec, Work},
     task::{TaskInput, TaskSpec},
 };
 
@@ -79,6 +80,17 @@ reads whole ones: stage {source_url} without choosing columns, or name no versio
         columns: Columns,
         /// Where it came from.
         source_url: String,
+    },
+    /// A gang's tasks would never run at once.
+    #[error(
+        "the job's {members} tasks are a gang and run at once, and the workers that this host holds have {slots} slots: \
+give [workers] more, or cut the dataset into fewer splits"
+    )]
+    TooFewSlots {
+        /// Its tasks.
+        members: u32,
+        /// Of all workers that fit.
+        slots: u64,
     },
     /// A table's glob is none.
     #[error(transparent)]
@@ -209,6 +221,21 @@ fn objects_of_tables<'a>(sql: &SqlSpec, objects: &'a [Object]) -> Result<Vec<&'a
 }
 
 impl Plan {
+    /// Whether the tasks of a gang can run at once in workers that this host starts; of others nobody knows before they come.
+    pub fn fits(&self, job: &JobSpec, host: &Host) -> Result<(), PlanError> {
+        if !job.is_gang() || job.workers.fleet != FleetKind::Local {
+            return Ok(());
+        }
+        let (members, wanted) = (self.phases()[0], &job.workers);
+        // That not even one worker fits is told where workers are started.
+        let workers = host.holds(wanted).map_or(wanted.count, |fit| fit.min(wanted.count));
+        let slots = u64::from(workers) * u64::from(wanted.slots_of(host.cores));
+        match u64::from(members) <= slots {
+            true => Ok(()),
+            false => Err(PlanError::TooFewSlots { members, slots }),
+        }
+    }
+
     /// Tasks of each phase.
     pub fn phases(&self) -> Vec<u32> {
         let first = u32::try_from(self.splits.len()).expect("a plan has at most MOST_TASKS splits");

@@ -48,6 +48,7 @@ pub async fn execute(global: &Global, args: &JobArgs) -> Result<Exit, CliError> 
     };
     if let Some((snapshot, volume)) = staged.filter(|(snapshot, _)| serves(snapshot)) {
         let plan = plan::plan(&job, &snapshot, &volume);
+        let plan = plan.and_then(|plan| plan.fits(&job, &Host::here()).map(|()| plan));
         let plan = plan.map_err(|error| CliError::new(Exit::Usage, error.to_string()))?;
         if let Work::Sql(_) = &job.work {
             let split = &plan.splits[0];

@@ -91,9 +91,21 @@ async fn what_a_gang_needs_and_cannot_have_is_said() {
         format!("name = 'j'\n[dataset]\nsource = 's3://data'\n[command]\nargv = ['env']\ngang = true\n{gang}")
     };
     let few = cluster.file("few.toml", &job("[split]\ncount = 5\n[workers]\ncount = 2\nslots = 2\n"));
-    let result = cluster.forebay(["run", &few, "--id", "few", "--json"]).json(4);
+    let error =
+        Outcome::of(cluster.terminal().command().args(["run", &few, "--id", "r"]).output().unwrap()).code(2).stderr;
+    assert!(
+        error.contains("5 tasks are a gang and run at once, and the workers that this host holds have 4"),
+        "{error}"
+    );
+    // What others have is known once they are there.
+    let others = cluster.file("others.toml", &job("[split]\ncount = 3\n[workers]\nfleet = 'external'\n"));
+    let running = cluster.terminal().start(["--listen", "127.0.0.1", "run", &others, "--id", "others", "--json"]);
+    eventually("there is a coordinator", || cluster.run_dir("others").join("epochs/1/link.json").exists());
+    let worker = cluster.terminal().start(["worker", "--run", "others", "--slots", "2", "--name", "w"]);
+    let result = running.outcome().json(4);
     let error = result["error"].as_str().unwrap();
-    assert!(error.contains("5 tasks are a gang and run at once, and its 2 workers have 4 slots"), "{error}");
+    assert!(error.contains("3 tasks are a gang and run at once, and its 1 workers have 2 slots"), "{error}");
+    worker.outcome().code(0);
     // A rank without input is a rank all the same, and a gang of one is a gang.
     let enough = cluster.file("enough.toml", &job("[split]\ncount = 3\n[workers]\ncount = 3\nslots = 1\n"));
     cluster.forebay(["run", &enough, "--id", "enough"]).code(0);

@@ -10,6 +10,7 @@ use forebay_datasets::{
     volume::Volume,
 };
 use forebay_jobs::{
+    host::Host,
     kinds::{TaskError, sql},
     plan::{self, Plan, PlanError, starts_early},
     spec::{ColumnsSpec, DatasetSpec, SqlSpec, Work},
@@ -133,7 +134,8 @@ async fn plan_over(volume: &Volume, run: &RunDir, record: SnapshotRecord) -> Res
         let (volume, run) = (volume.clone(), run.clone());
         let plan = move || {
             let snapshot = snapshot::load(&volume, record).map_err(StageError::from)?;
-            Ok::<_, CoordinateError>(plan::plan(run.job(), &snapshot, &volume))
+            let plan = plan::plan(run.job(), &snapshot, &volume);
+            Ok::<_, CoordinateError>(plan.and_then(|plan| plan.fits(run.job(), &Host::here()).map(|()| plan)))
         };
         tokio::task::spawn_blocking(plan).await??
     };

@@ -97,7 +97,7 @@ impl Run {
         (self.is_idle() && all_there && slots < all).then(|| {
             format!(
                 "the job's {all} tasks are a gang and run at once, and its {workers} workers have {slots} slots: give \
-[workers] more, or cut the dataset into {slots} splits"
+[workers] more, or cut the dataset into fewer splits"
             )
         })
     }

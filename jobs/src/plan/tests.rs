@@ -182,3 +182,23 @@ fn a_gang_has_as_many_ranks_as_were_asked_for() {
         "tasks without input do nothing"
     );
 }
+
+#[test]
+fn a_gang_that_this_host_could_never_run_at_once_is_no_plan() {
+    let bench = Bench::new();
+    let snapshot = bench.snapshot(&[("a.txt", 1)]);
+    let host = Host { cores: 8, memory: None, gpus: vec!["0".into(), "1".into()] };
+    let fits = |gang: bool, workers: &str| {
+        let work = format!("[command]\nargv = ['x']\ngang = {gang}\n[split]\ncount = 4\n[workers]\n{workers}");
+        let text = format!("name = 'j'\n[dataset]\nsource = 's3://b'\nname = 'd'\n{work}");
+        let job = job_file(&text, Path::new("/"), &[]).unwrap();
+        plan(&job, &snapshot, &bench.volume).unwrap().fits(&job, &host).map_err(|error| error.to_string())
+    };
+    assert_eq!((fits(true, "count = 2\nslots = 2"), fits(true, "")), (Ok(()), Ok(())));
+    let error = fits(true, "count = 3\nslots = 1").unwrap_err();
+    assert!(error.contains("4 tasks are a gang and run at once, and the workers that this host holds have 3 slots"));
+    // Two of the four workers have no gpu here.
+    assert!(fits(true, "count = 4\ngpus = 1").unwrap_err().contains("have 2 slots"));
+    assert_eq!(fits(true, "count = 1\nslots = 1\nfleet = 'external'"), Ok(()));
+    assert_eq!(fits(false, "slots = 1"), Ok(()));
+}

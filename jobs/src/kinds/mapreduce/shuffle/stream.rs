@@ -11,11 +11,11 @@ use arrow::{
     array::{Array, ArrayBuilder, ArrayRef, BinaryArray, BinaryBuilder, RecordBatch},
     datatypes::{DataType, Field, Schema, SchemaRef},
     error::ArrowError,
-    ipc::{
-        CompressionType,
-        reader::StreamReader,
-        writer::{IpcWriteOptions, StreamWriter},
-    },
+};
+use arrow_ipc::{
+    CompressionType,
+    reader::StreamReader,
+    writer::{IpcWriteOptions, StreamWriter},
 };
 use forebay_datasets::volume::VolumeError;
 

@@ -3,8 +3,11 @@
 //! A record belongs to the piece in which its first byte lies; so a piece that begins inside a record leaves it to the
 //! piece before, and the last record of a piece is read to its end, however far beyond the piece that is.
 //!
-//! On local file systems a piece is mapped into memory. On network file systems, where a mapping reads page by page
-//! and a file that goes away is a SIGBUS, it is read by large `pread`s.
+//! [`Parts`] reads a piece front to back, a part at a time. [`piece_bytes`] is for who needs it as a whole: on local file
+//! systems it is mapped into memory; on network file systems, where a mapping reads page by page and a file that goes away
+//! is a SIGBUS, it is read by a large `pread`.
+
+mod parts;
 
 use std::{
     fs::File,
@@ -16,6 +19,7 @@ use std::{
 
 use memmap2::{Advice, Mmap};
 
+pub use self::parts::{Parts, Records};
 use crate::{
     split::{Part, Piece},
     volume::{Volume, VolumeError},
@@ -114,13 +118,20 @@ pub fn whole_path(volume: &Volume, piece: &Piece) -> Result<PathBuf, ReadError> 
     }
 }
 
-fn read(path: &PathBuf, piece: &Piece) -> Result<PieceBytes, ReadError> {
+/// Opens a piece's file, which is what the manifest says.
+fn open(path: &PathBuf, piece: &Piece) -> Result<File, ReadError> {
     let failed = |source| ReadError::Io { path: path.clone(), source };
     let file = File::open(path).map_err(failed)?;
     let found = file.metadata().map_err(failed)?.len();
-    if found != piece.size {
-        return Err(ReadError::WrongSize { path: path.clone(), expected: piece.size, found });
+    match found == piece.size {
+        true => Ok(file),
+        false => Err(ReadError::WrongSize { path: path.clone(), expected: piece.size, found }),
     }
+}
+
+fn read(path: &PathBuf, piece: &Piece) -> Result<PieceBytes, ReadError> {
+    let failed = |source| ReadError::Io { path: path.clone(), source };
+    let file = open(path, piece)?;
     let range = match piece.part {
         Part::Bytes { offset, length } => {
             let end = offset.saturating_add(length).min(piece.size);

@@ -43,26 +43,13 @@ impl Piece {
         Self { part: Part::Bytes { offset: range.start, length: range.end - range.start }, ..self.clone() }
     }
 
-    /// The piece in parts of at most so many bytes, in order; each of its records is in one of them. What
-    /// has no lines is one part.
-    pub fn parts(&self, most: u64) -> impl Iterator<Item = Self> + use<> {
-        let (whole, most) = (self.clone(), most.max(1));
-        let range = self.range().filter(|range| range.end - range.start > most);
-        let starts = range.clone().map(|range| range.step_by(usize::try_from(most).unwrap_or(usize::MAX)));
-        let uncut = range.is_none().then(|| whole.clone());
-        let parts = starts.into_iter().flatten().zip(std::iter::repeat(range));
-        uncut.into_iter().chain(
-            parts.filter_map(move |(start, range)| {
-                Some(whole.of_bytes(start..start.saturating_add(most).min(range?.end)))
-            }),
-        )
-    }
-
-    /// What is left of the piece behind a part of it, the part included.
-    pub fn from(&self, part: &Self) -> Self {
-        match (self.range(), part.range()) {
-            (Some(all), Some(part)) if part.start > all.start => self.of_bytes(part.start..all.end.max(part.start)),
-            _ => self.clone(),
+    /// What is left of the piece from an offset in its object on; none if it cannot be cut there.
+    pub fn from(&self, offset: u64) -> Option<Self> {
+        match self.range() {
+            Some(range) if offset > range.start => Some(self.of_bytes(offset..range.end.max(offset))),
+            Some(_) => Some(self.clone()),
+            // Cut nowhere, it is left whole or not at all.
+            None => (offset == 0).then(|| self.clone()),
         }
     }
 
@@ -304,16 +291,18 @@ mod tests {
             let cut = whole.clone().cut(count, least);
             prop_assert!(cut.len() <= count as usize, "{}", cut.len());
             prop_assert_eq!(bytes(&cut), bytes(std::slice::from_ref(&whole)));
-            // Part by part up to some part, the rest is what has not been read.
-            let parts: Vec<_> = whole.pieces.iter().enumerate().flat_map(|(n, piece)| piece.parts(most).map(move |part| (n, part))).collect();
-            prop_assert!(parts.iter().all(|(_, part)| part.range().unwrap().count() as u64 <= most));
-            let stop = stop % parts.len();
-            let (n, next) = &parts[stop];
-            let rest = std::iter::once(whole.pieces[*n].from(next)).chain(whole.pieces[n + 1..].iter().cloned()).collect();
+            // Up to some byte of some piece, the rest is what has not been read.
+            let n = stop % whole.pieces.len();
+            let range = whole.pieces[n].range().unwrap();
+            let at = range.start + most.min((range.end - range.start).saturating_sub(1));
+            let next = whole.pieces[n].from(at).unwrap();
+            let rest = std::iter::once(next).chain(whole.pieces[n + 1..].iter().cloned()).collect();
             let rest = Split { pieces: rest };
-            let read = Split { pieces: parts[..stop].iter().map(|(_, part)| part.clone()).collect() };
+            let begun = whole.pieces[n].of_bytes(range.start..at);
+            let read = Split { pieces: whole.pieces[..n].iter().cloned().chain([begun]).collect() };
             prop_assert!(whole.has_tail(&rest));
-            prop_assert_eq!(bytes(&[read, rest.clone()]), bytes(std::slice::from_ref(&whole)));
+            let joined = bytes(&[read, rest.clone()]);
+            prop_assert_eq!(joined, bytes(std::slice::from_ref(&whole)));
             // What reads something else than what it was given has no tail of it.
             let other = Split { pieces: rest.pieces.iter().map(|piece| Piece { size: piece.size + 1, ..piece.clone() }).collect() };
             prop_assert!(!whole.has_tail(&other) && !whole.has_tail(&Split::default()));

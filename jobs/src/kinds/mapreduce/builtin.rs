@@ -1,90 +1,101 @@
 //! The built-ins over lines: word-count, line-count, grep.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
-use arrow::{
-    array::{ArrayRef, RecordBatch, StringBuilder, UInt64Builder},
-    datatypes::{DataType, Field, Schema, SchemaRef},
-};
+use arrow::datatypes::{DataType, Field, Schema};
 use forebay_datasets::{
-    read::{PieceBytes, lines, piece_bytes},
+    read::{Parts, Records},
     split::{Piece, Split},
 };
-use regex::bytes::Regex;
 
-use super::shuffle;
+use super::{
+    matcher::Matcher,
+    rows::Rows,
+    shuffle::{self, Files, Pairs},
+    words::Words,
+};
 use crate::{
-    kinds::{
-        TaskContext, TaskError, TaskOutput,
-        table::{Layout, TableWriter},
-    },
+    kinds::{TaskContext, TaskError, TaskOutput},
     task::OutputFile,
 };
 
-/// A batch holds so many rows at most, and hardly more than so many bytes.
-const ROWS: usize = 64 << 10;
-const BATCH_BYTES: usize = 16 << 20;
-
-/// So much is read at a time. In between a task looks whether it is to end, or to leave the rest to others.
+/// After so much a task looks whether it is to leave the rest to others.
 const PART: u64 = 4 << 20;
+/// So much is read at a time: little enough for the processor's own cache. It divides a part.
+const READ: u64 = 256 << 10;
 
-/// Maps the records of pieces, part by part and in order. Says what it left unread, once it was asked to yield and has
-/// read something.
-fn each_part(
+/// Maps the records of pieces, in order. Says what it left unread, once it was asked to yield and has read something.
+fn each_part<'p>(
     ctx: &TaskContext<'_>,
-    pieces: &[Piece],
-    mut map: impl FnMut(&Piece, &PieceBytes),
+    pieces: &'p [Piece],
+    mut map: impl FnMut(&'p Piece, Records<'_>) -> Result<(), TaskError>,
 ) -> Result<Option<Split>, TaskError> {
     let mut yields = false;
     for (at, piece) in pieces.iter().enumerate() {
-        for part in piece.parts(PART) {
+        let others = |first| Split { pieces: std::iter::once(first).chain(pieces[at + 1..].iter().cloned()).collect() };
+        if yields {
+            return Ok(Some(others(piece.clone())));
+        }
+        let mut parts = Parts::open(ctx.volume, piece)?;
+        let mut read = 0;
+        while let Some(records) = parts.next(READ)? {
             if ctx.cancel.is_cancelled() {
                 return Err(TaskError::Cancelled);
             }
-            if yields {
-                let rest = std::iter::once(piece.from(&part)).chain(pieces[at + 1..].iter().cloned());
-                return Ok(Some(Split { pieces: rest.collect() }));
+            map(piece, records)?;
+            read += READ;
+            if read.is_multiple_of(PART)
+                && ctx.yields.is_cancelled()
+                && let Some(left) = parts.left()
+            {
+                return Ok(Some(others(left)));
             }
-            map(piece, &piece_bytes(ctx.volume, &part)?);
-            yields = ctx.yields.is_cancelled();
         }
+        yields = ctx.yields.is_cancelled();
     }
     Ok(None)
 }
 
-type Counts = HashMap<Box<[u8]>, u64>;
-
 /// Words are runs of bytes other than ASCII white space: space, `\t`, `\n`, `\v`, `\f`, `\r`.
 pub(super) fn count_words(ctx: &TaskContext<'_>, pieces: &[Piece], partitions: u32) -> Result<TaskOutput, TaskError> {
-    let is_space = |byte: &u8| byte.is_ascii_whitespace() || *byte == 0x0b;
-    let mut counts = Counts::new();
-    let rest = each_part(ctx, pieces, |_, bytes| {
-        for word in bytes.split(is_space).filter(|word| !word.is_empty()) {
-            match counts.get_mut(word) {
-                Some(count) => *count += 1,
-                None => drop(counts.insert(word.into(), 1)),
-            }
+    count_words_within(ctx, pieces, partitions, shuffle::budget(ctx))
+}
+
+pub(super) fn count_words_within(
+    ctx: &TaskContext<'_>,
+    pieces: &[Piece],
+    partitions: u32,
+    budget: usize,
+) -> Result<TaskOutput, TaskError> {
+    let (mut words, mut files) = (Words::new(), Files::new(ctx, partitions, true));
+    let rest = each_part(ctx, pieces, |_, records| {
+        words.count(records.bytes);
+        // A table that grows is there twice, once of double size.
+        if words.held() > budget / 3 {
+            files.spill(&words)?;
+            words.clear();
         }
+        Ok(())
     })?;
-    let words: u64 = counts.values().sum();
-    let pairs = counts.into_iter().map(|(word, count)| (word, count.to_le_bytes())).collect();
-    let files = shuffle::write(ctx, pairs, partitions)?;
-    Ok(TaskOutput { files, metrics: [("words".to_owned(), words as f64)].into(), rest })
+    let metrics = [("words".to_owned(), words.total() as f64)].into();
+    Ok(TaskOutput { files: files.finish(&words)?, metrics, rest })
 }
 
 pub(super) fn count_lines(ctx: &TaskContext<'_>, pieces: &[Piece], partitions: u32) -> Result<TaskOutput, TaskError> {
-    let mut counts: Vec<(String, u64)> = Vec::new();
-    let rest = each_part(ctx, pieces, |piece, bytes| {
-        let found = lines(bytes).count() as u64;
+    let mut counts: Vec<(&str, u64)> = Vec::new();
+    let rest = each_part(ctx, pieces, |piece, records| {
+        let ends = memchr::memchr_iter(b'\n', records.bytes).count();
+        let found = (ends + usize::from(records.bytes.last().is_some_and(|last| *last != b'\n'))) as u64;
         match counts.last_mut() {
             Some((key, count)) if *key == piece.key => *count += found,
-            _ => counts.push((piece.key.clone(), found)),
+            _ => counts.push((&piece.key, found)),
         }
+        Ok(())
     })?;
     let total: u64 = counts.iter().map(|(_, count)| count).sum();
-    let pairs = counts.into_iter().map(|(key, count)| (key, count.to_le_bytes())).collect();
-    let files = shuffle::write(ctx, pairs, partitions)?;
-    Ok(TaskOutput { files, metrics: [("lines".to_owned(), total as f64)].into(), rest })
+    let mut pairs = Pairs::new(ctx, partitions);
+    counts.iter().try_for_each(|(key, count)| pairs.push(key.as_bytes(), &[&count.to_le_bytes()]))?;
+    Ok(TaskOutput { files: pairs.finish()?, metrics: [("lines".to_owned(), total as f64)].into(), rest })
 }
 
 /// Adds up the counts of each key.
@@ -98,13 +109,16 @@ pub(super) fn sum(
     let mut rows = Rows::create(ctx, Arc::new(Schema::new(fields)))?;
     let mut held: Option<(Vec<u8>, u64)> = None;
     shuffle::merge(ctx, files, |key, value| {
-        let count = number(value)?;
+        let count = shuffle::count(value)?;
         match &mut held {
             Some((word, sum)) if word == key => *sum += count,
-            _ => {
-                let done = held.replace((key.to_vec(), count));
-                done.map_or(Ok(()), |(word, sum)| rows.push(&word, sum, None))?;
+            Some((word, sum)) => {
+                rows.push(word, *sum, None)?;
+                word.clear();
+                word.extend_from_slice(key);
+                *sum = count;
             }
+            None => held = Some((key.to_vec(), count)),
         }
         Ok(())
     })?;
@@ -119,17 +133,25 @@ pub(super) fn grep(
     pattern: &str,
     partitions: u32,
 ) -> Result<TaskOutput, TaskError> {
-    let pattern = Regex::new(pattern).map_err(|error| TaskError::BadInput(error.to_string()))?;
-    let mut pairs = Vec::new();
-    let rest = each_part(ctx, pieces, |piece, bytes| {
-        for (at, line) in lines(bytes).filter(|(_, line)| pattern.is_match(line)) {
-            let mut value = (bytes.offset + at as u64).to_be_bytes().to_vec();
-            value.extend_from_slice(line);
-            pairs.push((piece.key.clone(), value));
-        }
+    grep_within(ctx, pieces, pattern, partitions, shuffle::budget(ctx))
+}
+
+pub(super) fn grep_within(
+    ctx: &TaskContext<'_>,
+    pieces: &[Piece],
+    pattern: &str,
+    partitions: u32,
+    budget: usize,
+) -> Result<TaskOutput, TaskError> {
+    let matcher = Matcher::new(pattern)?;
+    let mut pairs = Pairs::with_budget(ctx, partitions, budget);
+    let rest = each_part(ctx, pieces, |piece, records| {
+        matcher.each_line(records.bytes, |at, line| {
+            pairs.push(piece.key.as_bytes(), &[&(records.offset + at as u64).to_be_bytes(), line])
+        })
     })?;
-    let metrics = [("matches".to_owned(), pairs.len() as f64)].into();
-    Ok(TaskOutput { files: shuffle::write(ctx, pairs, partitions)?, metrics, rest })
+    let metrics = [("matches".to_owned(), pairs.count() as f64)].into();
+    Ok(TaskOutput { files: pairs.finish()?, metrics, rest })
 }
 
 pub(super) fn matches(ctx: &TaskContext<'_>, files: &[OutputFile]) -> Result<TaskOutput, TaskError> {
@@ -137,66 +159,12 @@ pub(super) fn matches(ctx: &TaskContext<'_>, files: &[OutputFile]) -> Result<Tas
     let fields = vec![field("key", DataType::Utf8), field("offset", DataType::UInt64), field("line", DataType::Utf8)];
     let mut rows = Rows::create(ctx, Arc::new(Schema::new(fields)))?;
     shuffle::merge(ctx, files, |key, value| {
-        let (offset, line) = value.split_first_chunk::<8>().ok_or_else(|| malformed("a match"))?;
+        let (offset, line) = value.split_first_chunk::<8>().ok_or_else(malformed)?;
         rows.push(key, u64::from_be_bytes(*offset), Some(line))
     })?;
     rows.finish()
 }
 
-fn number(value: &[u8]) -> Result<u64, TaskError> {
-    Ok(u64::from_le_bytes(value.try_into().map_err(|_| malformed("a count"))?))
-}
-
-fn malformed(what: &str) -> TaskError {
-    TaskError::BadInput(format!("a file between map and reduce holds something else than {what}"))
-}
-
-/// Rows of a key, one number, and maybe a text, on their way into the task's part of the output. Bytes that are no
-/// UTF-8 become U+FFFD; the order is that of the bytes.
-struct Rows<'a> {
-    ctx: &'a TaskContext<'a>,
-    schema: SchemaRef,
-    writer: TableWriter,
-    keys: StringBuilder,
-    numbers: UInt64Builder,
-    texts: StringBuilder,
-    held: usize,
-}
-
-impl<'a> Rows<'a> {
-    fn create(ctx: &'a TaskContext<'a>, schema: SchemaRef) -> Result<Self, TaskError> {
-        let writer = TableWriter::create(ctx.out_dir, ctx.spec.task.index, &schema, Layout::of(ctx.job.output.format))?;
-        let (keys, numbers, texts) = (StringBuilder::new(), UInt64Builder::new(), StringBuilder::new());
-        Ok(Self { ctx, schema, writer, keys, numbers, texts, held: 0 })
-    }
-
-    fn push(&mut self, key: &[u8], number: u64, text: Option<&[u8]>) -> Result<(), TaskError> {
-        self.keys.append_value(String::from_utf8_lossy(key));
-        self.numbers.append_value(number);
-        if let Some(text) = text {
-            self.texts.append_value(String::from_utf8_lossy(text));
-        }
-        self.held += 1;
-        let bytes = self.keys.values_slice().len() + self.texts.values_slice().len();
-        if self.held == ROWS || bytes >= BATCH_BYTES { self.flush() } else { Ok(()) }
-    }
-
-    fn flush(&mut self) -> Result<(), TaskError> {
-        let mut columns: Vec<ArrayRef> = vec![Arc::new(self.keys.finish()), Arc::new(self.numbers.finish())];
-        let texts = self.texts.finish();
-        if self.schema.fields().len() == 3 {
-            columns.push(Arc::new(texts));
-        }
-        self.held = 0;
-        let batch = RecordBatch::try_new(Arc::clone(&self.schema), columns);
-        let what = || format!("part {}", self.ctx.spec.task.index);
-        self.writer.write(&batch.map_err(|source| TaskError::Table { what: what(), source })?)
-    }
-
-    fn finish(mut self) -> Result<TaskOutput, TaskError> {
-        if self.held > 0 {
-            self.flush()?;
-        }
-        Ok(TaskOutput { files: vec![self.writer.finish()?], ..TaskOutput::default() })
-    }
+fn malformed() -> TaskError {
+    TaskError::BadInput("a file between map and reduce holds something else than a match".to_owned())
 }

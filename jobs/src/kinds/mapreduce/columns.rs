@@ -118,9 +118,11 @@ pub(super) fn map(ctx: &TaskContext<'_>, pieces: &[Piece], partitions: u32) -> R
             }
         }
     }
-    let encode = |(name, stats)| (name, serde_json::to_vec(&stats).expect("plain fields serialise"));
-    let files = shuffle::write(ctx, columns.into_iter().map(encode).collect(), partitions)?;
-    Ok(TaskOutput { files, metrics: [("rows".to_owned(), rows as f64)].into(), rest: None })
+    let mut pairs = shuffle::Pairs::new(ctx, partitions);
+    for (name, stats) in columns {
+        pairs.push(name.as_bytes(), &[&serde_json::to_vec(&stats).expect("plain fields serialise")])?;
+    }
+    Ok(TaskOutput { files: pairs.finish()?, metrics: [("rows".to_owned(), rows as f64)].into(), rest: None })
 }
 
 pub(super) fn reduce(ctx: &TaskContext<'_>, files: &[OutputFile]) -> Result<TaskOutput, TaskError> {

@@ -5,8 +5,11 @@
 
 mod builtin;
 mod columns;
+mod matcher;
 pub mod program;
+mod rows;
 mod shuffle;
+mod words;
 
 use super::{TaskContext, TaskError, TaskOutput};
 use crate::{
@@ -42,3 +45,6 @@ fn spec<'a>(ctx: &TaskContext<'a>) -> Result<&'a MapReduceSpec, TaskError> {
         _ => Err(TaskError::BadInput("the task is no map-reduce".to_owned())),
     }
 }
+
+#[cfg(test)]
+mod tests;

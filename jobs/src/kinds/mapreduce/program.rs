@@ -8,15 +8,21 @@ use std::io::{self, BufRead, BufWriter, Write};
 
 use forebay_datasets::{
     format::Format,
-    read::piece_bytes,
+    read::Parts,
     volume::{NewFile, VolumeError},
 };
 
-use super::{shuffle, spec};
+use super::{
+    shuffle::{self, Pairs},
+    spec,
+};
 use crate::{
     kinds::{TaskContext, TaskError, TaskOutput, Written},
     task::TaskInput,
 };
+
+/// So much is read at a time, and written to the pipe without another copy.
+const READ: u64 = 256 << 10;
 
 /// Feeds a task's input to a program.
 ///
@@ -27,11 +33,15 @@ pub fn feed(ctx: &TaskContext<'_>, stdin: impl Write) -> Result<(), TaskError> {
         TaskInput::Split(split) => {
             let mut feed = || {
                 for piece in &split.pieces {
-                    let bytes = piece_bytes(ctx.volume, piece)?;
-                    stdin.write_all(&bytes).map_err(pipe)?;
+                    let mut parts = Parts::open(ctx.volume, piece)?;
+                    let mut last = b'\n';
+                    while let Some(records) = parts.next(READ)? {
+                        stdin.write_all(records.bytes).map_err(pipe)?;
+                        last = records.bytes.last().copied().unwrap_or(last);
+                    }
                     // The next piece begins a line of its own, where there are lines.
                     let lines = matches!(Format::of(&piece.key), Format::Text | Format::Csv | Format::Ndjson);
-                    if lines && bytes.last().is_some_and(|last| *last != b'\n') {
+                    if lines && last != b'\n' {
                         stdin.write_all(b"\n").map_err(pipe)?;
                     }
                 }
@@ -67,19 +77,45 @@ pub fn take(ctx: &TaskContext<'_>, stdout: impl BufRead) -> Result<TaskOutput, T
 }
 
 fn take_pairs(ctx: &TaskContext<'_>, mut stdout: impl BufRead) -> Result<Vec<Written>, TaskError> {
-    let mut pairs = Vec::new();
-    let mut line = Vec::new();
+    let mut pairs = Pairs::new(ctx, spec(ctx)?.partitions);
+    // Of a line whose end is still to come.
+    let mut begun = Vec::new();
     loop {
-        line.clear();
-        let read = stdout.read_until(b'\n', &mut line);
-        if read.map_err(|source| TaskError::Io { path: "the program's standard output".into(), source })? == 0 {
-            return shuffle::write(ctx, pairs, spec(ctx)?.partitions);
+        let read = match stdout.fill_buf() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            read => read.map_err(|source| TaskError::Io { path: "the program's standard output".into(), source })?,
+        };
+        if read.is_empty() {
+            break;
         }
-        let text = line.strip_suffix(b"\n").unwrap_or(&line);
-        let tab = memchr::memchr(b'\t', text);
-        let (key, value) = tab.map_or((text, &b""[..]), |tab| (&text[..tab], &text[tab + 1..]));
-        pairs.push((key.to_vec(), value.to_vec()));
+        let mut start = 0;
+        for end in memchr::memchr_iter(b'\n', read) {
+            if begun.is_empty() {
+                push(&mut pairs, &read[start..end])?;
+            } else {
+                begun.extend_from_slice(&read[start..end]);
+                push(&mut pairs, &begun)?;
+                begun.clear();
+            }
+            start = end + 1;
+        }
+        begun.extend_from_slice(&read[start..]);
+        let taken = read.len();
+        stdout.consume(taken);
     }
+    if !begun.is_empty() {
+        push(&mut pairs, &begun)?;
+    }
+    pairs.finish()
+}
+
+/// Adds a line's pair.
+fn push(pairs: &mut Pairs<'_>, line: &[u8]) -> Result<(), TaskError> {
+    let (key, value) = match memchr::memchr(b'\t', line) {
+        Some(tab) => (&line[..tab], &line[tab + 1..]),
+        None => (line, &[][..]),
+    };
+    pairs.push(key, &[value])
 }
 
 fn take_text(ctx: &TaskContext<'_>, mut stdout: impl BufRead) -> Result<Written, TaskError> {

@@ -1,0 +1,136 @@
+//! What a map task leaves: a file for each partition that has pairs.
+
+use std::{fs::File, path::PathBuf};
+
+use forebay_datasets::volume::NewFile;
+
+use super::{merge::merge_paths, stream::Writer};
+use crate::kinds::{TaskContext, TaskError, Written};
+
+/// Between two looks whether the attempt is to end.
+const PAIRS_A_LOOK: u64 = 4096;
+
+/// Pairs in memory that can be gone through by partition, then by key, and those of equal keys in the order given.
+pub(in super::super) trait Sorted {
+    /// Calls `take` with the partition, the key and the value of each.
+    fn each(
+        &self,
+        partitions: u32,
+        take: impl FnMut(u32, &[u8], &[u8]) -> Result<(), TaskError>,
+    ) -> Result<(), TaskError>;
+}
+
+/// A map task's files, and the runs that come before them.
+pub(in super::super) struct Files<'a> {
+    ctx: &'a TaskContext<'a>,
+    partitions: u32,
+    /// Whether values are counts, of which those of equal keys are added up.
+    counts: bool,
+    runs: Vec<PathBuf>,
+}
+
+impl<'a> Files<'a> {
+    pub(in super::super) fn new(ctx: &'a TaskContext<'a>, partitions: u32, counts: bool) -> Self {
+        Self { ctx, partitions, counts, runs: Vec::new() }
+    }
+
+    /// Writes what memory does not hold any longer to scratch.
+    pub(in super::super) fn spill(&mut self, held: &impl Sorted) -> Result<(), TaskError> {
+        let path = self.ctx.scratch_dir.join(format!("run-{:05}.arrows", self.runs.len()));
+        let file = File::create(&path).map_err(|source| TaskError::Io { path: path.clone(), source })?;
+        let mut writer = Writer::new(path.clone(), file)?;
+        let mut numbered = Vec::new();
+        held.each(self.partitions, |partition, key, value| {
+            look(self.ctx, writer.rows())?;
+            numbered.clear();
+            numbered.extend_from_slice(&partition.to_be_bytes());
+            numbered.extend_from_slice(key);
+            writer.push(&numbered, value)
+        })?;
+        writer.finish()?;
+        self.runs.push(path);
+        Ok(())
+    }
+
+    /// Writes the files: what was spilled, and then what is held.
+    pub(in super::super) fn finish(mut self, held: &impl Sorted) -> Result<Vec<Written>, TaskError> {
+        let mut out = Out { ctx: self.ctx, open: None, done: Vec::new() };
+        if self.runs.is_empty() {
+            held.each(self.partitions, |partition, key, value| out.push(partition, key, value))?;
+            return out.finish();
+        }
+        self.spill(held)?;
+        let mut sum: Option<(Vec<u8>, u64)> = None;
+        let split = |numbered: &[u8]| u32::from_be_bytes(*numbered.first_chunk().expect("it was put before the key"));
+        merge_paths(self.ctx, &self.runs, |numbered, value| {
+            if !self.counts {
+                return out.push(split(numbered), &numbered[4..], value);
+            }
+            let count = count(value)?;
+            match &mut sum {
+                Some((key, sum)) if key == numbered => *sum += count,
+                Some((key, sum)) => {
+                    out.push(split(key), &key[4..], &sum.to_le_bytes())?;
+                    key.clear();
+                    key.extend_from_slice(numbered);
+                    *sum = count;
+                }
+                None => sum = Some((numbered.to_vec(), count)),
+            }
+            Ok(())
+        })?;
+        if let Some((key, sum)) = sum {
+            out.push(split(&key), &key[4..], &sum.to_le_bytes())?;
+        }
+        out.finish()
+    }
+}
+
+/// A count as a value.
+pub(in super::super) fn count(value: &[u8]) -> Result<u64, TaskError> {
+    let malformed =
+        |_| TaskError::BadInput("a file between map and reduce holds something else than a count".to_owned());
+    Ok(u64::from_le_bytes(value.try_into().map_err(malformed)?))
+}
+
+fn look(ctx: &TaskContext<'_>, pairs: u64) -> Result<(), TaskError> {
+    match pairs.is_multiple_of(PAIRS_A_LOOK) && ctx.cancel.is_cancelled() {
+        true => Err(TaskError::Cancelled),
+        false => Ok(()),
+    }
+}
+
+/// The files, of which one is open.
+struct Out<'a> {
+    ctx: &'a TaskContext<'a>,
+    open: Option<(u32, PathBuf, Writer<NewFile>)>,
+    done: Vec<Written>,
+}
+
+impl Out<'_> {
+    fn push(&mut self, partition: u32, key: &[u8], value: &[u8]) -> Result<(), TaskError> {
+        if self.open.as_ref().is_none_or(|(open, ..)| *open != partition) {
+            self.close()?;
+            let path = self.ctx.out_dir.join(format!("shuffle-{partition:05}.arrows"));
+            let writer = Writer::new(path.clone(), NewFile::create(&path)?)?;
+            self.open = Some((partition, path, writer));
+        }
+        let (.., writer) = self.open.as_mut().expect("it was just opened");
+        look(self.ctx, writer.rows())?;
+        writer.push(key, value)
+    }
+
+    fn close(&mut self) -> Result<(), TaskError> {
+        if let Some((partition, path, writer)) = self.open.take() {
+            let rows = Some(writer.rows());
+            let (size, checksum) = writer.finish()?.finish()?;
+            self.done.push(Written { path, publish_as: None, partition: Some(partition), size, checksum, rows });
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Vec<Written>, TaskError> {
+        self.close()?;
+        Ok(self.done)
+    }
+}

@@ -1,0 +1,147 @@
+//! Streams of pairs: written in the order in which they come, and read back.
+
+use std::{
+    fs::File,
+    io::{BufReader, BufWriter, Write},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use arrow::{
+    array::{Array, ArrayBuilder, ArrayRef, BinaryArray, BinaryBuilder, RecordBatch},
+    datatypes::{DataType, Field, Schema, SchemaRef},
+    error::ArrowError,
+};
+use arrow_ipc::{
+    CompressionType,
+    reader::StreamReader,
+    writer::{IpcWriteOptions, StreamWriter},
+};
+use forebay_datasets::volume::VolumeError;
+
+use super::{BUFFER, prefix};
+use crate::kinds::TaskError;
+
+/// A batch holds so many pairs at most, and hardly more than so many bytes.
+const ROWS: usize = 16 << 10;
+const BATCH_BYTES: usize = 1 << 20;
+/// Arrow's offsets have 31 bits.
+const MOST_BYTES: usize = 1 << 30;
+
+/// Writes pairs in the order in which they come.
+pub(super) struct Writer<W: Write> {
+    path: PathBuf,
+    schema: SchemaRef,
+    stream: StreamWriter<BufWriter<W>>,
+    keys: BinaryBuilder,
+    values: BinaryBuilder,
+    rows: u64,
+}
+
+impl<W: Write> Writer<W> {
+    pub(super) fn new(path: PathBuf, file: W) -> Result<Self, TaskError> {
+        let field = |name| Field::new(name, DataType::Binary, false);
+        let schema = Arc::new(Schema::new(vec![field("key"), field("value")]));
+        let options = IpcWriteOptions::default().try_with_compression(Some(CompressionType::LZ4_FRAME));
+        let buffered = BufWriter::with_capacity(BUFFER, file);
+        let stream = options.and_then(|options| StreamWriter::try_new_with_options(buffered, &schema, options));
+        let stream = stream.map_err(|error| failed(&path, error))?;
+        let (keys, values) = (BinaryBuilder::new(), BinaryBuilder::new());
+        Ok(Self { path, schema, stream, keys, values, rows: 0 })
+    }
+
+    pub(super) fn push(&mut self, key: &[u8], value: &[u8]) -> Result<(), TaskError> {
+        if key.len().max(value.len()) > MOST_BYTES {
+            return Err(TaskError::BadInput("a key or a value has more than 1 GiB".to_owned()));
+        }
+        self.keys.append_value(key);
+        self.values.append_value(value);
+        self.rows += 1;
+        let held = self.keys.values_slice().len() + self.values.values_slice().len();
+        if self.keys.len() == ROWS || held >= BATCH_BYTES { self.flush() } else { Ok(()) }
+    }
+
+    /// How many it was given.
+    pub(super) fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    fn flush(&mut self) -> Result<(), TaskError> {
+        let columns: Vec<ArrayRef> = vec![Arc::new(self.keys.finish()), Arc::new(self.values.finish())];
+        let batch = RecordBatch::try_new(Arc::clone(&self.schema), columns);
+        batch.and_then(|batch| self.stream.write(&batch)).map_err(|error| failed(&self.path, error))
+    }
+
+    /// The file, with everything written to it.
+    pub(super) fn finish(mut self) -> Result<W, TaskError> {
+        if !self.keys.is_empty() {
+            self.flush()?;
+        }
+        self.stream.finish().map_err(|error| failed(&self.path, error))?;
+        let buffered = self.stream.into_inner().map_err(|error| failed(&self.path, error))?;
+        let written = buffered.into_inner();
+        Ok(written.map_err(|error| VolumeError::io("write", &self.path, error.into_error()))?)
+    }
+}
+
+fn failed(path: &Path, error: ArrowError) -> TaskError {
+    match error {
+        ArrowError::IoError(_, source) => VolumeError::io("write", path, source).into(),
+        source => TaskError::Table { what: path.display().to_string(), source },
+    }
+}
+
+/// Reads pairs, one after the other.
+pub(super) struct Cursor {
+    name: String,
+    reader: StreamReader<BufReader<File>>,
+    keys: BinaryArray,
+    values: BinaryArray,
+    at: usize,
+    /// Of the key that it stands at.
+    prefix: u64,
+}
+
+impl Cursor {
+    /// Opens a stream before its first pair.
+    pub(super) fn open(path: &Path) -> Result<Self, TaskError> {
+        let name = path.display().to_string();
+        let opened = File::open(path).map_err(|source| TaskError::Io { path: path.to_owned(), source })?;
+        let reader = StreamReader::try_new(BufReader::with_capacity(BUFFER, opened), None);
+        let reader = reader.map_err(|source| TaskError::Table { what: name.clone(), source })?;
+        let typed = reader.schema().fields().iter().all(|field| *field.data_type() == DataType::Binary);
+        if !typed || reader.schema().fields().len() != 2 {
+            return Err(TaskError::BadInput(format!("`{name}` holds no keys and values")));
+        }
+        let none = || BinaryArray::from_iter_values([[0; 0]; 0]);
+        Ok(Self { name, reader, keys: none(), values: none(), at: 0, prefix: 0 })
+    }
+
+    /// Goes to the next pair; whether there is one.
+    pub(super) fn advance(&mut self) -> Result<bool, TaskError> {
+        self.at += 1;
+        while self.at >= self.keys.len() {
+            let Some(batch) = self.reader.next() else { return Ok(false) };
+            let batch = batch.map_err(|source| TaskError::Table { what: self.name.clone(), source })?;
+            let column = |index| -> &BinaryArray {
+                batch.column(index).as_any().downcast_ref().expect("checked when it was opened")
+            };
+            (self.keys, self.values, self.at) = (column(0).clone(), column(1).clone(), 0);
+        }
+        self.prefix = prefix(self.keys.value(self.at));
+        Ok(true)
+    }
+
+    pub(super) fn key(&self) -> &[u8] {
+        self.keys.value(self.at)
+    }
+
+    pub(super) fn value(&self) -> &[u8] {
+        self.values.value(self.at)
+    }
+
+    /// Whether its key is before another's.
+    pub(super) fn order(&self, other: &Self) -> std::cmp::Ordering {
+        self.prefix.cmp(&other.prefix).then_with(|| self.key().cmp(other.key()))
+    }
+}

@@ -98,3 +98,13 @@ fn what_leaves_something_and_must_not_has_failed() {
     let task = run.task(attempt.task).unwrap();
     assert!(task.failures == 1 && matches!(task.state, TaskState::Ready(_)), "{task:?}");
 }
+
+#[test]
+fn what_was_left_by_whom_nobody_gave_the_task_is_no_task() {
+    let attempt = AttemptId { task: TaskId { phase: 0, index: 0 }, number: 1, epoch: Epoch(1) };
+    let (outputs, metrics, rest, at) = (vec![], BTreeMap::new(), vec![split(1, 2)], Millis(0));
+    let planned = Event::Planned { snapshot: Some("s".into()), phases: vec![1], at };
+    let committed = Event::Committed { attempt, outputs, metrics, micros: 0, rest, at };
+    let run = Run::replay(config(), &[planned, committed.clone(), committed]).unwrap();
+    assert_eq!(run.tasks().count(), 1);
+}

@@ -535,7 +535,7 @@ async fn a_map_task_that_is_to_make_way_is_done_with_what_it_has_read_and_says_w
         let mut this = Fixture::start("[mapreduce]\nmap = 'word-count'").await;
         // Read by several parts of 4 MiB.
         let line = "so many words\n";
-        let text = line.repeat((9 << 20) / line.len());
+        let text = line.repeat((96 << 20) / line.len());
         let input = this.stage("words", &text);
         let TaskInput::Split(all) = &input else { panic!() };
         this.assign([(0, input.clone())]);

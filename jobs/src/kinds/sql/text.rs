@@ -49,9 +49,9 @@ impl TextFormat {
         match format {
             TableFormat::Csv => {
                 let any = table.csv.null.iter().map(|text| regex::escape(text)).collect::<Vec<_>>().join("|");
-                // What is escaped is an expression; a size beyond the limit would be of megabytes of null values.
+                // What is escaped is an expression, and the job file takes so few that it cannot be too large.
                 let null = (!any.is_empty() || !table.csv.null.is_empty())
-                    .then(|| Regex::new(&format!("^({any})$")).expect("escaped texts are an expression"));
+                    .then(|| Regex::new(&format!("^({any})$")).expect("some KiB of escaped texts are an expression"));
                 Some(Self::Csv { csv: table.csv.clone(), null })
             }
             TableFormat::Ndjson => Some(Self::Ndjson),

@@ -209,7 +209,7 @@ pub(super) struct RawTableKeys {
     pub(super) escape: Option<Spanned<String>>,
     pub(super) comment: Option<Spanned<String>>,
     #[serde(default)]
-    pub(super) null: Vec<String>,
+    pub(super) null: Vec<Spanned<String>>,
     pub(super) newlines: Option<bool>,
     #[serde(default)]
     pub(super) schema: BTreeMap<String, Spanned<String>>,

@@ -14,6 +14,9 @@ use crate::{
     spec::table::{CsvSpec, TableFormat, TableSpec},
 };
 
+/// Far below what an expression of them may take.
+const MOST_NULL: usize = 16 << 10;
+
 pub(super) fn tables(raw: BTreeMap<String, Spanned<RawTable>>) -> Result<BTreeMap<String, TableSpec>, SpecError> {
     let mut tables: BTreeMap<String, TableSpec> = BTreeMap::new();
     for (name, raw) in raw {
@@ -68,6 +71,11 @@ fn table(raw: RawTableKeys) -> Result<TableSpec, SpecError> {
                 .help("write an SQL type, such as BIGINT, DOUBLE, VARCHAR, DATE, TIMESTAMP or DECIMAL(10, 2)")
         })?;
     }
+    let bytes: usize = raw.null.iter().map(|text| text.get_ref().len()).sum();
+    if let (true, Some(last)) = (bytes > MOST_NULL, raw.null.last()) {
+        let error = SpecError::at(last, format!("null takes {MOST_NULL} bytes in all, and these are {bytes}"));
+        return Err(error.help("write the few texts that stand for no value"));
+    }
     let byte = |text: &Option<Spanned<String>>| text.as_ref().map(byte).transpose();
     let default = CsvSpec::default();
     let csv = CsvSpec {
@@ -77,7 +85,7 @@ fn table(raw: RawTableKeys) -> Result<TableSpec, SpecError> {
         quote: byte(&raw.quote)?.unwrap_or(default.quote),
         escape: byte(&raw.escape)?,
         comment: byte(&raw.comment)?,
-        null: raw.null,
+        null: raw.null.into_iter().map(Spanned::into_inner).collect(),
         newlines: raw.newlines.unwrap_or(default.newlines),
     };
     if let (true, Some(place)) = (csv.delimiter == csv.quote, raw.delimiter.as_ref().or(raw.quote.as_ref())) {

@@ -375,3 +375,14 @@ fn a_resolved_job_survives_its_own_json() {
     let Work::Mapreduce(job) = parse("[mapreduce]\nmap = \"grep  a b \"").unwrap().work else { panic!() };
     assert_eq!(job.map, Mapper::Grep(" a b ".into()), "a pattern keeps its blanks");
 }
+
+#[test]
+fn what_stands_for_no_value_is_of_some_kibibytes() {
+    let with = |bytes: usize| {
+        let null = ["x".repeat(bytes - 1), "y".to_owned()];
+        format!("{HEAD}[sql]\nquery = \"select 1\"\ntables.a = {{ include = \"a.csv\", null = {null:?} }}")
+    };
+    let (message, place) = problem(&with((16 << 10) + 1));
+    assert_eq!((&message[..], &place[..]), ("null takes 16384 bytes in all, and these are 16385", "\"y\""));
+    parse(&with(16 << 10)[HEAD.len()..]).unwrap();
+}

@@ -61,16 +61,17 @@ impl<'a> Files<'a> {
         }
         self.spill(held)?;
         let mut sum: Option<(Vec<u8>, u64)> = None;
-        let split = |numbered: &[u8]| u32::from_be_bytes(*numbered.first_chunk().expect("it was put before the key"));
         merge_paths(self.ctx, &self.runs, |numbered, value| {
             if !self.counts {
-                return out.push(split(numbered), &numbered[4..], value);
+                let (partition, key) = numbered_key(numbered)?;
+                return out.push(partition, key, value);
             }
             let count = count(value)?;
             match &mut sum {
                 Some((key, sum)) if key == numbered => *sum += count,
                 Some((key, sum)) => {
-                    out.push(split(key), &key[4..], &sum.to_le_bytes())?;
+                    let (partition, word) = numbered_key(key)?;
+                    out.push(partition, word, &sum.to_le_bytes())?;
                     key.clear();
                     key.extend_from_slice(numbered);
                     *sum = count;
@@ -80,7 +81,8 @@ impl<'a> Files<'a> {
             Ok(())
         })?;
         if let Some((key, sum)) = sum {
-            out.push(split(&key), &key[4..], &sum.to_le_bytes())?;
+            let (partition, word) = numbered_key(&key)?;
+            out.push(partition, word, &sum.to_le_bytes())?;
         }
         out.finish()
     }
@@ -88,9 +90,17 @@ impl<'a> Files<'a> {
 
 /// A count as a value.
 pub(in super::super) fn count(value: &[u8]) -> Result<u64, TaskError> {
-    let malformed =
-        |_| TaskError::BadInput("a file between map and reduce holds something else than a count".to_owned());
-    Ok(u64::from_le_bytes(value.try_into().map_err(malformed)?))
+    Ok(u64::from_le_bytes(value.try_into().map_err(|_| malformed("a count"))?))
+}
+
+/// The partition that a spilled key begins with, and the key.
+fn numbered_key(numbered: &[u8]) -> Result<(u32, &[u8]), TaskError> {
+    let (partition, key) = numbered.split_first_chunk().ok_or_else(|| malformed("keys of partitions"))?;
+    Ok((u32::from_be_bytes(*partition), key))
+}
+
+fn malformed(what: &str) -> TaskError {
+    TaskError::BadInput(format!("a file between map and reduce holds something else than {what}"))
 }
 
 fn look(ctx: &TaskContext<'_>, pairs: u64) -> Result<(), TaskError> {
@@ -132,5 +142,18 @@ impl Out<'_> {
     fn finish(mut self) -> Result<Vec<Written>, TaskError> {
         self.close()?;
         Ok(self.done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spilled_key_that_is_damaged_is_an_error() {
+        assert_eq!(numbered_key(b"\0\0\x01\x02word").unwrap(), (258, &b"word"[..]));
+        assert_eq!(numbered_key(b"\0\0\0\x01").unwrap(), (1, &b""[..]));
+        let error = numbered_key(b"\0\0\0").unwrap_err();
+        assert!(error.to_string().contains("something else than keys of partitions"), "{error}");
     }
 }

@@ -151,3 +151,13 @@ fn only_the_records_to_blame_are_sifted_out() {
     let why = "the column `n`: `x` is no Int64".to_owned();
     assert_eq!(bad, [7, 307, 607, 907].map(|line| (at(line), why.clone())));
 }
+
+#[test]
+fn as_many_null_values_as_a_job_file_takes_are_an_expression() {
+    // What is escaped, or not ASCII, takes the most.
+    for text in [".", "\u{10ffff}"] {
+        let mut table = TableSpec::of_glob("a.csv");
+        table.csv.null = vec![text.repeat((16 << 10) / text.len())];
+        assert!(matches!(TextFormat::of(&table, TableFormat::Csv), Some(TextFormat::Csv { null: Some(_), .. })));
+    }
+}

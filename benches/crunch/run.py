@@ -2,12 +2,8 @@
 """Compares what crunching data costs once it is staged: one command, one table. See benches/README.md."""
 
 import argparse
-import ctypes
-import json
 import os
-import resource
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -17,9 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))  # What benchmarks share.
+
+from measure import whole
+
 ROOT = HERE.parents[1]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "forebay" / "bench" / "crunch"
-SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER, prctl(2)
 NEEDLE = "Quito;"  # As peers.py has it.
 JOB = """\
 name = "crunch"
@@ -124,40 +123,10 @@ def command(row: Row, tool: str, volume: Path, scratch: Path, files: list[str]) 
             return [python(), str(HERE / "peers.py"), tool, row.name, out, *files]
 
 
-def measured(report: Path, timeout: float, argv: list[str]) -> None:
-    """In a process of its own: the time of all that it starts, however it is started, is its children's."""
-    ctypes.CDLL(None, use_errno=True).prctl(SUBREAPER, 1, 0, 0, 0)
-    began = time.monotonic()
-    child = subprocess.Popen(argv, start_new_session=True)
-    try:
-        code = child.wait(timeout)
-    except subprocess.TimeoutExpired:
-        code = "a time-out"
-    wall = time.monotonic() - began
-    try:
-        os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    while time.monotonic() - began < wall + 5:
-        try:
-            if os.waitpid(-1, os.WNOHANG) == (0, 0):
-                time.sleep(0.05)
-        except ChildProcessError:
-            break
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    report.write_text(json.dumps({"code": code, "wall": wall, "cpu": used.ru_utime + used.ru_stime, "peak": used.ru_maxrss / 1024}))
-
-
 def once(row: Row, tool: str, volume: Path, files: list[str]) -> tuple[dict[str, float], int]:
     scratch = Path(tempfile.mkdtemp(prefix="run-", dir=CACHE))
     try:
-        argv, report = command(row, tool, volume, scratch, files), scratch / "report.json"
-        os.sync()
-        launcher = [sys.executable, "-I", "-S", str(Path(__file__).resolve()), "--measure", str(report), str(ARGS.timeout)]
-        said = subprocess.run([*launcher, *argv], stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=scratch)
-        figures = json.loads(report.read_text()) if report.exists() else {"code": said.returncode}
-        if figures["code"] != 0:
-            raise RuntimeError(f"{tool} ended with {figures['code']}: {said.stderr.strip()[-400:]}")
+        figures = whole(command(row, tool, volume, scratch, files), scratch, ARGS.timeout)
         return figures, records(volume if tool in ("forebay", "before") else scratch)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -196,7 +165,7 @@ def main() -> int:
                     runs[tool].append(figures)
                 except RuntimeError as error:
                     failed += 1
-                    print(f"failed: {row.name}: {error}", file=sys.stderr)
+                    print(f"failed: {row.name}: {tool}: {error}", file=sys.stderr)
         if row.name in ("words", "lines", "grep") and len(set(lengths.values())) > 1:
             failed += 1
             print(f"failed: {row.name}: the results are not of the same length: {lengths}", file=sys.stderr)
@@ -212,8 +181,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--measure"]:
-        measured(Path(sys.argv[2]), float(sys.argv[3]), sys.argv[4:])
-    else:
-        ARGS = arguments()
-        sys.exit(main())
+    ARGS = arguments()
+    sys.exit(main())

@@ -2,12 +2,8 @@
 """Compares what a task costs that does nothing: one command, one table. See benches/README.md."""
 
 import argparse
-import ctypes
-import json
 import os
-import resource
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -17,9 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))  # What benchmarks share.
+
+from measure import whole
+
 ROOT = HERE.parents[1]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "forebay" / "bench" / "dispatch"
-SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER, prctl(2)
 JOB = """\
 name = "nothing"
 [dataset]
@@ -95,49 +94,10 @@ def command(row: Row, tool: str, forebay: Path, scratch: Path) -> list[str]:
             return [python(), str(HERE / "peers.py"), tool, row.work, str(row.count)]
 
 
-def measured(report: Path, timeout: float, argv: list[str]) -> None:
-    """In a process of its own: the time of all that it starts, however it is started, is its children's."""
-    ctypes.CDLL(None, use_errno=True).prctl(SUBREAPER, 1, 0, 0, 0)
-    began = time.monotonic()
-    child = subprocess.Popen(argv, start_new_session=True)
-    own, ticks = 0, os.sysconf("SC_CLK_TCK")
-    while child.poll() is None and time.monotonic() - began < timeout:
-        try:
-            stat = Path(f"/proc/{child.pid}/stat").read_text().rsplit(")", 1)[1].split()
-            own = max(own, (int(stat[11]) + int(stat[12])) / ticks)
-        except (OSError, IndexError):
-            pass
-        # A sample of the child's own time; the last one before its end is the figure.
-        time.sleep(0.005)
-    wall = time.monotonic() - began
-    try:
-        os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    while True:
-        try:
-            if os.waitpid(-1, os.WNOHANG) == (0, 0):
-                time.sleep(0.05)
-                if time.monotonic() - began > wall + 5:
-                    break
-        except ChildProcessError:
-            break
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    figures = {"code": child.returncode, "wall": wall, "own": own, "cpu": used.ru_utime + used.ru_stime}
-    report.write_text(json.dumps({**figures, "peak": used.ru_maxrss / 1024}))
-
-
 def once(row: Row, tool: str, args: argparse.Namespace) -> dict[str, float]:
     scratch = Path(tempfile.mkdtemp(prefix="dispatch-", dir=CACHE))
     try:
-        argv, report = command(row, tool, args.forebay.resolve(), scratch), scratch / "report.json"
-        os.sync()
-        launcher = [sys.executable, "-I", "-S", str(Path(__file__).resolve()), "--measure", str(report), str(args.timeout)]
-        said = subprocess.run([*launcher, *argv], stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=scratch)
-        figures = json.loads(report.read_text()) if report.exists() else {"code": said.returncode}
-        if figures["code"] != 0:
-            raise RuntimeError(f"{tool} ended with {figures['code']}: {said.stderr.strip()[-400:]}")
-        return figures
+        return whole(command(row, tool, args.forebay.resolve(), scratch), scratch, args.timeout)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -154,7 +114,7 @@ def main() -> int:
                 runs = [once(row, tool, args) for _ in range(args.runs)]
             except RuntimeError as error:
                 failed += 1
-                print(f"failed: {row.name}: {error}", file=sys.stderr)
+                print(f"failed: {row.name}: {tool}: {error}", file=sys.stderr)
                 continue
             wall, cpu, own, peak = (statistics.median(run[what] for run in runs) for what in ("wall", "cpu", "own", "peak"))
             micros = [f"{seconds / row.count * 1e6:,.0f}" if row.count > 1 else "" for seconds in (cpu, own)]
@@ -164,7 +124,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--measure"]:
-        measured(Path(sys.argv[2]), float(sys.argv[3]), sys.argv[4:])
-    else:
-        sys.exit(main())
+    sys.exit(main())

@@ -159,12 +159,8 @@ pub(super) fn matches(ctx: &TaskContext<'_>, files: &[OutputFile]) -> Result<Tas
     let fields = vec![field("key", DataType::Utf8), field("offset", DataType::UInt64), field("line", DataType::Utf8)];
     let mut rows = Rows::create(ctx, Arc::new(Schema::new(fields)))?;
     shuffle::merge(ctx, files, |key, value| {
-        let (offset, line) = value.split_first_chunk::<8>().ok_or_else(malformed)?;
+        let (offset, line) = value.split_first_chunk::<8>().ok_or_else(|| shuffle::malformed("a match"))?;
         rows.push(key, u64::from_be_bytes(*offset), Some(line))
     })?;
     rows.finish()
-}
-
-fn malformed() -> TaskError {
-    TaskError::BadInput("a file between map and reduce holds something else than a match".to_owned())
 }

@@ -99,7 +99,8 @@ fn numbered_key(numbered: &[u8]) -> Result<(u32, &[u8]), TaskError> {
     Ok((u32::from_be_bytes(*partition), key))
 }
 
-fn malformed(what: &str) -> TaskError {
+/// What is between map and reduce, or was spilled, is damaged.
+pub(in super::super) fn malformed(what: &str) -> TaskError {
     TaskError::BadInput(format!("a file between map and reduce holds something else than {what}"))
 }
 

@@ -10,7 +10,7 @@ mod pairs;
 mod stream;
 
 pub(super) use self::{
-    files::{Files, Sorted, count},
+    files::{Files, Sorted, count, malformed},
     merge::merge,
     pairs::Pairs,
 };

@@ -9,7 +9,7 @@
 
 use forebay_jobs::id::{AttemptId, TaskId, WorkerId};
 
-use super::{Millis, Run, TaskState, tasks::Holding};
+use super::{Event, Millis, Run, TaskState, tasks::Holding};
 
 /// What waits behind a slot lasts for so many microseconds.
 const AHEAD: u64 = 200_000;
@@ -26,10 +26,13 @@ const SLOWER: (u64, u64) = (2, 1_000);
 pub(super) enum Step {
     /// This worker is given this attempt.
     Give(WorkerId, AttemptId),
-    /// This attempt is taken back from its worker, which has not begun it.
-    TakeBack(AttemptId),
-    /// This attempt is to be done with what it has read.
-    Yield(AttemptId),
+    /// Something else is to become of an attempt that a worker holds.
+    Note(Event),
+}
+
+/// An attempt goes back from its worker, which has not begun it.
+fn taken_back(attempt: AttemptId) -> Step {
+    Step::Note(Event::AttemptReturned { attempt, retry_at: Millis(0), lost: false })
 }
 
 /// What helps a task that takes long.
@@ -53,10 +56,10 @@ impl Run {
             return Some(self.give(worker, task));
         }
         self.takers(phase, 1, now).next()?;
-        let unbegun = self.unbegun(phase).find(|(at, _)| *at <= now).map(|(_, attempt)| Step::TakeBack(attempt));
+        let unbegun = self.unbegun(phase).find(|(at, _)| *at <= now).map(|(_, attempt)| taken_back(attempt));
         unbegun.or_else(|| {
             self.slow(phase).filter(|(at, ..)| *at <= now).find_map(|(_, holding, remedy)| match remedy {
-                Remedy::Yield => Some(Step::Yield(holding.attempt)),
+                Remedy::Yield => Some(Step::Note(Event::Yields { attempt: holding.attempt, at: now })),
                 Remedy::Second => {
                     let worker = self.takers(phase, 1, now).find(|worker| **worker != holding.worker)?;
                     Some(self.give(worker, holding.attempt.task))

@@ -185,13 +185,7 @@ impl Run {
                     self.assign(&worker, attempt, now);
                     assigned.entry(worker).or_default().push(attempt);
                 }
-                Step::TakeBack(attempt) => {
-                    let event = Event::AttemptReturned { attempt, retry_at: Millis(0), lost: false };
-                    self.apply(&event);
-                    events.push(event);
-                }
-                Step::Yield(attempt) => {
-                    let event = Event::Yields { attempt, at: now };
+                Step::Note(event) => {
                     self.apply(&event);
                     events.push(event);
                 }

@@ -79,7 +79,8 @@ impl Split {
         for piece in self.pieces {
             let mut left = piece;
             loop {
-                if room == 0 {
+                // What has no bytes needs no room: it never begins a split behind a full one.
+                if splits.is_empty() || room == 0 && bytes(&left) > 0 {
                     splits.push(Self::default());
                     room = target;
                 }
@@ -269,6 +270,12 @@ mod tests {
         let splits = split(&[object], Cut::RowGroups, Size::Bytes(8));
         assert_eq!(splits[0].pieces[0].part, Part::RowGroups { first: 0, count: 2 });
         assert_eq!(splits[1].pieces[0].part, Part::RowGroups { first: 2, count: 1 });
+    }
+
+    #[test]
+    fn empty_objects_behind_a_full_split_need_none_of_their_own() {
+        let whole = split(&[text("a", 15), text("b", 0), text("c", 0)], Cut::Whole, Size::Each).remove(0);
+        assert_eq!(whole.clone().cut(1, 0), [whole]);
     }
 
     proptest! {

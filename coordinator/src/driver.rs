@@ -15,6 +15,7 @@
 //! can be resumed. What can never succeed ends the run.
 
 mod absent;
+mod earlier;
 mod early;
 mod keep;
 mod others;
@@ -55,7 +56,7 @@ pub use self::{
 };
 use self::{reading::Reading, session::Session, work::Work};
 use crate::{
-    commit::CommitError,
+    commit::{CommitError, chain},
     fleet::{
         Fleet,
         external::External,
@@ -63,6 +64,7 @@ use crate::{
     },
     journal::JournalError,
     lease::{self, Claim, LeaseError},
+    reuse,
     run::EndState,
     rundir::{ATTEMPTS, INPUTS, RunDir, RunDirError, SLOTS},
     server::{Server, ServerConfig, ServerError},
@@ -365,13 +367,24 @@ async fn conduct(
     // Whatever else happened, no worker stays.
     work.workers.shut_down();
     work.stop().await;
-    drop(work);
+    let (session, plan) = work.into_parts();
     fleet.stop_all().await;
     server.stop().await;
     if ended.is_ok() {
+        keep_results(volume, run, session, plan).await;
         sweep(volume, run).await;
     }
     ended
+}
+
+/// Leaves what the tasks of a run that has ended have made to later runs.
+async fn keep_results(volume: &Volume, run: &RunDir, session: Session, plan: Option<Arc<Plan>>) {
+    let Some(plan) = plan else { return };
+    let (of, its) = (volume.clone(), run.clone());
+    let keep = tokio::task::spawn_blocking(move || reuse::keep(&of, &its, &session.machine, &plan));
+    if let Ok(Err(error)) = keep.await {
+        tracing::warn!(run = %run.id(), error = chain(&error), "what its tasks have made is not kept for later runs");
+    }
 }
 
 /// Ends the lease of a run that has ended, and removes what its attempts wrote, which is linked from its output where it

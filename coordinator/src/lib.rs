@@ -11,6 +11,7 @@ mod fixture;
 pub mod fleet;
 pub mod journal;
 pub mod lease;
+pub mod reuse;
 pub mod run;
 pub mod rundir;
 pub mod server;

@@ -33,6 +33,8 @@ pub(crate) const ATTEMPTS: &str = "attempts";
 pub(crate) const SLOTS: &str = "slots";
 /// Where tasks find their inputs that start before all of them are staged.
 pub(crate) const INPUTS: &str = "inputs";
+/// What the job ships.
+const FILES: &str = "files";
 const JOB_TEXT: &str = "job.toml";
 const JOB: &str = "job.json";
 const STAGED: &str = "staged.json";
@@ -135,6 +137,11 @@ impl RunDir {
     /// Where workers write their logs.
     pub fn logs_dir(&self) -> PathBuf {
         self.dir.join("logs")
+    }
+
+    /// Where the files are that the job ships.
+    pub fn files_dir(&self) -> PathBuf {
+        self.dir.join(FILES)
     }
 
     /// The plan; there once the run is planned.
@@ -275,13 +282,13 @@ impl New<'_> {
             builder.mode(mode).create(path).map_err(|error| VolumeError::io("create", path, error))
         };
         create(&self.dir, 0o777)?;
-        for name in ["files", ATTEMPTS, SLOTS, REPORTS, "checkpoints", "logs"] {
+        for name in [FILES, ATTEMPTS, SLOTS, REPORTS, "checkpoints", "logs"] {
             create(&self.dir.join(name), 0o777)?;
         }
         // Who can read this directory can join the run.
         create(&self.dir.join("epochs"), 0o700)?;
         for (name, source) in shipped(job) {
-            ship(Path::new(source), &self.dir.join("files"), name)?;
+            ship(Path::new(source), &self.dir.join(FILES), name)?;
         }
         volume::write_new(&self.dir.join(JOB_TEXT), job_text.as_bytes())?;
         let path = self.dir.join(JOB);

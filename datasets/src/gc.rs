@@ -1,4 +1,4 @@
-//! Garbage collection: removes snapshots by age, count and size, and what killed processes left.
+//! Garbage collection: removes snapshots and results by age, count and size, and what killed processes left.
 //!
 //! 1. [`plan`] says of each snapshot whether it is to go, and why not. `refs/latest`, a pin or a reader's lease keeps it
 //!    whatever the rules say.
@@ -19,6 +19,7 @@ use std::{
 use crate::{
     hold::{self, Hold, Removal},
     lease,
+    results::{self, Results},
     room::Shares,
     snapshot::{self, SnapshotError, SnapshotId, SnapshotRecord},
     volume::{self, Removed, Volume, VolumeError},
@@ -91,6 +92,8 @@ pub struct Candidate {
 pub struct Collection {
     /// Every snapshot of the datasets, oldest first.
     pub snapshots: Vec<Candidate>,
+    /// Results of runs that go, oldest first.
+    pub results: Vec<Results>,
     /// What killed processes left.
     pub leftovers: Vec<std::path::PathBuf>,
     /// What the trash and the leftovers took.
@@ -150,6 +153,18 @@ pub fn plan(volume: &Volume, rules: &Rules) -> Result<Collection, SnapshotError>
     }
     snapshots.sort_by(|a, b| (&a.record.created, &a.record.id).cmp(&(&b.record.created, &b.record.id)));
     let mut size: u64 = datasets.values().map(Shares::bytes).sum();
+    let mut results = results::collectable(volume, rules)?;
+    if let Some(max) = rules.max_size {
+        let mut goes = 0;
+        // They can be made again of what is there, and snapshots perhaps cannot.
+        let mut taken = results::Taken::of(volume)?;
+        while goes < results.len() && size.saturating_add(taken.bytes()) > max {
+            taken.remove(&results[goes])?;
+            goes += 1;
+        }
+        results.truncate(goes);
+        size = size.saturating_add(taken.bytes());
+    }
     for candidate in &mut snapshots {
         if candidate.kept.is_some() {
             continue;
@@ -164,7 +179,7 @@ pub fn plan(volume: &Volume, rules: &Rules) -> Result<Collection, SnapshotError>
         size = size.saturating_sub(candidate.frees);
     }
     let leftovers = leftovers::find(volume)?;
-    Ok(Collection { snapshots, leftovers, cleared: Removed::default() })
+    Ok(Collection { snapshots, results, leftovers, cleared: Removed::default() })
 }
 
 /// Removes what the rules say.
@@ -177,6 +192,9 @@ pub fn collect(volume: &Volume, rules: &Rules) -> Result<Collection, SnapshotErr
             Removal::Held(holds) => candidate.kept = Some(Kept::Held(holds)),
             Removal::Gone => candidate.kept = Some(Kept::Gone),
         }
+    }
+    for results in &collection.results {
+        collection.cleared = collection.cleared.and(results::remove(volume, results)?);
     }
     for name in names(volume, rules)? {
         let removed = hold::finish_removals(volume, &name)?;

@@ -16,6 +16,7 @@ pub mod lease;
 pub mod output;
 pub mod read;
 pub mod repair;
+pub mod results;
 pub mod room;
 pub mod snapshot;
 pub mod source;

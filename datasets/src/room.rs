@@ -18,7 +18,7 @@ use std::{
 };
 
 use crate::{
-    gc,
+    gc, results,
     snapshot::{self, Manifest, Object, SnapshotError, SnapshotId},
     volume::{self, Volume, VolumeError},
 };
@@ -156,7 +156,7 @@ impl Space {
     }
 }
 
-/// Whether so many bytes in so many new files will fit. Files that are shared with another snapshot by a hard link are
+/// Whether so many bytes in so many new files will fit. Results give way to them ([`make_room`]). Files that are shared with another snapshot by a hard link are
 /// not new, and those that are reflinks are files without bytes.
 pub fn check(volume: &Volume, bytes: u64, files: u64) -> Result<(), RoomError> {
     Space::of(volume)?.fits(bytes, files)?;
@@ -166,6 +166,13 @@ pub fn check(volume: &Volume, bytes: u64, files: u64) -> Result<(), RoomError> {
         let reclaimable = gc::reclaimable(volume)?;
         return Err(RoomError::Quota { needed: bytes, used, quota, reclaimable });
     }
+    Ok(())
+}
+
+/// Lets results go, the oldest first, until so many bytes and all snapshots are within the quota.
+pub fn make_room(volume: &Volume, bytes: u64) -> Result<(), RoomError> {
+    let Some(quota) = volume.quota().filter(|_| results::are_there(volume)) else { return Ok(()) };
+    results::fit(volume, quota.saturating_sub(used(volume)?.bytes).saturating_sub(bytes))?;
     Ok(())
 }
 

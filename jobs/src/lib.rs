@@ -3,6 +3,7 @@
 
 pub mod host;
 pub mod id;
+pub mod identity;
 pub mod kept;
 pub mod kinds;
 pub mod link;

@@ -97,6 +97,7 @@ fn object(collection: &Collection, dry_run: bool) -> Value {
     json!({
         "version": 1, "dry_run": dry_run, "removed": removed.collect::<Vec<_>>(), "kept": kept.collect::<Vec<_>>(),
         "frees_bytes": collection.frees() + collection.cleared.bytes, "leftovers": collection.leftovers,
+        "results": collection.results.iter().map(|results| &results.record.run).collect::<Vec<_>>(),
         "left_in_trash": collection.cleared.left,
     })
 }
@@ -114,6 +115,9 @@ fn print(global: &Global, collection: &Collection, rules: &Rules, dry_run: bool)
         table.row([what.to_owned(), record.name.clone(), record.id.to_string(), size, frees, time, because]);
     }
     table.print();
+    for results in &collection.results {
+        println!("{goes} the results of run {}, which later runs could reuse", results.record.run);
+    }
     for path in &collection.leftovers {
         println!("{goes} {}, left by a process that was killed", path.display());
     }

@@ -127,6 +127,8 @@ pub struct Figures {
     pub snapshot: Option<String>,
     /// How far each phase is.
     pub phases: Vec<PhaseFigures>,
+    /// Tasks that earlier runs have done.
+    pub reused: u64,
     /// Attempts that entered a slot.
     pub attempts: u64,
     /// The most workers at once.
@@ -162,6 +164,12 @@ impl Figures {
                 self.phases = phases.iter().map(phase).collect();
             }
             Event::Staged { snapshot, .. } => self.snapshot = Some(snapshot.clone()),
+            Event::Reused { tasks, .. } => {
+                self.reused += tasks.len() as u64;
+                for reused in tasks {
+                    phase(&mut self.phases, reused.attempt.task, &|phase| phase.succeeded += 1);
+                }
+            }
             Event::WorkerJoined { worker, .. } => {
                 self.present.insert(worker.clone());
                 self.most_workers = self.most_workers.max(self.workers());
@@ -208,6 +216,7 @@ impl Figures {
             Event::Aborted { error, .. } => self.aborted = Some(error.clone()),
             Event::Published { bytes, rows, .. } => self.published = Some((*bytes, *rows)),
             Event::InputsStaged { .. }
+            | Event::Sought { .. }
             | Event::Yields { .. }
             | Event::GangBroke
             | Event::WorkerDrains { .. }
@@ -240,7 +249,7 @@ impl Figures {
             total: sum(|phase| phase.total),
             succeeded: sum(|phase| phase.succeeded),
             failed: sum(|phase| phase.failed),
-            reused: 0,
+            reused: self.reused,
             attempts: self.attempts,
         }
     }
@@ -274,6 +283,8 @@ fn time(event: &Event) -> Option<Millis> {
         Event::Opened { at, .. }
         | Event::Planned { at, .. }
         | Event::Staged { at, .. }
+        | Event::Reused { at, .. }
+        | Event::Sought { at, .. }
         | Event::WorkerJoined { at, .. }
         | Event::WorkerAbsent { at, .. }
         | Event::Assigned { at, .. }

@@ -28,6 +28,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{
     CoordinateError, FIRST, RunProgress, Tell,
     absent::Seen,
+    earlier::{Found, Search},
     prepare::{self, News},
     reading::Reading,
     rendezvous::rendezvous,
@@ -37,7 +38,7 @@ use super::{
 use crate::{
     commit::{self, CommitError, Published, chain},
     fleet::{Fleet, FleetEvent},
-    run::{Done, EndState, Input, TaskState},
+    run::{Done, EndState, Input, Wanted},
     rundir::RunDir,
     server::{Heard, Server},
 };
@@ -63,6 +64,8 @@ pub(super) enum Finished {
         attempt: AttemptId,
         input: Input,
     },
+    /// Earlier runs were searched.
+    Searched(Found),
     /// Absent workers were looked after.
     Looked(Vec<Seen>),
     Published(Result<Published, CommitError>),
@@ -96,6 +99,9 @@ pub(super) struct Work<'a> {
     /// Where preparing says what it has come to; none once it was begun.
     preparing: Option<mpsc::UnboundedSender<News>>,
     prepared: mpsc::UnboundedReceiver<News>,
+    /// The phase for which earlier runs are, or were last, searched.
+    seeking: Option<u32>,
+    found: Option<Found>,
     publishing: bool,
     exporting: bool,
     /// When absent workers are looked after; none while that is under way.
@@ -136,6 +142,8 @@ impl<'a> Work<'a> {
             cancelling: Vec::new(),
             preparing: Some(preparing),
             prepared,
+            seeking: None,
+            found: None,
             publishing: false,
             exporting: false,
             look_at: Some(Instant::now()),
@@ -163,6 +171,14 @@ impl<'a> Work<'a> {
             for noted in self.cancelling.drain(..) {
                 // Who asked may have gone.
                 let _ = noted.send(());
+            }
+            if let Some(found) = &mut self.found {
+                let (input, is_last) = found.next();
+                if is_last {
+                    self.found = None;
+                }
+                self.session.take(&input);
+                continue;
             }
             let wanted = self.session.wanted();
             if let Some(state) = wanted.ended {
@@ -201,7 +217,7 @@ impl<'a> Work<'a> {
             self.sync_workers();
             fleet.want(wanted.workers.saturating_sub(self.adopted(fleet)));
             self.look_after_absent();
-            self.start_what_is_wanted(wanted.publish, wanted.export);
+            self.start_what_is_wanted(&wanted);
             let wake = wanted.wake_at.map(|at| {
                 let wait = Duration::from_millis(at.0.saturating_sub(self.session.now().0));
                 (Instant::now() + wait).max(ticked + TICK)
@@ -374,6 +390,7 @@ impl<'a> Work<'a> {
                 self.workers.checked(&worker, attempt);
                 self.take_gone();
             }
+            Finished::Searched(found) => self.found = Some(found),
             Finished::Looked(seen) => self.looked(seen),
             Finished::Published(Ok(Published { files, bytes, rows })) => {
                 self.session.take(&Input::Published { files, bytes, rows });
@@ -424,13 +441,7 @@ impl<'a> Work<'a> {
                 };
                 // The phase before is complete once a task of this one is assigned, and stays as it is.
                 if shuffle.as_ref().is_none_or(|(phase, _)| *phase != task.phase) {
-                    let mut files: BTreeMap<u32, Vec<OutputFile>> = BTreeMap::new();
-                    for file in committed(machine, task.phase.checked_sub(1)?) {
-                        if let Some(partition) = file.partition {
-                            files.entry(partition).or_default().push(file.clone());
-                        }
-                    }
-                    *shuffle = Some((task.phase, files));
+                    *shuffle = Some((task.phase, machine.partitions_before(task.phase)));
                 }
                 let files = shuffle.as_ref().and_then(|(_, files)| files.get(&task.index)).cloned().unwrap_or_default();
                 let spec = TaskSpec { input: TaskInput::Shuffle(files), ..spec };
@@ -439,7 +450,7 @@ impl<'a> Work<'a> {
         );
     }
 
-    fn start_what_is_wanted(&mut self, publish: bool, export: bool) {
+    fn start_what_is_wanted(&mut self, wanted: &Wanted) {
         if self.session.machine.wants_staging()
             && let Some(news) = self.preparing.take()
         {
@@ -449,12 +460,18 @@ impl<'a> Work<'a> {
                 Finished::Prepared(prepare::prepare(volume, run, epoch_dir, (tell, news), &reading, plan).await)
             });
         }
-        if publish && !self.publishing {
+        if let (Some(phase), Some(plan)) = (wanted.seek, &self.plan)
+            && self.seeking.replace(phase) != Some(phase)
+        {
+            let search = Search::new((self.volume, self.run), self.epoch, plan, &self.session.machine, phase);
+            self.tasks.spawn_blocking(move || Finished::Searched(search.run()));
+        }
+        if wanted.publish && !self.publishing {
             self.publishing = true;
             (self.tell)(RunProgress::Publishing);
             self.publish();
         }
-        if export && !self.exporting {
+        if wanted.export && !self.exporting {
             self.exporting = true;
             (self.tell)(RunProgress::Exporting);
             self.export();
@@ -476,6 +493,11 @@ impl<'a> Work<'a> {
         });
     }
 
+    /// What is left of it at the end.
+    pub(super) fn into_parts(self) -> (Session, Option<Arc<Plan>>) {
+        (self.session, self.plan)
+    }
+
     /// Ends what was spawned, and waits until it has cleaned up behind itself.
     pub(super) async fn stop(&mut self) {
         self.stop.cancel();
@@ -488,7 +510,7 @@ impl<'a> Work<'a> {
     fn publish(&mut self) {
         let figures = &self.session.figures;
         let last = u32::try_from(figures.phases.len().saturating_sub(1)).unwrap_or(u32::MAX);
-        let outputs: Vec<_> = committed(&self.session.machine, last).cloned().collect();
+        let outputs: Vec<_> = self.session.machine.committed(last).cloned().collect();
         let tasks = figures.tasks();
         let summary = serde_json::json!({
             "version": 1, "run": self.run.id(), "snapshot": figures.snapshot,
@@ -522,13 +544,4 @@ fn task_of(plan: &Plan, machine: &crate::run::Run, task: TaskId) -> Option<TaskS
         }
         None => plan.task(task),
     }
-}
-
-/// Files of the committed attempts of a phase, in the order of what its tasks have read.
-fn committed(machine: &crate::run::Run, phase: u32) -> impl Iterator<Item = &OutputFile> {
-    let tasks = machine.in_order_of_input(phase).into_iter().filter_map(|id| machine.task(id));
-    tasks.flat_map(|task| match &task.state {
-        TaskState::Committed { outputs, .. } => outputs.as_slice(),
-        _ => &[],
-    })
 }

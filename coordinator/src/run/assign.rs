@@ -50,7 +50,7 @@ impl Run {
         if self.ended.is_some() || self.stopping().is_some() || self.config.gang {
             return None;
         }
-        let phase = self.tasks.phase().filter(|_| self.workers.held() < self.most_at_once(now))?;
+        let phase = self.phase_at_work().filter(|_| self.workers.held() < self.most_at_once(now))?;
         if let Some(task) = self.tasks.next(phase, now) {
             let worker = self.takers(phase, self.depth(phase), now).next()?;
             return Some(self.give(worker, task));
@@ -83,11 +83,6 @@ impl Run {
         Step::Give(worker.clone(), self.next_attempt(task))
     }
 
-    pub(super) fn next_attempt(&self, task: TaskId) -> AttemptId {
-        let number = self.task(task).map_or(0, |task| task.attempts) + 1;
-        AttemptId { task, number, epoch: self.epoch }
-    }
-
     /// Attempts that may be held at this time, by all workers together.
     fn most_at_once(&self, now: Millis) -> usize {
         let all = self.config.readers.map_or(usize::MAX, |readers| readers as usize);
@@ -115,7 +110,7 @@ impl Run {
 
     /// When time alone lets something be given to a slot that is free.
     pub(super) fn gives_at(&self, now: Millis) -> Option<Millis> {
-        let phase = self.tasks.phase().filter(|_| !self.config.gang)?;
+        let phase = self.phase_at_work().filter(|_| !self.config.gang)?;
         self.takers(phase, 1, now).next()?;
         if self.tasks.next(phase, now).is_some() {
             return self.ramps_at(now);

@@ -12,6 +12,7 @@ mod assign;
 mod gang;
 pub mod invariants;
 mod rests;
+mod reuse;
 mod tasks;
 mod vocabulary;
 mod workers;
@@ -21,12 +22,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use forebay_datasets::volume::Holder;
 use forebay_jobs::{
     id::{AttemptId, Epoch, TaskId, WorkerId},
+    identity::WorkIdentity,
     plan::MOST_TASKS,
     spec::JobSpec,
-    task::Failure,
+    task::{Failure, OutputFile},
 };
 
-pub use self::tasks::{Finished, Holding, Task, TaskState};
+pub use self::tasks::{Finished, Holding, Reused, Task, TaskState};
 pub use self::vocabulary::{Done, EndState, Event, Input, Millis, Share, Wanted};
 use self::{
     assign::{DEEPEST, Step},
@@ -66,6 +68,8 @@ pub struct RunConfig {
     pub resplit: bool,
     /// Whether the tasks only work together.
     pub gang: bool,
+    /// Whether what earlier runs have done is looked for.
+    pub reuse: bool,
     /// Workers at most.
     pub workers: u32,
     /// Attempts at once, of all workers; none: as many as there are slots.
@@ -88,6 +92,7 @@ impl From<&JobSpec> for RunConfig {
             speculate: job.retry.speculate,
             resplit: job.can_yield(),
             gang: job.is_gang(),
+            reuse: job.may_reuse(),
             workers: job.workers.count,
             readers: job.workers.readers,
             ramp: millis(job.workers.ramp),
@@ -107,6 +112,10 @@ pub struct Run {
     tasks: Tasks,
     /// Tasks that are the rest of others.
     rests: Rests,
+    /// Phases for which earlier runs were searched, or need not be.
+    sought: u32,
+    /// What the work was when they were searched.
+    work: Option<WorkIdentity>,
     workers: Workers,
     /// What an attempt took lately, in microseconds, by phase; none before the first was committed.
     usual: Vec<Option<u64>>,
@@ -131,6 +140,8 @@ impl Run {
             snapshot: None,
             tasks: Tasks::default(),
             rests: Rests::default(),
+            sought: 0,
+            work: None,
             workers: Workers::default(),
             usual: Vec::new(),
             begun: None,
@@ -238,6 +249,10 @@ impl Run {
             }
             Input::Staged { snapshot } if self.planned && self.snapshot.is_none() => {
                 one(Event::Staged { snapshot: snapshot.clone(), at })
+            }
+            Input::Reused { tasks } => self.reused(tasks, at),
+            Input::Sought { phase, work, among } if self.is_to_be_sought(*phase) => {
+                one(Event::Sought { phase: *phase, work: work.clone(), among: among.clone(), at })
             }
             Input::PlanFailed { error } | Input::PublishFailed { error } if self.error.is_none() => {
                 one(Event::Aborted { error: error.clone(), at })
@@ -428,6 +443,8 @@ impl Run {
                 self.tasks = Tasks::new(phases);
                 self.rests = Rests::behind(phases.first().copied().unwrap_or(0));
                 self.usual = vec![None; phases.len()];
+                // What its inputs hold is not known yet when its first tasks begin.
+                self.sought = u32::from(snapshot.is_none());
                 self.workers.hold_nothing();
                 self.await_inputs();
             }
@@ -438,6 +455,11 @@ impl Run {
                 self.snapshot = Some(snapshot.clone());
                 let awaiting = self.tasks.awaiting().clone();
                 awaiting.into_iter().for_each(|task| self.inputs_are_there(task));
+            }
+            Event::Reused { tasks, .. } => tasks.iter().for_each(|reused| self.reuse(reused)),
+            Event::Sought { phase, work, .. } => {
+                self.sought = self.sought.max(phase.saturating_add(1));
+                self.work = work.clone();
             }
             Event::WorkerJoined { worker, slots, process, until, at } => {
                 let hello = Hello { slots: *slots, process: process.clone(), until: *until };
@@ -584,8 +606,11 @@ impl Run {
     /// What the world should look like, where `now` is when an input was last handled.
     pub fn wanted(&self, now: Millis) -> Wanted {
         let running = self.stopping().is_none() && self.ended.is_none();
+        let seek = self.seeks().filter(|_| running);
         Wanted {
-            workers: if running { self.config.workers.min(self.tasks.open()) } else { 0 },
+            // All that there is to do may turn out to be done.
+            workers: if running && seek != Some(0) { self.config.workers.min(self.tasks.open()) } else { 0 },
+            seek,
             publish: running && self.is_complete() && !self.published,
             export: running && self.published && self.config.export && !self.exported,
             ended: self.ended,
@@ -674,6 +699,36 @@ impl Run {
     /// Whether nothing is to be held any more, be it for good or until a gang begins again.
     pub fn recalls_all(&self) -> bool {
         self.is_stopping() || self.gang_is_broken
+    }
+
+    /// What is read; none until all of it is staged.
+    pub fn snapshot(&self) -> Option<&str> {
+        self.snapshot.as_deref()
+    }
+
+    /// What the work was when earlier runs were searched for what they did of it.
+    pub fn work(&self) -> Option<&WorkIdentity> {
+        self.work.as_ref()
+    }
+
+    /// Files of the committed attempts of a phase, in the order of what its tasks have read.
+    pub fn committed(&self, phase: u32) -> impl Iterator<Item = &OutputFile> {
+        let tasks = self.in_order_of_input(phase).into_iter().filter_map(|id| self.task(id));
+        tasks.flat_map(|task| match &task.state {
+            TaskState::Committed { outputs, .. } => outputs.as_slice(),
+            _ => &[],
+        })
+    }
+
+    /// What a phase reads: the files of the phase before, by partition.
+    pub fn partitions_before(&self, phase: u32) -> BTreeMap<u32, Vec<OutputFile>> {
+        let mut files: BTreeMap<u32, Vec<OutputFile>> = BTreeMap::new();
+        for file in phase.checked_sub(1).into_iter().flat_map(|before| self.committed(before)) {
+            if let Some(partition) = file.partition {
+                files.entry(partition).or_default().push(file.clone());
+            }
+        }
+        files
     }
 
     /// How the run ended, if it has.

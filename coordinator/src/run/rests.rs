@@ -4,6 +4,8 @@
 //! begun at once, behind all others of the first phase. This is the re-splitting of Hurricane's task cloning and of
 //! SkewTune (Kwon et al., SIGMOD 2012): no record is read twice, and a slow worker keeps little of its split.
 
+use std::collections::BTreeSet;
+
 use forebay_datasets::split::Split;
 use forebay_jobs::id::TaskId;
 
@@ -32,6 +34,13 @@ impl Run {
     /// What a task is to read that was not planned.
     pub fn rest(&self, task: TaskId) -> Option<&Split> {
         self.rests.get(task.index).filter(|_| task.phase == 0)
+    }
+
+    /// Tasks of the first phase that have not read what was planned: they left some of it to others, or have it from them.
+    pub fn cut_tasks(&self) -> BTreeSet<TaskId> {
+        let task = |index| TaskId { phase: 0, index };
+        let rests = (self.rests.planned..).zip(&self.rests.splits);
+        rests.flat_map(|(index, (of, _))| [task(index), task(*of)]).collect()
     }
 
     /// The tasks of a phase in the order of what they read: behind a task come those that its rest became.

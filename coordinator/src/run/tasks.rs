@@ -6,7 +6,7 @@ use std::{
 };
 
 use forebay_jobs::{
-    id::{AttemptId, TaskId, WorkerId},
+    id::{AttemptId, RunId, TaskId, WorkerId},
     task::{Failure, OutputFile},
 };
 use serde::{Deserialize, Serialize};
@@ -45,6 +45,17 @@ impl Finished {
         let Self { attempt, outputs, metrics, micros } = self;
         Event::Committed { attempt, outputs, metrics, micros, rest: Vec::new(), at }
     }
+}
+
+/// What an earlier run has made for a task, which counts as if an attempt of this run had made it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reused {
+    /// The attempt that nobody had to make.
+    pub attempt: AttemptId,
+    /// Its files, by their names in this run.
+    pub outputs: Vec<OutputFile>,
+    /// The run that made them.
+    pub from: RunId,
 }
 
 /// Where a task is.

@@ -7,12 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use forebay_datasets::{split::Split, volume::Holder};
 use forebay_jobs::{
-    id::{AttemptId, Epoch, WorkerId},
+    id::{AttemptId, Epoch, RunId, WorkerId},
+    identity::WorkIdentity,
     task::{Failure, OutputFile},
 };
 use serde::{Deserialize, Serialize};
 
-use super::tasks::Finished;
+use super::tasks::{Finished, Reused};
 
 /// Milliseconds since the Unix epoch, as the driver read them from its clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -31,6 +32,10 @@ pub enum Input {
     InputsStaged { tasks: Vec<u32> },
     /// All of the dataset is.
     Staged { snapshot: String },
+    /// Earlier runs have done some tasks of a phase, and what they made has second names in this run.
+    Reused { tasks: Vec<Reused> },
+    /// These earlier runs were searched for what they have done of a phase.
+    Sought { phase: u32, work: Option<WorkIdentity>, among: Vec<RunId> },
     /// Staging or planning failed for good, or the source changed under a plan that was made ahead of the snapshot.
     PlanFailed { error: String },
     /// A worker said hello, and what it holds of what it was given before, or has to report of it.
@@ -95,6 +100,18 @@ pub enum Event {
     },
     Staged {
         snapshot: String,
+        at: Millis,
+    },
+    Reused {
+        tasks: Vec<Reused>,
+        at: Millis,
+    },
+    /// What of a phase is not reused by now is to be done.
+    Sought {
+        phase: u32,
+        /// What the work was when they were searched, where that could be told.
+        work: Option<WorkIdentity>,
+        among: Vec<RunId>,
         at: Millis,
     },
     /// It came, or came back with what it held.
@@ -217,6 +234,8 @@ pub enum EndState {
 pub struct Wanted {
     /// Workers that should exist.
     pub workers: u32,
+    /// Earlier runs are to be searched for tasks of this phase, which begins after that.
+    pub seek: Option<u32>,
     /// The committed attempt of every task of the last phase is to be published.
     pub publish: bool,
     /// The published output is to be copied.

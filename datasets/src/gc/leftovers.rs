@@ -1,7 +1,7 @@
 //! What killed processes leave: files that never got their names, and directories of work that nobody goes on with.
 //!
 //! They are looked for where they are made, not in all of the volume: beside `volume.json`, in the datasets' own
-//! directories and in those of runs. None is younger than a day by the file server's clock, so that what is still being
+//! directories, in those of runs and in those of results. None is younger than a day by the file server's clock, so that what is still being
 //! written is let alone.
 
 use std::{
@@ -32,6 +32,7 @@ pub(super) fn find(volume: &Volume) -> Result<Vec<PathBuf>, VolumeError> {
         look_in.push(dataset);
         look_in.extend(parts);
     }
+    look_in.extend(children(&volume.root().join("reuse"))?);
     for run in children(&volume.runs_dir())? {
         let epochs = run.join("epochs");
         look_in.extend(children(&epochs)?);

@@ -130,6 +130,7 @@ impl Site<'_> {
             planned(&listing, mapping, bases, &self.dataset, |from, object| self.holds_enough(from, object))?,
         )?;
         room::check(self.volume, facts.fetch_bytes, facts.fetch_objects)?;
+        room::make_room(self.volume, facts.fetch_bytes)?;
         volume::create_dirs(&self.dir.join(TREE).join(DATA))?;
         match volume::link_or_copy(&draft, &path) {
             Ok(_) => Ok(facts),

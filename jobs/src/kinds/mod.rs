@@ -61,6 +61,16 @@ pub struct TaskOutput {
     pub rest: Option<Split>,
 }
 
+/// The name that a file would have in the output, had a task at another place of the same phase made it; none if the
+/// name does not tell who made it.
+pub fn published_at(name: &str, from: u32, to: u32) -> Option<String> {
+    if let Some(rest) = name.strip_prefix(&format!("task-{from:05}/")) {
+        return Some(format!("task-{to:05}/{rest}"));
+    }
+    let (dir, file) = name.rsplit_once('/').map_or(("", name), |(dir, _)| name.split_at(dir.len() + 1));
+    Some(format!("{dir}part-{to:05}{}", file.strip_prefix(&format!("part-{from:05}"))?))
+}
+
 /// A closed and synced file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
@@ -132,5 +142,23 @@ impl TaskError {
                     ..
                 }
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_files_name_tells_the_place_of_its_task() {
+        for (name, at) in [
+            ("part-00003.csv", "part-123456.csv"),
+            ("year=2013/part-00003-1.parquet", "year=2013/part-123456-1.parquet"),
+            ("task-00003/part-00003.txt", "task-123456/part-00003.txt"),
+        ] {
+            assert_eq!(published_at(name, 3, 123_456).as_deref(), Some(at));
+            assert_eq!(published_at(at, 123_456, 3).as_deref(), Some(name));
+        }
+        assert_eq!(published_at("part-00003.csv", 4, 5), None);
     }
 }

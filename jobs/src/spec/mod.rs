@@ -38,12 +38,21 @@ pub struct JobSpec {
     pub params: BTreeMap<String, String>,
     /// Where the output goes.
     pub output: OutputSpec,
+    /// What becomes of what earlier runs have done.
+    #[serde(default)]
+    pub reuse: Reuse,
 }
 
 impl JobSpec {
     /// Whether its tasks only work together, all at once.
     pub fn is_gang(&self) -> bool {
         matches!(&self.work, Work::Command(command) if command.gang)
+    }
+
+    /// Whether tasks that an earlier run has done may be left undone. What the ranks of a gang make hangs on more than
+    /// their inputs.
+    pub fn may_reuse(&self) -> bool {
+        self.reuse == Reuse::Auto && !self.is_gang()
     }
 
     /// Whether a task of the first phase can be done with what it has read, and what it has not becomes other tasks.
@@ -190,6 +199,23 @@ pub enum Work {
     Mapreduce(MapReduceSpec),
     /// `[sql]`
     Sql(SqlSpec),
+}
+
+impl Work {
+    /// The programs that its tasks start.
+    pub fn programs(&self) -> Vec<&Program> {
+        match self {
+            Self::Command(command) => vec![&command.program],
+            Self::Mapreduce(MapReduceSpec { map, reduce, .. }) => {
+                let map = match map {
+                    Mapper::Program(program) => Some(program),
+                    _ => None,
+                };
+                map.into_iter().chain(reduce).collect()
+            }
+            Self::Sql(_) => Vec::new(),
+        }
+    }
 }
 
 /// A program: an argument vector, or a text for `/bin/sh -c`.
@@ -374,6 +400,17 @@ pub struct OutputSpec {
     pub to: Option<String>,
     /// How `to` is reached.
     pub s3: S3Spec,
+}
+
+/// What becomes of what earlier runs have done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reuse {
+    /// A task whose work and input are those of a task of an earlier run gets that one's output.
+    #[default]
+    Auto,
+    /// Every task is done, and nothing is kept for later runs.
+    Off,
 }
 
 /// A table format.

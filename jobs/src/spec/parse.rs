@@ -58,7 +58,8 @@ pub fn job_file(text: &str, base: &Path, overrides: &[(String, String)]) -> Resu
     let workers = limits::workers(raw.workers)?;
     let retry = limits::retry(raw.retry, &work)?;
     let output = dataset::output(raw.output, base, &dataset, &work)?;
-    let job = JobSpec { name, dataset, work, split, workers, retry, params, output };
+    let reuse = limits::reuse(raw.reuse.as_ref())?;
+    let job = JobSpec { name, dataset, work, split, workers, retry, params, output, reuse };
     match early_start.filter(|early| *early.get_ref() && !starts_early(&job)) {
         None => Ok(job),
         Some(early) => Err(SpecError::at(&early, "no task of this job can start before all of its dataset is staged")

@@ -2,7 +2,7 @@
 //! which may be dead or just not know. States that were met before are not gone through again.
 
 use std::{
-    collections::{HashSet, hash_map::DefaultHasher},
+    collections::{BTreeSet, HashSet, hash_map::DefaultHasher},
     hash::{Hash, Hasher},
 };
 
@@ -39,7 +39,7 @@ fn steps(world: &World) -> Vec<Action> {
 }
 
 fn after(history: &[Action]) -> Result<World, String> {
-    let mut world = World::new(vec![1], false, config());
+    let mut world = World::new(vec![1], false, BTreeSet::new(), config());
     // The task is in a slot, which its worker has yet to tell.
     for action in [Action::Join(1), Action::Join(1), Action::Deliver(0)].iter().chain(history) {
         world.take(action.clone())?;

@@ -13,6 +13,8 @@ mod exhaustive;
 mod worker;
 mod world;
 
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 
 use self::world::{World, config};
@@ -116,10 +118,12 @@ proptest! {
         timeout in prop::option::weighted(0.2, 5_000u64..20_000),
         readers in prop::option::weighted(0.2, 1u32..4),
         ramp in prop_oneof![4 => Just(0), 1 => 1u64..10_000],
+        done_before in prop::option::weighted(0.5, prop::collection::btree_set(0u32..10, 0..10)),
     ) {
         let phases = if reduces > 0 { vec![tasks, reduces] } else { vec![tasks] };
-        let config = RunConfig { speculate, resplit, timeout, readers, ramp, ..config() };
-        live_through(World::new(phases, early, config), actions)?;
+        let reuse = done_before.is_some();
+        let config = RunConfig { speculate, resplit, timeout, readers, ramp, reuse, ..config() };
+        live_through(World::new(phases, early, done_before.unwrap_or_default(), config), actions)?;
     }
 
     #[test]
@@ -130,7 +134,7 @@ proptest! {
         early in any::<bool>(),
     ) {
         let config = RunConfig { gang: true, speculate: false, resplit: false, max_failures: 0, ..config() };
-        live_through(World::new(vec![members], early, config), actions)?;
+        live_through(World::new(vec![members], early, BTreeSet::new(), config), actions)?;
     }
 }
 

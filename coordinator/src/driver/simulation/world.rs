@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use forebay_datasets::split::{Part, Split};
 use forebay_jobs::{
-    id::{AttemptId, Epoch, TaskId},
+    id::{AttemptId, Epoch, RunId, TaskId},
     task::{AttemptReport, Failure, Outcome},
     wire::{FromWorker, ToWorker},
 };
@@ -17,7 +17,7 @@ use super::{
 use crate::{
     driver::session::compose,
     journal::{self, Header},
-    run::{EndState, Event, Input, Run, RunConfig, TaskState},
+    run::{EndState, Event, Input, Reused, Run, RunConfig, TaskState, Wanted},
 };
 
 /// After so many milliseconds without a sign of life a coordinator takes a stream for ended.
@@ -36,6 +36,7 @@ pub(super) fn config() -> RunConfig {
         speculate: true,
         resplit: true,
         gang: false,
+        reuse: false,
         workers: 3,
         readers: None,
         ramp: 0,
@@ -49,6 +50,8 @@ pub(super) struct World {
     phases: Vec<u32>,
     early: bool,
     staged: BTreeSet<u32>,
+    /// Tasks that an earlier run has done, by their places in their phases.
+    done_before: BTreeSet<u32>,
     /// On the volume: a journal an epoch.
     journals: BTreeMap<Epoch, Vec<u8>>,
     full: bool,
@@ -79,13 +82,14 @@ struct Packet {
 
 impl World {
     /// A run with its first coordinator.
-    pub(super) fn new(phases: Vec<u32>, early: bool, config: RunConfig) -> Self {
+    pub(super) fn new(phases: Vec<u32>, early: bool, done_before: BTreeSet<u32>, config: RunConfig) -> Self {
         let mut world = Self {
             now: 0,
             config,
             phases,
             early,
             staged: BTreeSet::new(),
+            done_before,
             journals: BTreeMap::new(),
             full: false,
             begun: BTreeMap::new(),
@@ -246,8 +250,7 @@ impl World {
         alive.flat_map(|(n, worker)| worker.running().iter().map(move |attempt| (n, *attempt)))
     }
 
-    /// A coordinator decides, makes that durable, and only then acts.
-    fn decide(&mut self, epoch: Epoch, inputs: &[Input]) {
+    fn decide_only(&mut self, epoch: Epoch, inputs: &[Input]) {
         let Some(coordinator) = self.coordinators.get_mut(&epoch) else { return };
         let events = coordinator.decide(inputs, self.now);
         if !events.is_empty() {
@@ -258,6 +261,11 @@ impl World {
             self.journals.get_mut(&epoch).unwrap().extend(journal::group(&events));
             self.note(epoch, &events);
         }
+    }
+
+    /// A coordinator decides, makes that durable, and only then acts.
+    fn decide(&mut self, epoch: Epoch, inputs: &[Input]) {
+        self.decide_only(epoch, inputs);
         let Some(coordinator) = self.coordinators.get_mut(&epoch) else { return };
         let sent = coordinator.act();
         let packet = |(stream, message): (u64, ToWorker)| {
@@ -266,13 +274,31 @@ impl World {
         };
         self.bag.extend(sent.into_iter().map(packet));
         let coordinator = &self.coordinators[&epoch];
-        let publish = coordinator.machine.wanted(crate::run::Millis(self.now)).publish;
+        let Wanted { publish, seek, .. } = coordinator.machine.wanted(crate::run::Millis(self.now));
         let then: Vec<_> = coordinator.unsent().into_iter().chain(coordinator.gone()).collect();
-        if publish {
+        if let Some(phase) = seek {
+            self.seek(epoch, phase);
+        } else if publish {
             self.publish(epoch);
         } else if !then.is_empty() {
             self.decide(epoch, &then);
         }
+    }
+
+    /// Earlier runs are searched for tasks of a phase. One that does not know that it was taken over finds as much.
+    fn seek(&mut self, epoch: Epoch, phase: u32) {
+        let machine = &self.coordinators[&epoch].machine;
+        let found = self.done_before.iter().map(|index| TaskId { phase, index: *index });
+        let found: Vec<_> = found.filter(|task| machine.task(*task).is_some()).collect();
+        let from: RunId = "earlier".parse().unwrap();
+        let reused = |task: &TaskId| {
+            let attempt = machine.next_attempt(*task);
+            Reused { attempt, outputs: Vec::new(), from: from.clone() }
+        };
+        let tasks: Vec<_> = found.iter().map(reused).collect();
+        self.made.extend(tasks.iter().map(|reused| (reused.attempt, split(machine, reused.attempt.task))));
+        self.decide_only(epoch, &[Input::Reused { tasks }]);
+        self.decide(epoch, &[Input::Sought { phase, work: None, among: vec![from] }]);
     }
 
     /// What the journal that counts says now.
@@ -281,7 +307,12 @@ impl World {
             return;
         }
         for event in events {
-            if let Event::Committed { attempt, .. } = event {
+            let attempts = match event {
+                Event::Committed { attempt, .. } => vec![attempt],
+                Event::Reused { tasks, .. } => tasks.iter().map(|reused| &reused.attempt).collect(),
+                _ => Vec::new(),
+            };
+            for attempt in attempts {
                 if !self.made.contains_key(attempt) {
                     self.failure = Some(format!("{attempt} is committed, and nobody made it"));
                 }

@@ -17,6 +17,7 @@ fn config() -> RunConfig {
         timeout: Some(60_000),
         max_failures: 0,
         gang: false,
+        reuse: false,
         resplit: false,
         speculate: false,
         workers: 2,

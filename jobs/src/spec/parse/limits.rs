@@ -9,7 +9,7 @@ use super::{
     raw::{RawRetry, RawSplit, RawWorkers},
 };
 use crate::kinds::mapreduce;
-use crate::spec::{FleetKind, Mapper, RetrySpec, SplitBy, SplitSize, SplitSpec, Work, WorkersSpec, size};
+use crate::spec::{FleetKind, Mapper, RetrySpec, Reuse, SplitBy, SplitSize, SplitSpec, Work, WorkersSpec, size};
 
 /// Of map-reduce, and of `by = "bytes"` without a size.
 const SPLIT_BYTES: u64 = 128 << 20;
@@ -89,6 +89,17 @@ pub(super) fn check_gang(workers: &RawWorkers, retry: &RawRetry) -> Result<(), S
         return together(&at(speculate.span()), "speculate");
     }
     Ok(())
+}
+
+/// `reuse`
+pub(super) fn reuse(raw: Option<&Spanned<String>>) -> Result<Reuse, SpecError> {
+    match raw.map(|raw| (raw, raw.get_ref().as_str())) {
+        None | Some((_, "auto")) => Ok(Reuse::Auto),
+        Some((_, "off")) => Ok(Reuse::Off),
+        Some((raw, other)) => {
+            Err(SpecError::at(raw, format!("`{other}` is no way to reuse what earlier runs did")).help("use auto or off"))
+        }
+    }
 }
 
 pub(super) fn workers(raw: RawWorkers) -> Result<WorkersSpec, SpecError> {

@@ -25,6 +25,7 @@ pub(super) struct RawJob {
     pub(super) params: BTreeMap<String, Spanned<toml::Value>>,
     #[serde(default)]
     pub(super) output: RawOutput,
+    pub(super) reuse: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]

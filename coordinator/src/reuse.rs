@@ -5,6 +5,8 @@
 //! identity gives these files second names among its own, and goes on as if an attempt had made them: what it keeps in
 //! the end is whole by itself, and the earlier results can go at any time.
 
+mod why;
+
 use std::{
     collections::HashMap,
     fs,
@@ -30,6 +32,7 @@ use forebay_jobs::{
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+pub use self::why::why;
 use crate::{
     run::{Reused, Run, TaskState},
     rundir::{ATTEMPTS, RunDir},
@@ -130,7 +133,17 @@ pub struct Earlier {
 impl Earlier {
     /// Reads all of it.
     pub fn of_work(volume: &Volume, work: &WorkIdentity) -> Result<Self, ReuseError> {
-        let results = results::of_work(volume, work.whole.as_str())?;
+        Self::of(results::of_work(volume, work.whole.as_str())?)
+    }
+
+    /// Reads what is there of what some runs have left.
+    fn of_runs(volume: &Volume, work: &WorkIdentity, among: &[RunId]) -> Result<Self, ReuseError> {
+        let mut results = results::of_work(volume, work.whole.as_str())?;
+        results.retain(|results| among.iter().any(|run| run.as_str() == results.record.run));
+        Self::of(results)
+    }
+
+    fn of(results: Vec<Results>) -> Result<Self, ReuseError> {
         let mut entries = HashMap::new();
         for (at, results) in results.iter().enumerate() {
             each_entry(&results.dir, |entry| drop(entries.insert(entry.identity.clone(), (at, entry))))?;
@@ -144,7 +157,7 @@ impl Earlier {
     }
 
     /// All entries of a run, with the run.
-    pub fn entries(&self) -> impl Iterator<Item = (&str, &Entry)> {
+    fn entries(&self) -> impl Iterator<Item = (&str, &Entry)> {
         self.entries.values().map(|(at, entry)| (self.results[*at].record.run.as_str(), entry))
     }
 
@@ -157,7 +170,8 @@ impl Earlier {
         epoch: Epoch,
         wanted: Vec<(AttemptId, Identity)>,
     ) -> Result<Vec<Reused>, ReuseError> {
-        let found: Vec<_> = wanted.into_iter().filter_map(|(id, wanted)| Some((id, self.entries.get(&wanted)?))).collect();
+        let found: Vec<_> =
+            wanted.into_iter().filter_map(|(id, wanted)| Some((id, self.entries.get(&wanted)?))).collect();
         let Some((AttemptId { task, .. }, _)) = found.first() else { return Ok(Vec::new()) };
         let dir = run.path().join(ATTEMPTS).join(format!("reused.{}.{epoch}", task.phase));
         fs::create_dir_all(&dir).map_err(|error| VolumeError::io("create", &dir, error))?;

@@ -101,7 +101,8 @@ impl WorkIdentity {
 
     /// The identity of a task over a split of a snapshot of these objects; none if they lack one of its pieces.
     pub fn of_split(&self, split: &Split, contents: &Contents<'_>) -> Option<Identity> {
-        let pieces = split.pieces.iter().map(|piece| contents.of(piece).map(|content| json!([piece.key, content, piece.part])));
+        let pieces =
+            split.pieces.iter().map(|piece| contents.of(piece).map(|content| json!([piece.key, content, piece.part])));
         Some(Identity::of(&json!([self.whole, pieces.collect::<Option<Vec<_>>>()?])))
     }
 
@@ -147,9 +148,10 @@ fn content(path: &Path) -> io::Result<(u64, String)> {
 fn words(program: &Program) -> Vec<&str> {
     match program {
         Program::Argv(argv) => argv.iter().map(String::as_str).collect(),
-        Program::Shell(text) => {
-            text.split(|c: char| c.is_whitespace() || "\"'`;|&()<>=".contains(c)).filter(|word| !word.is_empty()).collect()
-        }
+        Program::Shell(text) => text
+            .split(|c: char| c.is_whitespace() || "\"'`;|&()<>=".contains(c))
+            .filter(|word| !word.is_empty())
+            .collect(),
     }
 }
 
@@ -190,7 +192,9 @@ mod tests {
         fs::write(dir.path().join("a.sh"), "true").unwrap();
         let of = |rest: &str| identity(dir.path(), rest, &[]);
         let same = of(COMMAND);
-        for other in ["[retry]\nattempts = 9", "[workers]\ncount = 7", "[output]\nto = 'file:///y'", "[split]\ncount = 2"] {
+        for other in
+            ["[retry]\nattempts = 9", "[workers]\ncount = 7", "[output]\nto = 'file:///y'", "[split]\ncount = 2"]
+        {
             assert_eq!(same, of(&format!("{COMMAND}{other}")), "{other}");
         }
         for other in ["env = { A = '1' }\n", "[params]\np = '1'\n"] {
@@ -208,7 +212,9 @@ mod tests {
     fn a_program_on_this_host_is_what_its_file_holds() {
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("tool");
-        for work in [format!("argv = ['{}']", program.display()), format!("shell = 'x=\"{}\" | cat'", program.display())] {
+        for work in
+            [format!("argv = ['{}']", program.display()), format!("shell = 'x=\"{}\" | cat'", program.display())]
+        {
             let of = |text: &str| {
                 fs::write(&program, text).unwrap();
                 identity(dir.path(), &format!("[command]\n{work}\n"), &[]).whole
@@ -232,7 +238,8 @@ mod tests {
             checksum: Crc64(checksum),
             held: None,
         };
-        let piece = |key: &str, part| Piece { key: key.into(), path: format!("p/{key}"), size: 9, partial: false, part };
+        let piece =
+            |key: &str, part| Piece { key: key.into(), path: format!("p/{key}"), size: 9, partial: false, part };
         let of = |object: Object, part| {
             let split = Split { pieces: vec![piece("a", part)] };
             work.of_split(&split, &Contents::of_objects(&[object]))
@@ -240,7 +247,8 @@ mod tests {
         let same = of(object("a", 1), Part::Whole).unwrap();
         let uploaded_again = Object { etag: None, version_id: Some("2".into()), ..object("a", 1) };
         assert_eq!(of(uploaded_again, Part::Whole), Some(same.clone()));
-        let in_part = Object { held: Some(vec![HeldRange { offset: 0, length: 4, checksum: Crc64(1) }]), ..object("a", 1) };
+        let in_part =
+            Object { held: Some(vec![HeldRange { offset: 0, length: 4, checksum: Crc64(1) }]), ..object("a", 1) };
         for (object, part) in [
             (object("a", 2), Part::Whole),
             (object("a", 1), Part::Bytes { offset: 0, length: 9 }),

@@ -5,10 +5,15 @@ use std::collections::BTreeMap;
 use forebay_coordinator::{
     driver::{self, Observed},
     lease::LeaseState,
+    reuse,
     run::{Event, Millis, TaskState},
     rundir::RunDir,
 };
-use forebay_jobs::id::{AttemptId, RunId, TaskId};
+use forebay_datasets::volume::Volume;
+use forebay_jobs::{
+    id::{AttemptId, RunId, TaskId},
+    plan::Plan,
+};
 use serde_json::json;
 
 use super::{open_run, runs::task_state};
@@ -33,7 +38,7 @@ struct Attempt {
 }
 
 pub async fn execute(global: &Global, id: &RunId, task: TaskId) -> Result<Exit, CliError> {
-    let (_, run) = open_run(global, id)?;
+    let (volume, run) = open_run(global, id)?;
     let observed = driver::observe(&run).await?;
     let Some(known) = observed.machine.task(task) else {
         let help = format!("`forebay runs tasks {id}` lists them");
@@ -44,7 +49,9 @@ pub async fn execute(global: &Global, id: &RunId, task: TaskId) -> Result<Exit, 
     let why = why(&observed, (task, &known.state), live, &run);
     let mut attempts = BTreeMap::new();
     let mut gang_is_broken = false;
-    for event in &driver::history(&run, task).await? {
+    let history = driver::history(&run, task).await?;
+    let reuse = reused(&volume, &run, &observed, task, &history);
+    for event in &history {
         match event {
             Event::GangBroke => gang_is_broken = true,
             Event::GangReady => gang_is_broken = false,
@@ -62,11 +69,13 @@ pub async fn execute(global: &Global, id: &RunId, task: TaskId) -> Result<Exit, 
             .collect();
         println!(
             "{}",
-            json!({ "version": 1, "run": id, "task": task.to_string(), "state": state, "why": why, "attempts": attempts })
+            json!({ "version": 1, "run": id, "task": task.to_string(), "state": state, "why": why, "reuse": reuse,
+                     "attempts": attempts })
         );
         return Ok(Exit::Done);
     }
     println!("task {task} is {state}: {why}");
+    println!("{reuse}");
     let mut table = Table::new(["attempt", "worker", "given", "begun", "ended", "outcome"]);
     for (id, attempt) in attempts {
         let Attempt { worker, given, begun, ended, outcome, metrics } = attempt;
@@ -77,6 +86,16 @@ pub async fn execute(global: &Global, id: &RunId, task: TaskId) -> Result<Exit, 
     }
     table.print();
     Ok(Exit::Done)
+}
+
+/// Why it was reused, or not.
+fn reused(volume: &Volume, run: &RunDir, observed: &Observed, task: TaskId, history: &[Event]) -> String {
+    let plan = match Plan::read(&run.plan_path()) {
+        Ok(plan) => plan,
+        Err(error) => return error.to_string(),
+    };
+    reuse::why(volume, run, (&observed.machine, &plan), task, history)
+        .unwrap_or_else(|error| format!("why it was reused or not cannot be told any more: {error}"))
 }
 
 /// Why it is where it is.
@@ -149,6 +168,11 @@ fn note(attempts: &mut BTreeMap<AttemptId, Attempt>, task: TaskId, event: &Event
         }
         Event::AttemptFailed { attempt, failure, at, .. } => end(attempt, Some(*at), failure.to_string()),
         Event::AttemptReturned { attempt, lost: true, .. } => end(attempt, None, "lost with its worker".to_owned()),
+        Event::Reused { tasks, at } => {
+            for reused in tasks.iter().filter(|reused| reused.attempt.task == task) {
+                end(&reused.attempt, Some(*at), format!("made by run {}", reused.from));
+            }
+        }
         Event::AttemptReturned { attempt, .. } if gang_is_broken => {
             end(attempt, None, "ended with its gang".to_owned())
         }

@@ -133,6 +133,9 @@ fn exit(result: &RunResult) -> Exit {
 
 fn summary(result: &RunResult) -> String {
     let mut parts = vec![render::count(result.tasks.succeeded, "task")];
+    if result.tasks.reused > 0 {
+        parts.push(format!("{} reused", result.tasks.reused));
+    }
     if result.tasks.failed > 0 {
         parts.push(format!("{} failed", result.tasks.failed));
     }

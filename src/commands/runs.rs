@@ -109,7 +109,8 @@ async fn show(global: &Global, id: &RunId) -> Result<Exit, CliError> {
     }
     let failed = if tasks.failed > 0 { format!(", {} failed", tasks.failed) } else { String::new() };
     let attempts = render::count(tasks.attempts, "attempt");
-    lines.push(("tasks", format!("{} of {} succeeded{failed}, {attempts}", tasks.succeeded, tasks.total)));
+    let reused = if tasks.reused > 0 { format!(", {} reused", tasks.reused) } else { String::new() };
+    lines.push(("tasks", format!("{} of {} succeeded{reused}{failed}, {attempts}", tasks.succeeded, tasks.total)));
     lines.push(("workers", workers.to_string()));
     lines.push(("seconds", format!("{seconds:.1}")));
     if let Some(coordinator) = coordinator {

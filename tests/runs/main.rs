@@ -15,6 +15,7 @@ mod life;
 mod programs;
 mod queries;
 mod resources;
+mod reuse;
 mod speculation;
 mod tables;
 mod words;

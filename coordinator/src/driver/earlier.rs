@@ -44,7 +44,13 @@ pub(super) struct Found {
 
 impl Search {
     /// For the tasks of a phase of which nothing has begun.
-    pub(super) fn new((volume, run): (&Volume, &RunDir), epoch: Epoch, plan: &Arc<Plan>, machine: &Run, phase: u32) -> Self {
+    pub(super) fn new(
+        (volume, run): (&Volume, &RunDir),
+        epoch: Epoch,
+        plan: &Arc<Plan>,
+        machine: &Run,
+        phase: u32,
+    ) -> Self {
         Self {
             volume: volume.clone(),
             run: run.clone(),

@@ -247,6 +247,8 @@ pub async fn history(run: &RunDir, task: TaskId) -> Result<Vec<Event>, Coordinat
         }
         Event::Finished { finished, .. } => finished.attempt.task == task,
         Event::GangBroke | Event::GangReady => true,
+        Event::Sought { phase, .. } => *phase == task.phase,
+        Event::Reused { tasks, .. } => tasks.iter().any(|reused| reused.attempt.task == task),
         Event::Committed { attempt, .. }
         | Event::AttemptFailed { attempt, .. }
         | Event::AttemptReturned { attempt, .. } => attempt.task == task,

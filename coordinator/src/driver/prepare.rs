@@ -18,7 +18,7 @@ use forebay_jobs::{
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::{CoordinateError, RunProgress, Tell, early::Early, reading::Reading, result::StagedFigures};
-use crate::{commit::chain, rundir::RunDir};
+use crate::{commit::chain, reuse, rundir::RunDir};
 
 /// What preparing comes to, step by step.
 #[derive(Debug)]
@@ -45,7 +45,8 @@ pub(super) async fn prepare(
     reading: &Reading,
     plan: Option<Arc<Plan>>,
 ) -> Result<(), CoordinateError> {
-    let early = match starts_early(run.job()) {
+    // What could be reused is known once all is staged.
+    let early = match starts_early(run.job()) && !is_known(&volume, &run).await? {
         true => Some(Arc::new(Early::new((volume.clone(), run.clone(), epoch_dir.clone()), news.clone(), plan))),
         false => None,
     };
@@ -62,6 +63,19 @@ pub(super) async fn prepare(
     // Who does not listen any more has ended.
     let _ = news.send(told);
     Ok(())
+}
+
+/// Whether earlier runs have left what this one may reuse.
+async fn is_known(volume: &Volume, run: &RunDir) -> Result<bool, CoordinateError> {
+    if !run.job().may_reuse() {
+        return Ok(false);
+    }
+    let (volume, run) = (volume.clone(), run.clone());
+    let known = tokio::task::spawn_blocking(move || reuse::is_known(&volume, &run)).await?;
+    Ok(known.unwrap_or_else(|error| {
+        tracing::warn!(error = chain(&error), "earlier results cannot be read");
+        false
+    }))
 }
 
 /// The snapshot of a run that was planned ahead of it is there.

@@ -17,6 +17,11 @@ impl Run {
         self.config.reuse && self.planned && phase >= self.sought
     }
 
+    /// Whether a task begins only after earlier runs were searched for it.
+    pub fn awaits_search(&self, task: TaskId) -> bool {
+        self.is_to_be_sought(task.phase) && self.is_unbegun(task)
+    }
+
     /// The phase whose tasks can be given out.
     pub(super) fn phase_at_work(&self) -> Option<u32> {
         self.tasks.phase().filter(|phase| !self.is_to_be_sought(*phase))

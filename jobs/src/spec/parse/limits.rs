@@ -97,7 +97,8 @@ pub(super) fn reuse(raw: Option<&Spanned<String>>) -> Result<Reuse, SpecError> {
         None | Some((_, "auto")) => Ok(Reuse::Auto),
         Some((_, "off")) => Ok(Reuse::Off),
         Some((raw, other)) => {
-            Err(SpecError::at(raw, format!("`{other}` is no way to reuse what earlier runs did")).help("use auto or off"))
+            Err(SpecError::at(raw, format!("`{other}` is no way to reuse what earlier runs did"))
+                .help("use auto or off"))
         }
     }
 }

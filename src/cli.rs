@@ -265,13 +265,13 @@ pub struct Quota(pub Option<u64>);
 pub struct GcArgs {
     /// Only these datasets; without any, all
     pub names: Vec<String>,
-    /// Keep the newest so many snapshots of each dataset
+    /// Keep the newest so many snapshots of each dataset, and what so many runs of each work leave to later ones
     #[arg(long, value_name = "N")]
     pub keep_last: Option<usize>,
-    /// Remove only what was staged longer ago than this, such as 30d
+    /// Remove only what was staged, or left by a run, longer ago than this, such as 30d
     #[arg(long, value_parser = size::duration, value_name = "TIME")]
     pub older_than: Option<Duration>,
-    /// Remove the oldest until all snapshots take no more than this, such as 1TiB
+    /// Remove what runs leave to later ones, then the oldest snapshots, until all take no more than this, such as 1TiB
     #[arg(long, value_parser = size::bytes, value_name = "SIZE")]
     pub max_size: Option<u64>,
     /// Say what would be removed, and change nothing

@@ -22,6 +22,7 @@ MACHINE = "coordinator/src/run/mod.rs"
 ASSIGN = "coordinator/src/run/assign.rs"
 GANG = "coordinator/src/run/gang.rs"
 RESTS = "coordinator/src/run/rests.rs"
+REUSE = "coordinator/src/run/reuse.rs"
 TASKS = "coordinator/src/run/tasks.rs"
 WORKERS = "coordinator/src/run/workers.rs"
 SENT = "coordinator/src/driver/workers.rs"
@@ -95,10 +96,18 @@ MUTATIONS = [
     ("an attempt that was reported in time is overdue", MACHINE,
      "running.filter(|attempt| !reported.contains(attempt)).collect()",
      "running.filter(|attempt| !reported.contains(attempt) || attempt.number > 0).collect()"),
-    ("attempts of two epochs have the same name", ASSIGN,
+    ("attempts of two epochs have the same name", REUSE,
      "AttemptId { task, number, epoch: self.epoch }", "AttemptId { task, number, epoch: forebay_jobs::id::Epoch(1) }"),
-    ("two attempts have the same number", ASSIGN,
+    ("two attempts have the same number", REUSE,
      "self.task(task).map_or(0, |task| task.attempts) + 1", "self.task(task).map_or(0, |task| task.failures) + 1"),
+    ("a phase begins before earlier runs were searched", REUSE,
+     "self.tasks.phase().filter(|phase| !self.is_to_be_sought(*phase))", "self.tasks.phase()"),
+    ("earlier runs are searched for the first phase only", REUSE,
+     "self.config.reuse && self.planned && phase >= self.sought", "self.config.reuse && self.planned && phase >= self.sought && phase == 0"),
+    ("a run waits for a search that nobody makes", REUSE,
+     "self.tasks.phase().filter(|phase| self.is_to_be_sought(*phase))", "self.tasks.phase().filter(|phase| *phase == 0 && self.is_to_be_sought(*phase))"),
+    ("what was reused is done all the same", REUSE,
+     "self.put(attempt.task, TaskState::Committed { attempt: *attempt, outputs: outputs.clone() });", "let _ = outputs;"),
     ("a second attempt goes to the worker of the first", ASSIGN,
      "find(|worker| **worker != holding.worker)?", "find(|worker| !worker.as_str().is_empty() || **worker != holding.worker)?"),
     ("what has begun is taken back", ASSIGN,

@@ -222,7 +222,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::run::{EndState, Event, Finished, Millis};
+    use crate::run::{EndState, Event, Finished, Millis, Reused};
 
     fn opened(at: u64) -> Event {
         Event::Opened { epoch: Epoch(1), at: Millis(at) }
@@ -328,6 +328,7 @@ mod tests {
             (&include_bytes!("../testdata/journal-0.1.log")[..], every_kind()),
             (&include_bytes!("../testdata/journal-0.1-gang.log")[..], of_a_gang()),
             (&include_bytes!("../testdata/journal-0.1-rest.log")[..], of_a_rest()),
+            (&include_bytes!("../testdata/journal-0.1-reuse.log")[..], of_reuse()),
         ] {
             let replay = parse(kept).unwrap();
             assert_eq!(replay.header.as_ref(), Some(&header));
@@ -344,6 +345,26 @@ mod tests {
         let (rest, at) = (vec![Split { pieces: vec![piece] }], Millis(8));
         let (outputs, metrics) = (vec![], BTreeMap::new());
         vec![Event::Yields { attempt, at }, Event::Committed { attempt, outputs, metrics, micros: 7, rest, at }]
+    }
+
+    fn of_reuse() -> Vec<Event> {
+        let attempt = AttemptId { task: TaskId { phase: 1, index: 4 }, number: 1, epoch: Epoch(2) };
+        let file = OutputFile {
+            path: "runs/r/attempts/reused.1.2/4-0".into(),
+            publish_as: Some("part-00004.csv".into()),
+            partition: None,
+            size: 5,
+            checksum: Crc64(6),
+            rows: Some(7),
+        };
+        let (from, at) = ("earlier".parse::<forebay_jobs::id::RunId>().unwrap(), Millis(8));
+        let work = serde_json::json!({ "whole": "00ff", "parts": { "the work": "01" } });
+        let work = Some(serde_json::from_value(work).unwrap());
+        vec![
+            Event::Reused { tasks: vec![Reused { attempt, outputs: vec![file], from: from.clone() }], at },
+            Event::Sought { phase: 1, work, among: vec![from], at },
+            Event::Sought { phase: 1, work: None, among: vec![], at },
+        ]
     }
 
     fn of_a_gang() -> Vec<Event> {

@@ -5,6 +5,7 @@ mod assignment;
 mod gang;
 mod histories;
 mod rests;
+mod reuse;
 
 use super::*;
 

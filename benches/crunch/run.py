@@ -22,6 +22,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fore
 NEEDLE = "Quito;"  # As peers.py has it.
 JOB = """\
 name = "crunch"
+reuse = "off"
 [dataset]
 source = "file://{source}"
 [mapreduce]

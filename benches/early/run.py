@@ -23,6 +23,7 @@ MIB = 1 << 20
 TASKS = 32
 JOB = """\
 name = "early"
+reuse = "off"
 [dataset]
 source = "s3://bucket/"
 early_start = {early}

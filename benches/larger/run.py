@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PRIME = 2_147_483_647
 MAKE = """\
 name = "make"
+reuse = "off"
 [dataset]
 source = "./seed"
 [sql]
@@ -30,6 +31,7 @@ to = "./data"
 """
 JOB = """\
 name = "larger"
+reuse = "off"
 [dataset]
 source = "./data"
 name = "data"

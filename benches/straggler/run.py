@@ -17,6 +17,7 @@ TARGET = Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target") / "release"
 TASKS, SECONDS = 60, 0.25
 JOB = """\
 name = "straggler"
+reuse = "off"
 [dataset]
 source = "file://{source}"
 [command]
@@ -62,6 +63,7 @@ def run(forebay: Path, slower: float, speculate: bool) -> tuple[float, int]:
 
 WORDS = """\
 name = "straggler"
+reuse = "off"
 [dataset]
 source = "file://{source}"
 [mapreduce]

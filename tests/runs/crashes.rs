@@ -44,7 +44,7 @@ impl Fixture {
         // Each attempt that comes to its end says so outside of the run.
         let done = cluster.volume().join("done");
         std::fs::create_dir(&done).unwrap();
-        let head = "name = 'j'\n[dataset]\nsource = 's3://data'\n";
+        let head = "name = 'j'\nreuse = 'off'\n[dataset]\nsource = 's3://data'\n";
         let tail = format!("[workers]\ncount = {WORKERS}\nslots = {SLOTS}\n[retry]\nbackoff = '10ms..10ms'\n");
         let program = format!(
             "sleep 0.0$((FOREBAY_TASK_INDEX % 5 + 2)); sort $(cat $FOREBAY_INPUTS) > $FOREBAY_OUTPUT_DIR/sorted; \

@@ -14,7 +14,7 @@ fn job(cluster: &Cluster) -> String {
         cluster.s3.put("data", name, format!("content of {name}"));
     }
     let text = format!(
-        "name = 'j'\n[dataset]\nsource = 's3://data'\n[command]\nshell = \"\"\"\n\
+        "name = 'j'\nreuse = 'off'\n[dataset]\nsource = 's3://data'\n[command]\nshell = \"\"\"\n\
          while [ ! -e {}/go ]; do sleep 0.01; done; cat $(cat $FOREBAY_INPUTS) > $FOREBAY_OUTPUT_DIR/x\"\"\"\n\
          [workers]\ncount = 2\nslots = 2\n[output]\nto = 's3://copies/r/'\n",
         cluster.volume().display()

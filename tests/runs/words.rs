@@ -55,7 +55,7 @@ async fn agree_with_perl(ways: &[(u32, &str)]) {
     let mut first: Option<BTreeMap<String, Vec<u8>>> = None;
     for (workers, split) in ways {
         let job = format!(
-            "name = 'words'\n[dataset]\nsource = 'file://{}'\n[mapreduce]\nmap = 'word-count'\npartitions = 3\n\
+            "name = 'words'\nreuse = 'off'\n[dataset]\nsource = 'file://{}'\n[mapreduce]\nmap = 'word-count'\npartitions = 3\n\
              [split]\nsize = '{split}'\n[workers]\ncount = {workers}\nslots = 4\n[output]\nformat = 'ndjson'\n",
             dir.path().display()
         );

@@ -23,11 +23,8 @@ pub fn why(
     task: TaskId,
     events: &[Event],
 ) -> Result<String, ReuseError> {
-    if !run.job().may_reuse() {
-        return Ok(match run.job().is_gang() {
-            true => "the ranks of a gang are never reused".to_owned(),
-            false => "the job says `reuse = \"off\"`".to_owned(),
-        });
+    if let Some(why) = run.job().never_reused() {
+        return Ok(why);
     }
     let (mut sought, mut from) = (None, None);
     for event in events {

@@ -38,8 +38,13 @@ use datafusion::{
 use forebay_datasets::{split::Split, volume::Volume};
 
 pub use self::{
-    ahead::explain_ahead, execute::execute, held::NotHeld, memory::default_memory, needed::needed_columns,
-    options::check_option, script::type_of,
+    ahead::explain_ahead,
+    execute::execute,
+    held::NotHeld,
+    memory::default_memory,
+    needed::needed_columns,
+    options::check_option,
+    script::{changes_each_time, type_of},
 };
 use self::{
     failure::{cause, passing, readable},

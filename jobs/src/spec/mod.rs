@@ -17,7 +17,7 @@ use forebay_datasets::{
 use serde::{Deserialize, Serialize};
 
 use self::table::TableSpec;
-use crate::kinds::mapreduce;
+use crate::kinds::{mapreduce, sql};
 
 /// A whole job, every default resolved.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -52,7 +52,24 @@ impl JobSpec {
     /// Whether tasks that an earlier run has done may be left undone. What the ranks of a gang make hangs on more than
     /// their inputs.
     pub fn may_reuse(&self) -> bool {
-        self.reuse == Reuse::Auto && !self.is_gang()
+        self.never_reused().is_none()
+    }
+
+    /// Why none of its tasks is ever reused, if none is.
+    pub fn never_reused(&self) -> Option<String> {
+        let (gang, varies) = match &self.work {
+            Work::Command(command) => (command.gang, None),
+            Work::Sql(sql) => (false, sql::changes_each_time(&sql.query)),
+            Work::Mapreduce(_) => (false, None),
+        };
+        match (self.reuse, gang, varies) {
+            (Reuse::Off, ..) => Some("the job says `reuse = \"off\"`".to_owned()),
+            (Reuse::Auto, true, _) => Some("the ranks of a gang are never reused".to_owned()),
+            (Reuse::Auto, false, Some(function)) => {
+                Some(format!("the query asks for `{function}`, which is another one each time"))
+            }
+            (Reuse::Auto, false, None) => None,
+        }
     }
 
     /// Whether a task of the first phase can be done with what it has read, and what it has not becomes other tasks.

@@ -1,16 +1,25 @@
 //! The statements of a job's query: views, and at the end the query itself.
 
-use std::collections::VecDeque;
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+};
 
 use arrow::datatypes::DataType;
 use datafusion::{
     dataframe::DataFrame,
     error::DataFusionError,
-    execution::context::SQLOptions,
+    execution::{SessionStateDefaults, context::SQLOptions},
+    logical_expr::{ScalarUDF, Volatility},
     prelude::SessionContext,
     sql::{
         parser::{DFParser, Statement},
-        sqlparser::{ast, dialect::GenericDialect, parser::Parser, tokenizer::Token},
+        sqlparser::{
+            ast,
+            dialect::GenericDialect,
+            parser::Parser,
+            tokenizer::{Token, Tokenizer},
+        },
     },
 };
 use futures::FutureExt;
@@ -71,6 +80,24 @@ fn is_view(statement: &Statement) -> bool {
     matches!(statement, Statement::Statement(inner) if matches!(**inner, ast::Statement::CreateView(_)))
 }
 
+/// A function in a query whose value is another one each time, such as `now` or `random`.
+pub fn changes_each_time(query: &str) -> Option<String> {
+    let words = Tokenizer::new(&GenericDialect {}, query).tokenize().unwrap_or_default();
+    let word = |token| match token {
+        Token::Word(word) => Some(word.value.to_ascii_lowercase()),
+        _ => None,
+    };
+    let words: BTreeSet<_> = words.into_iter().filter_map(word).collect();
+    let varies = |function: &Arc<ScalarUDF>| function.signature().volatility != Volatility::Immutable;
+    let functions = SessionStateDefaults::default_scalar_functions().into_iter().filter(varies);
+    let names = functions.flat_map(|function| {
+        let names = std::iter::once(function.name()).chain(function.aliases().iter().map(String::as_str));
+        names.map(str::to_owned).collect::<Vec<_>>()
+    });
+    // A column of such a name is taken for the function: then something is done again that need not be.
+    names.chain(["current_timestamp".to_owned()]).find(|name| words.contains(name))
+}
+
 /// The type that an SQL type is.
 ///
 /// # Errors
@@ -113,6 +140,22 @@ mod tests {
         ] {
             let message = Script::parse(query).err().unwrap();
             assert!(message.contains(part), "{query}: {message}");
+        }
+    }
+
+    #[test]
+    fn time_and_chance_are_told_from_what_stays() {
+        for (query, function) in [
+            ("select NOW()", "now"),
+            ("select a from t where d > current_date", "current_date"),
+            ("select current_timestamp", "current_timestamp"),
+            ("create view v as select random() as r; select * from v", "random"),
+            ("select uuid()", "uuid"),
+        ] {
+            assert_eq!(changes_each_time(query).as_deref(), Some(function), "{query}");
+        }
+        for query in ["select 'now', abs(a), date_trunc('day', d) from t -- random", "select 1"] {
+            assert_eq!(changes_each_time(query), None, "{query}");
         }
     }
 

@@ -16,5 +16,6 @@ mod programs;
 mod queries;
 mod resources;
 mod speculation;
+mod splits;
 mod tables;
 mod words;

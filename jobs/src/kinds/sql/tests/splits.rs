@@ -259,6 +259,39 @@ async fn a_cut_may_be_anywhere_also_before_the_data() {
     }
 }
 
+/// Of what QUERIES leave out.
+#[tokio::test]
+async fn every_aggregate_that_is_said_to_combine_does() {
+    let shelf = Shelf::new([("t/1.parquet", row_groups(&rows(0..700), 200))]);
+    let cut = Cut { split: "by = 'row-groups'", ..Cut::default() };
+    let regr = ["avgx", "avgy", "count", "intercept", "r2", "slope", "sxx", "sxy", "syy"];
+    let regr: Vec<_> = regr.iter().map(|name| format!("regr_{name}(x, i) as {name}")).collect();
+    for query in [
+        format!("select {} from t", regr.join(", ")),
+        "select var(x) as a, stddev_pop(x) as b, min(distinct s) as c, max(distinct i) as d, sum(distinct i) as e from t".into(),
+        "select s, count(distinct i) as a, avg(distinct i) as b, median(distinct i) as c, median(x) as d from t group by s order by s".into(),
+        "select s, array_to_string(array_sort(array_agg(n)), '|') as l, length(string_agg(s, '')) as g from t group by s order by s".into(),
+        "select array_to_string(array_sort(array_agg(distinct i)), '|') as l, approx_distinct(n) as d from t".into(),
+    ] {
+        let expected = cut.lines_of_one(&shelf, &query).await.unwrap();
+        assert_same(&query, &cut.lines(&shelf, &query).await.unwrap().0, &expected);
+    }
+    // It is a sketch, whose values depend on how rows are grouped into it.
+    let (lines, splits) = cut.lines(&shelf, "select approx_median(n) as m from t").await.unwrap();
+    let close = (lines[1].parse::<f64>().unwrap() - 349.5).abs() < 14.0;
+    assert!(close && splits == 4, "{lines:?}");
+    let (lines, _) = cut.lines(&shelf, "select string_agg(cast(n as varchar), '.') as l from t").await.unwrap();
+    let in_order: Vec<_> = (0..700).map(|n| n.to_string()).collect();
+    assert_eq!(lines[1], in_order.join("."), "values come in the order of the dataset");
+    let shelf = Shelf::new([("t/1.ndjson", "{\"l\": [1, 2]}\n{\"l\": []}\n{\"l\": [2, null]}\n{\"l\": null}\n")]);
+    let unnested = "select v, count(*) as c from (select unnest(l) as v from t) group by v order by v";
+    let cut = Cut { split: "size = '10B'", ..Cut::default() };
+    assert_eq!(
+        cut.lines(&shelf, unnested).await.unwrap(),
+        (["v,c", "1,1", "2,2", ",1"].map(str::to_owned).to_vec(), 6)
+    );
+}
+
 #[tokio::test]
 async fn each_way_to_cut_has_its_splits() {
     let shelf = Shelf::new([
@@ -341,6 +374,11 @@ async fn what_does_not_combine_is_refused_before_the_run() {
         ("select distinct on (s) s, n from t order by s, n", "`first_value`, which is not known to combine"),
         ("select cardinality(array_agg(s order by n)) from t", "`array_agg` with an order of its own"),
         ("select string_agg(s, ',' order by n) from t", "`string_agg` with an order of its own"),
+        (
+            "select approx_percentile_cont(0.9) within group (order by n) from t",
+            "`approx_percentile_cont`, which is not known to combine",
+        ),
+        ("select bit_xor(distinct n), count(*) from t", "`bit_xor` with DISTINCT, which is not known to combine"),
         ("select count(*) from t where random() < 0.5", "`random`, which another task finds different"),
         ("select count(*), now() from t", "`now`, which another task finds different"),
         (

@@ -97,7 +97,7 @@ impl<'a> Inputs<'a> {
 
     /// The identity of a task of the first phase.
     pub fn of_split(&self, index: u32) -> Option<Identity> {
-        self.work.of_split(self.plan.splits.get(index as usize)?, &self.contents)
+        self.work.of_split(self.plan, index, &self.contents)
     }
 
     /// The keys of what such a task reads, and what they hold.

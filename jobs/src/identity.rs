@@ -10,16 +10,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use forebay_datasets::{
-    checksum::file_checksum,
-    snapshot::Object,
-    split::{Piece, Split},
-};
+use forebay_datasets::{checksum::file_checksum, snapshot::Object, split::Piece};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::{
+    plan::Plan,
     spec::{JobSpec, Program, Work},
     task::OutputFile,
 };
@@ -99,11 +96,14 @@ impl WorkIdentity {
         Ok(Self { whole: Identity::of(&json!(parts)), parts })
     }
 
-    /// The identity of a task over a split of a snapshot of these objects; none if they lack one of its pieces.
-    pub fn of_split(&self, split: &Split, contents: &Contents<'_>) -> Option<Identity> {
+    /// The identity of a task of the first phase of a plan; none if the snapshot lacks one of its pieces.
+    ///
+    /// What is known of a query's table is part of it: a column that only another file has is a column of the table.
+    pub fn of_split(&self, plan: &Plan, index: u32, contents: &Contents<'_>) -> Option<Identity> {
+        let split = plan.splits.get(index as usize)?;
         let pieces =
             split.pieces.iter().map(|piece| contents.of(piece).map(|content| json!([piece.key, content, piece.part])));
-        Some(Identity::of(&json!([self.whole, pieces.collect::<Option<Vec<_>>>()?])))
+        Some(Identity::of(&json!([self.whole, plan.table, pieces.collect::<Option<Vec<_>>>()?])))
     }
 
     /// The identity of a task of a later phase, which reads one partition of what the phase before has made.
@@ -173,7 +173,11 @@ fn file_of(word: &str) -> Option<PathBuf> {
 mod tests {
     use std::fs;
 
-    use forebay_datasets::{checksum::Crc64, snapshot::HeldRange, split::Part};
+    use forebay_datasets::{
+        checksum::Crc64,
+        snapshot::HeldRange,
+        split::{Part, Split},
+    };
 
     use super::*;
     use crate::spec::parse;
@@ -241,8 +245,10 @@ mod tests {
         let piece =
             |key: &str, part| Piece { key: key.into(), path: format!("p/{key}"), size: 9, partial: false, part };
         let of = |object: Object, part| {
-            let split = Split { pieces: vec![piece("a", part)] };
-            work.of_split(&split, &Contents::of_objects(&[object]))
+            let splits = vec![Split { pieces: vec![piece("a", part)] }];
+            let (snapshot, listing, data, partitions, table) = (None, None, String::new(), None, None);
+            let plan = Plan { snapshot, listing, data, splits, partitions, table };
+            work.of_split(&plan, 0, &Contents::of_objects(&[object]))
         };
         let same = of(object("a", 1), Part::Whole).unwrap();
         let uploaded_again = Object { etag: None, version_id: Some("2".into()), ..object("a", 1) };

@@ -1,6 +1,7 @@
 //! The plan of a run: every task of every phase, fixed before the first one starts.
 
 mod ahead;
+mod scan;
 
 use std::{
     fs::File,
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize, de::Error};
 use crate::{
     host::Host,
     id::TaskId,
+    kinds::sql::KnownTable,
     spec::{FleetKind, JobSpec, SplitBy, SplitSize, SqlSpec, Work},
     task::{TaskInput, TaskSpec},
 };
@@ -41,6 +43,8 @@ pub struct Plan {
     pub splits: Vec<Split>,
     /// Tasks of the second phase, if the kind of work has one; each reads one partition.
     pub partitions: Option<u32>,
+    /// Of a query by splits, what no task could learn of its split alone.
+    pub table: Option<KnownTable>,
 }
 
 /// The most tasks that a phase may have. Beyond it a coordinator's state, and not the work, would fill a host.
@@ -137,11 +141,7 @@ pub fn plan(job: &JobSpec, snapshot: &Snapshot, volume: &Volume) -> Result<Plan,
     let cuttable = |object: &Object| -> Result<Cuttable, PlanError> {
         let format = Format::of(&object.key);
         let row_groups = match format == Format::Parquet && cut == Cut::RowGroups {
-            true => {
-                let path = snapshot.data_path(volume, object)?;
-                let footer = format::row_groups(&path);
-                Some(footer.map_err(|source| PlanError::Footer { key: object.key.clone(), source })?)
-            }
+            true => Some(row_groups(&object.key, &snapshot.data_path(volume, object)?)?),
             false => None,
         };
         Ok(Cuttable {
@@ -157,7 +157,12 @@ pub fn plan(job: &JobSpec, snapshot: &Snapshot, volume: &Volume) -> Result<Plan,
     let objects = selected.into_par_iter().map(cuttable).collect::<Result<Vec<_>, _>>()?;
     let snapshot = &snapshot.record;
     let data = format!("datasets/{}/snapshots/{}/data", snapshot.name, snapshot.id);
-    Ok(Plan { snapshot: Some(snapshot.id.to_string()), listing: None, data, ..tasks(job, &objects)? })
+    Ok(Plan { snapshot: Some(snapshot.id.to_string()), data, ..tasks(job, cut, &objects)? })
+}
+
+/// Bytes of the row groups of a Parquet object.
+fn row_groups(key: &str, path: &Path) -> Result<Vec<u64>, PlanError> {
+    format::row_groups(path).map_err(|source| PlanError::Footer { key: key.to_owned(), source })
 }
 
 fn cut(job: &JobSpec) -> Cut {
@@ -170,8 +175,7 @@ fn cut(job: &JobSpec) -> Cut {
 }
 
 /// A plan that does not say yet what it is over.
-fn tasks(job: &JobSpec, objects: &[Cuttable]) -> Result<Plan, PlanError> {
-    let cut = cut(job);
+fn tasks(job: &JobSpec, cut: Cut, objects: &[Cuttable]) -> Result<Plan, PlanError> {
     let size = match job.split.size {
         SplitSize::Bytes(bytes) => Size::Bytes(bytes),
         SplitSize::Count(count) => Size::Count(count),
@@ -199,7 +203,7 @@ fn tasks(job: &JobSpec, objects: &[Cuttable]) -> Result<Plan, PlanError> {
         Work::Mapreduce(mapreduce) => Some(mapreduce.partitions),
         _ => None,
     };
-    Ok(Plan { snapshot: None, listing: None, data: String::new(), splits, partitions })
+    Ok(Plan { snapshot: None, listing: None, data: String::new(), splits, partitions, table: None })
 }
 
 /// The objects that the tables of a query are made of, each once.
@@ -257,7 +261,8 @@ impl Plan {
     pub fn write(&self, path: &Path) -> Result<(), VolumeError> {
         let (snapshot, listing, data) = (self.snapshot.clone(), self.listing.clone(), self.data.clone());
         let (splits, partitions) = (self.splits.len(), self.partitions);
-        let head = Head { version: VERSION, snapshot, listing, data, splits, partitions };
+        let table = self.table.clone();
+        let head = PlanHead { version: VERSION, snapshot, listing, data, splits, partitions, table };
         let mut text = serde_json::to_vec(&head).expect("plain fields serialise");
         for split in &self.splits {
             text.push(b'\n');
@@ -266,46 +271,50 @@ impl Plan {
         volume::replace(path, &text)
     }
 
-    /// Reads of a plan only where the objects lie.
-    pub fn read_data(path: &Path) -> Result<String, PlanError> {
-        let mut line = String::new();
-        let read = File::open(path).and_then(|file| BufReader::new(file).read_line(&mut line));
-        read.map_err(|error| VolumeError::io("read", path, error))?;
-        Head::read(path, line.as_bytes()).map(|head| head.data)
-    }
-
     /// Reads a plan.
     pub fn read(path: &Path) -> Result<Self, PlanError> {
         let text = std::fs::read(path).map_err(|error| VolumeError::io("read", path, error))?;
         let bad = |source| PlanError::Malformed { path: path.to_owned(), source };
         let mut lines = text.split(|byte| *byte == b'\n');
-        let head = Head::read(path, lines.next().unwrap_or_default())?;
+        let head = PlanHead::parsed(path, lines.next().unwrap_or_default())?;
         let splits = lines.map(|line| serde_json::from_slice(line).map_err(bad)).collect::<Result<Vec<_>, _>>()?;
         // A run over a part of its plan would publish a part of its output as the whole.
         if splits.len() != head.splits || splits.len() > MOST_TASKS as usize {
             return Err(bad(Error::custom(format!("it has {} of {} splits", splits.len(), head.splits))));
         }
-        let Head { snapshot, listing, data, partitions, .. } = head;
-        Ok(Self { snapshot, listing, data, splits, partitions })
+        let PlanHead { snapshot, listing, data, partitions, table, .. } = head;
+        Ok(Self { snapshot, listing, data, splits, partitions, table })
     }
 }
 
 /// Of the plan's file.
 const VERSION: u32 = 2;
 
-/// The first line of the plan's file.
-#[derive(Serialize, Deserialize)]
-struct Head {
+/// The first line of the plan's file: all but the splits.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PlanHead {
     version: u32,
     snapshot: Option<String>,
     listing: Option<String>,
-    data: String,
+    /// Where the objects lie, relative to the volume's root.
+    pub data: String,
     splits: usize,
     partitions: Option<u32>,
+    /// Of a query by splits, what no task could learn of its split alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<KnownTable>,
 }
 
-impl Head {
-    fn read(path: &Path, line: &[u8]) -> Result<Self, PlanError> {
+impl PlanHead {
+    /// Reads the head of a plan, and no more of it.
+    pub fn read(path: &Path) -> Result<Self, PlanError> {
+        let mut line = String::new();
+        let read = File::open(path).and_then(|file| BufReader::new(file).read_line(&mut line));
+        read.map_err(|error| VolumeError::io("read", path, error))?;
+        Self::parsed(path, line.as_bytes())
+    }
+
+    fn parsed(path: &Path, line: &[u8]) -> Result<Self, PlanError> {
         let bad = |source| PlanError::Malformed { path: path.to_owned(), source };
         let head: Self = serde_json::from_slice(line).map_err(bad)?;
         match head.version {

@@ -10,7 +10,7 @@ use forebay_datasets::{
 use forebay_jobs::{
     host::Host,
     kinds::{TaskError, sql},
-    plan,
+    plan::{self, PlanError},
     spec::{ColumnsSpec, FleetKind, Work},
 };
 use serde_json::json;
@@ -41,6 +41,10 @@ pub async fn execute(global: &Global, args: &JobArgs) -> Result<Exit, CliError> 
     let staged = staged.and_then(|volume| Some((snapshot::open(&volume, &job.dataset.name, None).ok()?, volume)));
     let (mut tasks, mut explanation) = (None, None);
     let threads = job.workers.slots_of(Host::here().cores) as usize;
+    let wrong = |error: &TaskError| {
+        let error = CliError::new(Exit::Usage, error.to_string()).help("correct [sql] in the job file");
+        error.in_query(&args.job.display().to_string(), &text)
+    };
     // What holds some columns alone is no more than a job takes that chooses them.
     let serves = |snapshot: &Snapshot| {
         snapshot.record.source == job.dataset.source
@@ -49,26 +53,31 @@ pub async fn execute(global: &Global, args: &JobArgs) -> Result<Exit, CliError> 
     if let Some((snapshot, volume)) = staged.filter(|(snapshot, _)| serves(snapshot)) {
         let plan = plan::plan(&job, &snapshot, &volume);
         let plan = plan.and_then(|plan| plan.fits(&job, &Host::here()).map(|()| plan));
-        let plan = plan.map_err(|error| CliError::new(Exit::Usage, error.to_string()))?;
+        let unplanned = |error: PlanError| CliError::new(Exit::Usage, error.to_string());
+        let mut plan = plan.map_err(unplanned)?;
+        let mut is_planned = true;
         if let Work::Sql(_) = &job.work {
-            let split = &plan.splits[0];
-            let explained = match sql::check_staged(&volume, &job, split).await {
+            match sql::check_staged(&volume, &job, &plan.splits[0]).await {
                 // They would be staged.
-                Err(TaskError::NotHeld(_)) => Ok(None),
-                Err(error) => Err(error),
-                Ok(()) => sql::explain(&volume, &job, split, threads).await.map(Some),
-            };
-            explanation = explained.map_err(|error| {
-                let error = CliError::new(Exit::Usage, error.to_string()).help("correct [sql] in the job file");
-                error.in_query(&args.job.display().to_string(), &text)
-            })?;
+                Err(TaskError::NotHeld(_)) => is_planned = !job.is_by_splits(),
+                Err(error) => return Err(wrong(&error)),
+                Ok(scan) => {
+                    if let Some(scan) = scan {
+                        plan = plan.over_scan(&job, &volume, scan).map_err(unplanned)?;
+                    }
+                    let of = (&plan.splits[0], plan.table.as_ref());
+                    explanation = Some(sql::explain(&volume, &job, of, threads).await.map_err(|error| wrong(&error))?);
+                }
+            }
         }
-        tasks = Some(plan.phases());
+        tasks = is_planned.then(|| plan.phases());
     }
     if explanation.is_none() && matches!(job.work, Work::Sql(_)) {
         // One object of each table may lack what others have, so that this is no verdict.
         match sql::explain_ahead(&mut source, &job, threads).await {
             Ok(explained) => explanation = explained,
+            // Which columns there are makes no difference to that.
+            Err(error @ TaskError::NotBySplit(_)) => return Err(wrong(&error)),
             Err(error) => render::note(global.quiet, &format!("by the first object of each table: {error}")),
         }
     }

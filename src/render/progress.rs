@@ -249,6 +249,7 @@ impl RunView {
 /// What the phases of a job are called.
 fn phases(job: &JobSpec) -> &'static [&'static str] {
     match &job.work {
+        Work::Sql(_) if job.is_by_splits() => &["aggregate", "combine"],
         Work::Sql(_) => &["query"],
         Work::Command(_) => &["command"],
         Work::Mapreduce(_) => &["map", "reduce"],

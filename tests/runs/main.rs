@@ -17,5 +17,6 @@ mod queries;
 mod resources;
 mod reuse;
 mod speculation;
+mod splits;
 mod tables;
 mod words;

@@ -223,3 +223,25 @@ fn edit(cluster: &Cluster, objects: &mut BTreeMap<String, String>, random: &mut 
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_query_by_splits_is_done_again_where_its_table_changed() {
+    let cluster = Cluster::start().await;
+    let month = |n: usize| format!("carrier,delay\nUA,{n}\nAA,{}\n", 2 * n);
+    for n in 1..=6 {
+        cluster.s3.put("data", &format!("{n}.csv"), month(n));
+    }
+    let query =
+        "[sql]\nengine = 'splits'\nquery = 'select carrier, sum(delay) as sum from data group by 1 order by 1'\n";
+    let job = |rest: &str| format!("{}[output]\nformat = 'csv'\n", job(query, rest));
+    assert_eq!(figures(&run(&cluster, "first", &job(""))), (0, 7));
+    cluster.s3.put("data", "0.csv", month(100));
+    let result = run(&cluster, "second", &job(""));
+    assert_eq!(figures(&result), (6, 2), "the new one, and all put together: {result}");
+    let sums = |id: &str| String::from_utf8(output(&cluster, id)["part-00000.csv"].clone()).unwrap();
+    assert_eq!(sums("second"), "carrier,sum\nAA,242\nUA,121\n");
+    // A file that makes the column another one's type makes every task another.
+    cluster.s3.put("data", "7.csv", "carrier,delay\nUA,0.5\n");
+    assert_eq!(figures(&run(&cluster, "third", &job(""))), (0, 9));
+    assert_eq!(sums("third"), "carrier,sum\nAA,242.0\nUA,121.5\n");
+}

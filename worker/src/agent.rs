@@ -165,7 +165,7 @@ async fn run_until(config: WorkerConfig, told: mpsc::Receiver<()>) -> Result<(),
         job: link.job.clone(),
         slots,
         guard: guard.ok(),
-        data: Mutex::new(None),
+        plan: Mutex::new(None),
         runtime: Handle::current(),
     };
     let agent = Agent {

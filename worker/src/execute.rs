@@ -27,7 +27,7 @@ use forebay_datasets::{
 use forebay_jobs::{
     id::{AttemptId, RunId, WorkerId},
     kinds::{TaskContext, TaskError, TaskOutput, command, command::SlotShare, mapreduce, sql},
-    plan::PlanError,
+    plan::{PlanError, PlanHead},
     spec::{JobSpec, MapReduceSpec, Mapper, Work},
     task::{AttemptReport, Failure, Outcome, OutputFile, TaskInput, TaskSpec},
     wire::{Assignment, Rendezvous},
@@ -43,12 +43,14 @@ use crate::{
     guard::Guard,
     logs::Logs,
     memory::Groups,
-    process::{DRAIN_GRACE, ProcessError},
+    process::{DRAIN_GRACE, ProcessError, held},
     stop::{Stop, Why},
 };
 
 /// A report of so many files is well below the largest message of the link, with names of 200 bytes.
 const MOST_FILES: usize = 100_000;
+/// The plan's name in a run's directory.
+const PLAN: &str = "plan.ndjson";
 /// A program that asks to be run again (`EX_TEMPFAIL`).
 const AGAIN: i32 = 75;
 
@@ -80,10 +82,22 @@ pub(crate) struct Bench {
     pub(crate) logs: Arc<Logs>,
     /// Ends programs when the worker is killed.
     pub(crate) guard: Option<Guard>,
-    /// Where the run's plan says that its dataset lies, once a program needed to know it.
-    pub(crate) data: Mutex<Option<String>>,
+    /// What the run's plan says of all of its tasks, once an attempt needed to know it.
+    pub(crate) plan: Mutex<Option<Arc<PlanHead>>>,
     /// What tells the time to attempts that have a limit.
     pub(crate) runtime: Handle,
+}
+
+impl Bench {
+    /// What the run's plan says of all of its tasks, which is read once.
+    fn plan(&self) -> Result<Arc<PlanHead>, PlanError> {
+        let mut known = held(&self.plan);
+        if let Some(plan) = &*known {
+            return Ok(Arc::clone(plan));
+        }
+        let plan = PlanHead::read(&self.volume.run_dir(self.run.as_str()).join(PLAN))?;
+        Ok(Arc::clone(known.insert(Arc::new(plan))))
+    }
 }
 
 /// Why an attempt did not do its work.
@@ -268,6 +282,7 @@ impl Attempt {
             out_dir: &self.out_dir,
             scratch_dir: &self.scratch_dir,
             threads,
+            table: None,
             memory: None,
             cancel: if self.can_yield() { ends } else { self.stop.token() },
             yields,
@@ -366,12 +381,21 @@ fn work(this: &Arc<Attempt>) -> Result<Outcome, ExecuteError> {
     }
 }
 
-/// Runs the query on a runtime of its own, with a thread a slot: a task that takes the whole worker, and its memory.
+/// Runs the query on a runtime of its own. One that is one task has the whole worker: a thread a slot, and all memory.
+/// So has the last task of one by splits, but for the threads; the others have their slot's part.
 fn run_sql(attempt: &Attempt) -> Result<TaskOutput, ExecuteError> {
-    let threads = attempt.bench.slots.max(1) as usize;
+    let bench = &attempt.bench;
+    let (slots, is_by_splits) = (bench.slots.max(1), bench.job.is_by_splits());
+    let threads = if is_by_splits { 1 } else { slots as usize };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).thread_name("sql").build();
-    let workers = &attempt.bench.job.workers;
-    let memory = workers.memory.or_else(|| sql::default_memory(workers.count));
-    let context = TaskContext { memory, ..attempt.context(threads) };
+    let workers = &bench.job.workers;
+    let all = workers.memory.or_else(|| sql::default_memory(workers.count));
+    let memory = match &attempt.spec.input {
+        TaskInput::Split(_) if is_by_splits => all.map(|bytes| bytes / u64::from(slots)),
+        _ => all,
+    };
+    let plan = is_by_splits.then(|| bench.plan()).transpose()?;
+    let table = plan.as_ref().and_then(|plan| plan.table.as_ref());
+    let context = TaskContext { memory, table, ..attempt.context(threads) };
     Ok(runtime.map_err(ExecuteError::Thread)?.block_on(sql::execute(&context))?)
 }

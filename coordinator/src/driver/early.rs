@@ -221,7 +221,7 @@ mod tests {
         };
         let splits = splits.iter().map(|pieces| Split { pieces: pieces.iter().map(piece).collect() }).collect();
         let data = "runs/r/inputs".to_owned();
-        Plan { snapshot: None, listing: Some("l".to_owned()), data, splits, partitions: None }
+        Plan { snapshot: None, listing: Some("l".to_owned()), data, splits, partitions: None, table: None }
     }
 
     #[test]

@@ -153,20 +153,32 @@ async fn plan_over(volume: &Volume, run: &RunDir, record: SnapshotRecord) -> Res
         };
         tokio::task::spawn_blocking(plan).await??
     };
-    let plan = match planned {
-        Ok(plan) => plan,
-        Err(error @ PlanError::Volume(_)) => return Err(error.into()),
-        Err(error) => return Ok(Checked::Never(chain(&error))),
+    let plan = match checked(planned)? {
+        Checked::Plan(plan) => plan,
+        other => return Ok(other),
     };
-    if let (Work::Sql(_), Some(split)) = (&run.job().work, plan.splits.first()) {
-        match sql::check_staged(volume, run.job(), split).await {
-            Ok(()) => {}
+    let scan = match (&run.job().work, plan.splits.first()) {
+        (Work::Sql(_), Some(split)) => match sql::check_staged(volume, run.job(), split).await {
+            Ok(scan) => scan,
             Err(TaskError::BadInput(error)) => return Ok(Checked::Never(error)),
+            Err(error @ TaskError::NotBySplit(_)) => return Ok(Checked::Never(error.to_string())),
             Err(error @ TaskError::NotHeld(_)) => return Ok(Checked::NotHeld(error.to_string())),
             Err(error) => return Err(CoordinateError::Check(error)),
-        }
+        },
+        _ => None,
+    };
+    let Some(scan) = scan else { return Ok(Checked::Plan(plan)) };
+    let (volume, run) = (volume.clone(), run.clone());
+    let cut = tokio::task::spawn_blocking(move || plan.over_scan(run.job(), &volume, scan)).await?;
+    checked(cut)
+}
+
+fn checked(plan: Result<Plan, PlanError>) -> Result<Checked, CoordinateError> {
+    match plan {
+        Ok(plan) => Ok(Checked::Plan(plan)),
+        Err(error @ PlanError::Volume(_)) => Err(error.into()),
+        Err(error) => Ok(Checked::Never(chain(&error))),
     }
-    Ok(Checked::Plan(plan))
 }
 
 /// The snapshot, which stays from here on.

@@ -509,8 +509,9 @@ impl<'a> Work<'a> {
 
     fn publish(&mut self) {
         let figures = &self.session.figures;
-        let last = u32::try_from(figures.phases.len().saturating_sub(1)).unwrap_or(u32::MAX);
-        let outputs: Vec<_> = self.session.machine.committed(last).cloned().collect();
+        let phases = u32::try_from(figures.phases.len()).unwrap_or(u32::MAX);
+        let outputs = (0..phases).flat_map(|phase| self.session.machine.committed(phase));
+        let outputs: Vec<_> = outputs.filter(|file| file.publish_as.is_some()).cloned().collect();
         let tasks = figures.tasks();
         let summary = serde_json::json!({
             "version": 1, "run": self.run.id(), "snapshot": figures.snapshot,

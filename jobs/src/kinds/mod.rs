@@ -4,6 +4,7 @@
 //! the worker; what they are told stands in [`command`], and what they are fed in [`mapreduce`].
 
 pub mod command;
+mod ipc;
 pub mod mapreduce;
 pub mod partitioned;
 pub mod sql;
@@ -24,7 +25,7 @@ use forebay_datasets::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::sql::NotHeld;
+use self::sql::{KnownTable, NotBySplit, NotHeld};
 use crate::{spec::JobSpec, task::TaskSpec};
 
 /// What a task's work may use.
@@ -42,6 +43,8 @@ pub struct TaskContext<'a> {
     pub scratch_dir: &'a Path,
     /// How many threads it may keep busy.
     pub threads: usize,
+    /// What the run's plan tells of the table of a query by splits.
+    pub table: Option<&'a KnownTable>,
     /// Bytes of memory that it may use; none: no limit.
     pub memory: Option<u64>,
     /// Set when the attempt is to end.
@@ -100,6 +103,9 @@ pub enum TaskError {
     /// What is to be read of a staged object is not held.
     #[error(transparent)]
     NotHeld(#[from] NotHeld),
+    /// The query cannot be aggregated a split at a time.
+    #[error(transparent)]
+    NotBySplit(#[from] NotBySplit),
     /// A staged object cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -136,6 +142,7 @@ impl TaskError {
             self,
             Self::BadInput(_)
                 | Self::NotHeld(_)
+                | Self::NotBySplit(_)
                 | Self::Read(ReadError::Partial { .. })
                 | Self::Table {
                     source: ArrowError::CsvError(_) | ArrowError::JsonError(_) | ArrowError::ParquetError(_),

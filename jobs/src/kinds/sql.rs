@@ -16,13 +16,16 @@ mod drift;
 mod execute;
 mod failure;
 mod held;
+mod known;
 mod memory;
 mod needed;
 mod options;
+mod output;
 pub(crate) mod partitions;
 mod provider;
 mod script;
 mod session;
+mod splits;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -41,10 +44,12 @@ pub use self::{
     ahead::explain_ahead,
     execute::execute,
     held::NotHeld,
+    known::{KnownTable, Scan},
     memory::default_memory,
     needed::needed_columns,
     options::check_option,
     script::{changes_each_time, type_of},
+    splits::NotBySplit,
 };
 use self::{
     failure::{cause, passing, readable},
@@ -76,28 +81,45 @@ pub async fn check_columns(query: &str, tables: BTreeMap<String, SchemaRef>) -> 
     Script::parse(query)?.frame(&context).await.map(drop).map_err(|error| readable(&error))
 }
 
-/// Finds what is wrong with a job's query over what is staged.
+/// Finds what is wrong with a job's query over what is staged. Of a query by splits, gives what it is to be planned from.
 ///
 /// # Errors
-/// [`TaskError::BadInput`] with what is wrong; [`TaskError::NotHeld`] if the query reads columns that are not staged.
-pub async fn check_staged(volume: &Volume, job: &JobSpec, split: &Split) -> Result<(), TaskError> {
+/// [`TaskError::BadInput`] with what is wrong; [`TaskError::NotHeld`] if the query reads columns that are not staged;
+/// [`TaskError::NotBySplit`] if it was to run by splits and cannot.
+pub async fn check_staged(volume: &Volume, job: &JobSpec, split: &Split) -> Result<Option<Scan>, TaskError> {
     let session = planned(volume, job, split, 1).await?;
     let frame = session.frame().await.map_err(|error| execute::failed(&error, volume.root(), None))?;
-    execute::check_output(frame.schema().as_arrow(), &job.output)?;
-    session.check_held(frame)
+    output::check_output(frame.schema().as_arrow(), &job.output)?;
+    session.check_held(frame)?;
+    match job.is_by_splits() {
+        true => splits::check(volume, job, &session).await.map(Some),
+        false => Ok(None),
+    }
 }
 
-/// How a job's query would be executed over what is staged by so many threads: DataFusion's physical plan.
+/// How a job's query would be executed over what is staged by so many threads: DataFusion's physical plan. Of a query by
+/// splits, whose plan tells the table, a split of it and then what is left.
 ///
 /// # Errors
 /// As those of [`check_staged`].
-pub async fn explain(volume: &Volume, job: &JobSpec, split: &Split, threads: usize) -> Result<String, TaskError> {
-    let session = planned(volume, job, split, threads).await?;
-    let plan = async { session.frame().await?.create_physical_plan().await };
-    let plan = plan.await.map_err(|error| execute::failed(&error, volume.root(), None))?;
+pub async fn explain(
+    volume: &Volume,
+    job: &JobSpec,
+    (split, table): (&Split, Option<&KnownTable>),
+    threads: usize,
+) -> Result<String, TaskError> {
+    let shown = match table {
+        Some(table) => splits::explain(volume, job, split, table).await?,
+        None => {
+            let session = planned(volume, job, split, threads).await?;
+            let plan = async { session.frame().await?.create_physical_plan().await };
+            let plan = plan.await.map_err(|error| execute::failed(&error, volume.root(), None))?;
+            displayable(plan.as_ref()).indent(false).to_string()
+        }
+    };
     // Where the volume is mounted says nothing of the plan.
     let root = format!("{}/", volume.root().display());
-    Ok(displayable(plan.as_ref()).indent(false).to_string().replace(root.trim_start_matches('/'), ""))
+    Ok(shown.replace(root.trim_start_matches('/'), ""))
 }
 
 /// A session in which a job's query can be planned.

@@ -35,7 +35,7 @@ pub fn plan_ahead(job: &JobSpec, staging: &Staging, data: &str) -> Result<Plan, 
     };
     let objects: Vec<_> = staging.objects.iter().map(cuttable).collect();
     let listing = Some(staging.listing.clone());
-    Ok(Plan { listing, data: data.to_owned(), ..tasks(job, &objects)? })
+    Ok(Plan { listing, data: data.to_owned(), ..tasks(job, cut(job), &objects)? })
 }
 
 #[cfg(test)]

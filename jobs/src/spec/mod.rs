@@ -72,6 +72,11 @@ impl JobSpec {
         }
     }
 
+    /// Whether it is a query that is aggregated a split at a time.
+    pub fn is_by_splits(&self) -> bool {
+        matches!(&self.work, Work::Sql(sql) if sql.engine == Engine::Splits)
+    }
+
     /// Whether a task of the first phase can be done with what it has read, and what it has not becomes other tasks.
     pub fn can_yield(&self) -> bool {
         self.retry.resplit && mapreduce::can_yield(&self.work)
@@ -298,9 +303,23 @@ pub struct SqlSpec {
     pub query: String,
     /// The tables by their names.
     pub tables: BTreeMap<String, TableSpec>,
+    /// What executes it.
+    #[serde(default)]
+    pub engine: Engine,
     /// DataFusion's options that the job sets.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub options: BTreeMap<String, String>,
+}
+
+/// What executes a query.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Engine {
+    /// DataFusion, in one task.
+    #[default]
+    Datafusion,
+    /// DataFusion, in a task a split and one that puts together what these have aggregated.
+    Splits,
 }
 
 /// `[split]`

@@ -109,6 +109,7 @@ impl Fixture {
             data: "datasets/d/snapshots/5nap/data".into(),
             splits: vec![],
             partitions: None,
+            table: None,
         }
         .write(&run_dir.join("plan.ndjson"))
         .unwrap();

@@ -18,27 +18,24 @@ use forebay_jobs::{
         command::{self, ProgramContext},
         mapreduce,
     },
-    plan::{Plan, PlanError},
     spec::Program,
 };
 use rustix::fs::Access;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Attempt, Bench, ExecuteError, Left,
+    Attempt, ExecuteError, Left,
     checkpoint::{self, Of},
     scratch::WORK,
 };
 use crate::{
     logs::Stream,
     memory::Limit,
-    process::{self, Ended, Output, Streams, held},
+    process::{self, Ended, Output, Streams},
 };
 
 /// Shipped files up to this size are copied for each attempt; larger ones are linked, and must not be written to.
 const COPIED: u64 = 1 << 20;
-/// The plan's name in a run's directory.
-const PLAN: &str = "plan.ndjson";
 
 /// Runs a program that reads and writes files.
 pub(super) fn run_command(
@@ -146,10 +143,11 @@ fn prepare(
     for name in files.keys() {
         ship(&run_dir.join("files"), &work_dir, name)?;
     }
+    let plan = bench.plan()?;
     let context = ProgramContext {
         run: &bench.run,
         attempt: this.id,
-        data: &data(bench, &run_dir)?,
+        data: &plan.data,
         checkpoint_dir: &checkpoint_dir,
         deadline: this.deadline,
         slot: &this.share,
@@ -200,16 +198,6 @@ fn found(program: &str, env: &BTreeMap<String, String>) -> PathBuf {
     // From one that is meant below the program's own directory on, only the program can look.
     let mut places = dirs.take_while(|dir| dir.is_absolute()).map(|dir| dir.join(program));
     places.find(is_program).unwrap_or_else(|| PathBuf::from(program))
-}
-
-/// Where the dataset lies, by the run's plan.
-fn data(bench: &Bench, run_dir: &Path) -> Result<String, PlanError> {
-    let mut known = held(&bench.data);
-    if let Some(data) = &*known {
-        return Ok(data.clone());
-    }
-    let data = Plan::read_data(&run_dir.join(PLAN))?;
-    Ok(known.insert(data).clone())
 }
 
 /// Gives an attempt its own copy of a shipped file.

@@ -57,6 +57,7 @@ impl Fixture {
             out_dir: &dirs[0],
             scratch_dir: &dirs[1],
             threads: 1,
+            table: None,
             memory: None,
             cancel: &never,
             yields: &never,

@@ -10,11 +10,13 @@ use forebay_datasets::source::{Listed, Source};
 
 use super::{
     bad::BadRecords,
-    bad_query, config_of, execute,
+    bad_query, cause, config_of,
     needed::{Told, first_of_each},
+    output,
     provider::Files,
     query_of,
     script::Script,
+    splits::{Halves, NotBySplit},
     table::{Table, TableFile, bad_table},
     table_reference,
 };
@@ -42,6 +44,7 @@ pub async fn explain_ahead(source: &mut Source, job: &JobSpec, threads: usize) -
     if source.list(&mut page).await.is_err() {
         return Ok(None);
     }
+    let threads = if job.is_by_splits() { 1 } else { threads };
     let mut config = config_of(threads, &sql.options).map_err(|error| bad_query(&error))?;
     // There is no file to tell any.
     config.options_mut().execution.collect_statistics = false;
@@ -56,7 +59,14 @@ pub async fn explain_ahead(source: &mut Source, job: &JobSpec, threads: usize) -
     }
     let script = Script::parse(&sql.query).map_err(TaskError::BadInput)?;
     let frame = script.frame(&context).await.map_err(|error| bad_query(&error))?;
-    execute::check_output(frame.schema().as_arrow(), &job.output)?;
+    output::check_output(frame.schema().as_arrow(), &job.output)?;
+    if job.is_by_splits() {
+        let halves = async { Halves::of(frame).await?.explain() };
+        return halves
+            .await
+            .map(Some)
+            .map_err(|error| cause::<NotBySplit>(&error).map_or_else(|| bad_query(&error), Into::into));
+    }
     let plan = frame.create_physical_plan().await.map_err(|error| bad_query(&error))?;
     Ok(Some(displayable(plan.as_ref()).indent(false).to_string()))
 }

@@ -7,13 +7,13 @@ use std::{collections::BTreeMap, error::Error, fs::File, path::Path};
 
 use arrow::{error::ArrowError, ipc::reader::FileReader};
 use datafusion::error::DataFusionError;
-use forebay_datasets::columns::Columns;
+use forebay_datasets::{columns::Columns, split::Part};
 use parquet::arrow::{
     ProjectionMask,
     arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder},
 };
 
-use super::{bad::BadRecord, cause, held::NotHeld, needed, session::Session};
+use super::{bad::BadRecord, cause, held::NotHeld, needed, session::Session, table::TableFile};
 use crate::{kinds::TaskError, spec::table::TableFormat};
 
 /// What of a session's files cannot be read, if that is what an error is about.
@@ -28,7 +28,7 @@ pub(super) async fn of(error: &DataFusionError, session: &Session) -> Option<Tas
     let found = session.files().find_map(|(table, file)| {
         let needed = needed.get(&table.name).unwrap_or(&none);
         let why = match table.format {
-            TableFormat::Parquet => parquet(&file.path, needed).err()?.to_string(),
+            TableFormat::Parquet => parquet(file, needed).err()?.to_string(),
             TableFormat::Arrow => arrow(&file.path).err()?.to_string(),
             TableFormat::Csv | TableFormat::Ndjson => return None,
         };
@@ -58,11 +58,16 @@ struct BadColumn {
     why: String,
 }
 
-/// Reads some columns of a Parquet file.
-fn parquet(path: &Path, needed: &Columns) -> Result<(), Box<dyn Error>> {
-    let file = File::open(path)?;
+/// Reads some columns of a Parquet file, or of a part of one.
+fn parquet(file: &TableFile, needed: &Columns) -> Result<(), Box<dyn Error>> {
+    let part = file.part;
+    let file = File::open(&file.path)?;
     let metadata = ArrowReaderMetadata::load(&file, ArrowReaderOptions::new())?;
-    for group in 0..metadata.metadata().num_row_groups() {
+    let groups = match part {
+        Part::RowGroups { first, count } => first as usize..(first + count) as usize,
+        Part::Whole | Part::Bytes { .. } => 0..metadata.metadata().num_row_groups(),
+    };
+    for group in groups {
         for (at, field) in metadata.schema().fields().iter().enumerate().filter(|(_, f)| needed.contains(f.name())) {
             let mask = ProjectionMask::roots(metadata.parquet_schema(), [at]);
             let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file.try_clone()?, metadata.clone());

@@ -3,7 +3,7 @@
 //! DataFusion's own table of files lists directories and asks for each file; here the manifest has told what there is,
 //! and with which partitions.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
@@ -17,7 +17,10 @@ use datafusion::{
             PartitionedFile,
             helpers::{expr_applicable_for_cols, filter_partitioned_file},
         },
-        physical_plan::{FileGroup, FileScanConfigBuilder},
+        physical_plan::{
+            FileGroup, FileScanConfigBuilder,
+            parquet::{ParquetAccessPlan, metadata::DFParquetMetadata},
+        },
         source::DataSourceExec,
     },
     error::{DataFusionError, Result},
@@ -25,11 +28,12 @@ use datafusion::{
     logical_expr::{Expr, TableProviderFilterPushDown},
     physical_plan::{ExecutionPlan, empty::EmptyExec},
 };
+use forebay_datasets::split::Part;
 use futures::{StreamExt, TryStreamExt, stream};
 
 use super::{
     bad::BadRecords,
-    table::{Columns, Table},
+    table::{Columns, Table, TableFile},
     text::{TextPlace, TextSource},
 };
 
@@ -79,11 +83,22 @@ impl Files {
         at: usize,
     ) -> Result<PartitionedFile> {
         let file = &self.table.files[at];
-        let scanned = PartitionedFile::from(file.meta.clone()).with_partition_values(file.values.clone());
+        let mut scanned = PartitionedFile::from(file.meta.clone()).with_partition_values(file.values.clone());
+        match file.part {
+            Part::Whole => {}
+            Part::Bytes { offset, length } => {
+                let edge = |at: u64| i64::try_from(at).unwrap_or(i64::MAX);
+                scanned = scanned.with_range(edge(offset), edge(offset.saturating_add(length)));
+            }
+            Part::RowGroups { first, count } => {
+                scanned = scanned.with_extension(row_groups(state, file, first..first.saturating_add(count)).await?);
+            }
+        }
         let Some(reader) = reader else {
             return Ok(scanned.with_extension(TextPlace { key: file.key.clone(), path: file.path.clone() }));
         };
-        if !self.are_here || !state.config().collect_statistics() {
+        // What a file tells of itself is not true of a part of it.
+        if !self.are_here || file.part != Part::Whole || !state.config().collect_statistics() {
             return Ok(scanned);
         }
         let store = state.runtime_env().object_store(ObjectStoreUrl::local_filesystem())?;
@@ -105,6 +120,25 @@ impl Files {
         }
         Ok(scanned)
     }
+}
+
+/// Which row groups of a Parquet file are read. The footer is kept for when they are.
+async fn row_groups(state: &dyn Session, file: &TableFile, wanted: Range<u32>) -> Result<ParquetAccessPlan> {
+    let store = state.runtime_env().object_store(ObjectStoreUrl::local_filesystem())?;
+    // A first read of more than the footer would reach into what is not held.
+    let hint = state.config_options().execution.parquet.metadata_size_hint.filter(|_| !file.partial);
+    let footer = DFParquetMetadata::new(store.as_ref(), &file.meta)
+        .with_metadata_size_hint(hint)
+        .with_file_metadata_cache(Some(state.runtime_env().cache_manager.get_file_metadata_cache()));
+    let count = footer.fetch_metadata().await?.num_row_groups();
+    if wanted.end as usize > count {
+        let Range { start, end } = wanted;
+        let what = format!("`{}` has {count} row groups, and {start}..{end} were planned to be read", file.key);
+        return Err(DataFusionError::Execution(what));
+    }
+    let mut plan = ParquetAccessPlan::new_none(count);
+    wanted.for_each(|group| plan.scan(group as usize));
+    Ok(plan)
 }
 
 #[async_trait]

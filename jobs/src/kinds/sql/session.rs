@@ -20,6 +20,7 @@ use super::{
     bad::BadRecords,
     bad_query,
     held::HeldFiles,
+    known::{KnownTable, Scan},
     needed,
     provider::Files,
     readable,
@@ -65,12 +66,7 @@ impl Session {
         config: &SessionConfig,
         runtime: &Arc<RuntimeEnv>,
     ) -> Result<Self, TaskError> {
-        let held = HeldFiles::of(over.volume, &over.split.pieces)?.map(Arc::new);
-        let script = Script::parse(&over.sql.query).map_err(TaskError::BadInput)?;
-        let bad = Arc::new(BadRecords::new(over.on_bad_record));
-        let (config, runtime) = (config.clone(), Arc::clone(runtime));
-        let mut session = Self { bad, config, runtime, script, held, tables: Vec::new() };
-        session.register_held();
+        let mut session = Self::empty(over, config, runtime)?;
         let mut tables = Vec::new();
         for (name, spec) in &over.sql.tables {
             tables.push(Arc::new(Table::of(over.volume, name, spec, over.split)?));
@@ -84,6 +80,43 @@ impl Session {
             session.tables.push(Opened { table, columns, chosen });
         }
         Ok(session)
+    }
+
+    /// Without a table yet.
+    fn empty(over: Over<'_>, config: &SessionConfig, runtime: &Arc<RuntimeEnv>) -> Result<Self, TaskError> {
+        let held = HeldFiles::of(over.volume, &over.split.pieces)?.map(Arc::new);
+        let script = Script::parse(&over.sql.query).map_err(TaskError::BadInput)?;
+        let bad = Arc::new(BadRecords::new(over.on_bad_record));
+        let (config, runtime) = (config.clone(), Arc::clone(runtime));
+        let session = Self { bad, config, runtime, script, held, tables: Vec::new() };
+        session.register_held();
+        Ok(session)
+    }
+
+    /// The table of a query by splits, of which a split may hold any part or none: nothing is opened.
+    pub(super) fn known(
+        over: Over<'_>,
+        known: &KnownTable,
+        config: &SessionConfig,
+        runtime: &Arc<RuntimeEnv>,
+    ) -> Result<Self, TaskError> {
+        let mut session = Self::empty(over, config, runtime)?;
+        for (name, spec) in &over.sql.tables {
+            let table = Table::of_known(over.volume, (name, spec, known), over.split)?;
+            let columns = Columns::new(Arc::clone(&known.files), &table.partitions);
+            let chosen = (0..table.files.len()).collect();
+            session.tables.push(Opened { table: Arc::new(table), columns, chosen });
+        }
+        Ok(session)
+    }
+
+    /// What is known of the table of a query by splits, and which of the files it can want.
+    pub(super) fn scan(&self) -> Option<Scan> {
+        let [Opened { table, columns, chosen }] = &self.tables[..] else { return None };
+        let known = KnownTable::new(table.format, &columns.all, &table.partitions);
+        let keys = chosen.iter().map(|at| table.files[*at].key.clone()).collect();
+        let is_lines = table.text.as_ref().is_some_and(|text| text.is_lines());
+        Some(Scan { table: known, keys, is_lines })
     }
 
     /// The same tables with other options and fresh memory.

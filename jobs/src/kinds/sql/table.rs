@@ -19,7 +19,7 @@ use datafusion::{
     scalar::ScalarValue,
 };
 use forebay_datasets::{
-    split::Split,
+    split::{Part, Split},
     volume::{Volume, VolumeError},
 };
 use futures::{StreamExt, TryStreamExt, stream};
@@ -28,6 +28,7 @@ use super::{
     bad::{BadRecord, BadRecords},
     cause, drift,
     held::NotHeld,
+    known::KnownTable,
     partitions::Partitions,
     passing, readable,
     script::type_of,
@@ -63,6 +64,8 @@ pub(super) struct TableFile {
     pub(super) meta: ObjectMeta,
     /// Whether it is held in part.
     pub(super) partial: bool,
+    /// What of it is to be read.
+    pub(super) part: Part,
     /// Of the partitions' columns.
     pub(super) values: Vec<ScalarValue>,
 }
@@ -72,7 +75,7 @@ impl TableFile {
     pub(super) fn new(key: &str, path: PathBuf, location: Path, size: u64) -> Self {
         // A snapshot's file never changes, so that its time says nothing.
         let meta = ObjectMeta { location, last_modified: Default::default(), size, e_tag: None, version: None };
-        Self { key: key.to_owned(), path, meta, partial: false, values: Vec::new() }
+        Self { key: key.to_owned(), path, meta, partial: false, part: Part::Whole, values: Vec::new() }
     }
 }
 
@@ -85,9 +88,42 @@ pub(super) struct Columns {
     pub(super) table: TableSchema,
 }
 
+impl Columns {
+    pub(super) fn new(all: SchemaRef, partitions: &[Arc<Field>]) -> Self {
+        // What the key tells is what it says in the file as well, if it is there.
+        let is_own = |field: &&Arc<Field>| !partitions.iter().any(|partition| partition.name() == field.name());
+        let own = Schema::new(all.fields().iter().filter(is_own).cloned().collect::<Vec<_>>());
+        let table = TableSchema::builder(Arc::new(own)).with_table_partition_cols(partitions.to_vec()).build();
+        Self { all, table }
+    }
+}
+
 impl Table {
     /// The table that some of a split's pieces make up.
     pub(super) fn of(volume: &Volume, name: &str, spec: &TableSpec, split: &Split) -> Result<Self, TaskError> {
+        Self::of_files(name, spec, Self::files(volume, name, spec, split)?)
+    }
+
+    /// The part of a table that some of a split's pieces make up, be it nothing.
+    pub(super) fn of_known(
+        volume: &Volume,
+        (name, spec, known): (&str, &TableSpec, &KnownTable),
+        split: &Split,
+    ) -> Result<Self, TaskError> {
+        let mut files = Self::files(volume, name, spec, split)?;
+        let partitions: Vec<_> = known.partitions.fields().iter().cloned().collect();
+        if !partitions.is_empty() {
+            let types = partitions.iter().map(|field| (field.name().clone(), field.data_type().clone())).collect();
+            let keys: Vec<_> = files.iter().map(|file| file.key.as_str()).collect();
+            let told = Partitions::of(&keys, &types).map_err(|what| bad_table(name, &what))?;
+            files.iter_mut().zip(told.values).for_each(|(file, values)| file.values = values);
+        }
+        let text = TextFormat::of(spec, known.format).map(Arc::new);
+        let (name, types) = (name.to_ascii_lowercase(), BTreeMap::new());
+        Ok(Self { name, format: known.format, text, files, partitions, types })
+    }
+
+    fn files(volume: &Volume, name: &str, spec: &TableSpec, split: &Split) -> Result<Vec<TableFile>, TaskError> {
         let matches = spec.matcher().map_err(|error| bad_table(name, &error.to_string()))?;
         let mut files = Vec::new();
         for piece in split.pieces.iter().filter(|piece| matches(&piece.key)) {
@@ -96,9 +132,10 @@ impl Table {
             // As DataFusion makes a location of a URL.
             let url = url::Url::from_file_path(&path).map_err(|()| escapes())?;
             let location = Path::from_url_path(url.path()).map_err(|_| escapes())?;
-            files.push(TableFile { partial: piece.partial, ..TableFile::new(&piece.key, path, location, piece.size) });
+            let file = TableFile::new(&piece.key, path, location, piece.size);
+            files.push(TableFile { partial: piece.partial, part: piece.part, ..file });
         }
-        Self::of_files(name, spec, files)
+        Ok(files)
     }
 
     /// The table that some files make up, whose partitions are told here.
@@ -188,13 +225,7 @@ impl Table {
             _ => field.as_ref().clone(),
         };
         let all = Schema::new(merged.fields().iter().map(as_text).collect::<Vec<_>>());
-        // What the key tells is what it says in the file as well, if it is there.
-        let is_own = |field: &&Arc<Field>| !self.partitions.iter().any(|partition| partition.name() == field.name());
-        let own = Schema::new(all.fields().iter().filter(is_own).cloned().collect::<Vec<_>>());
-        Ok(Columns {
-            all: Arc::new(all),
-            table: TableSchema::builder(Arc::new(own)).with_table_partition_cols(self.partitions.clone()).build(),
-        })
+        Ok(Columns::new(Arc::new(all), &self.partitions))
     }
 
     async fn schema_of(

@@ -3,6 +3,7 @@
 mod files;
 mod outputs;
 mod shelf;
+mod splits;
 
 use std::{fs, io, ops::Range};
 

@@ -9,7 +9,13 @@ mod source;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, io::Cursor, ops::Range, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    io::{self, Cursor},
+    ops::Range,
+    path::Path,
+    sync::Arc,
+};
 
 use arrow::{
     array::RecordBatch,
@@ -76,6 +82,11 @@ impl TextFormat {
             !record.iter().all(|byte| matches!(byte, b'\r' | b'\n')) && record.first().copied() != *comment
         };
         records(&bytes[mark..], self).iter().find(is_header).map_or(bytes.len(), |header| mark + header.end)
+    }
+
+    /// Whether each newline ends a record, so that a file can be read in ranges.
+    pub(super) fn is_lines(&self) -> bool {
+        self.quoted().is_none()
     }
 
     /// The columns that a chunk tells. `head` is what stands before its data in the file.
@@ -248,6 +259,19 @@ impl TextFormat {
         })?;
         Ok(self.guess(head, &good).ok())
     }
+}
+
+/// Where a range of a file begins that begins within what comes before the data, which is all in the first chunk.
+fn without_head(file: &Path, range: Range<u64>, format: &TextFormat) -> io::Result<Range<u64>> {
+    if range.start == 0 || range.start >= chunks::READ as u64 {
+        return Ok(range);
+    }
+    let begins = match Chunks::open(file, None, format)?.next() {
+        Ok(first) => first.map_or(0, |chunk| format.data_begins(&chunk.bytes) as u64),
+        Err(ChunkError::Endless(_)) => 0,
+        Err(ChunkError::Io(error)) => return Err(error),
+    };
+    Ok(range.start.max(begins)..range.end)
 }
 
 /// The next chunk; a record without an end is a bad one, after which nothing can be told from it.

@@ -9,20 +9,26 @@ use super::{
     raw::{RawRetry, RawSplit, RawWorkers},
 };
 use crate::kinds::mapreduce;
-use crate::spec::{FleetKind, Mapper, RetrySpec, Reuse, SplitBy, SplitSize, SplitSpec, Work, WorkersSpec, size};
+use crate::spec::{
+    Engine, FleetKind, Mapper, RetrySpec, Reuse, SplitBy, SplitSize, SplitSpec, Work, WorkersSpec, size,
+};
 
-/// Of map-reduce, and of `by = "bytes"` without a size.
+/// Of map-reduce, of queries by splits, and of `by = "bytes"` without a size.
 const SPLIT_BYTES: u64 = 128 << 20;
 
 pub(super) fn split(raw: Option<Spanned<RawSplit>>, work: &Work) -> Result<SplitSpec, SpecError> {
     let default = match work {
         Work::Command(_) => SplitSpec { by: SplitBy::File, size: SplitSize::Each },
         Work::Mapreduce(_) => SplitSpec { by: SplitBy::Bytes, size: SplitSize::Bytes(SPLIT_BYTES) },
+        Work::Sql(sql) if sql.engine == Engine::Splits => {
+            SplitSpec { by: SplitBy::Bytes, size: SplitSize::Bytes(SPLIT_BYTES) }
+        }
         Work::Sql(_) => SplitSpec { by: SplitBy::Whole, size: SplitSize::Each },
     };
     let Some(raw) = raw else { return Ok(default) };
-    if matches!(work, Work::Sql(_)) {
-        return Err(SpecError::at(&raw, "a query is one task, and takes no [split]").help("remove it"));
+    if matches!(work, Work::Sql(sql) if sql.engine != Engine::Splits) {
+        let error = SpecError::at(&raw, "a query is one task, and takes no [split]");
+        return Err(error.help("remove it, or aggregate by splits: engine = \"splits\" under [sql]"));
     }
     let raw = raw.into_inner();
     let by = match &raw.by {

@@ -184,6 +184,7 @@ impl<'de, T> Visitor<'de> for WordOrList<T> {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawSql {
     pub(super) query: Spanned<String>,
+    pub(super) engine: Option<Spanned<String>>,
     #[serde(default)]
     pub(super) tables: BTreeMap<String, Spanned<RawTable>>,
     #[serde(default)]

@@ -146,6 +146,17 @@ fn errors_point_at_what_is_wrong() {
             "\"row-groups\"",
         ),
         (format!("{sql}[split]\nby = \"file\""), "a query is one task, and takes no [split]", ""),
+        (format!("{sql}engine = \"spark\""), "there is no engine `spark`", "\"spark\""),
+        (
+            format!("{sql}engine = \"splits\"\ntables = {{ a = \"a\", b = \"b\" }}"),
+            "by splits a query reads one table, and there are 2",
+            "\"splits\"",
+        ),
+        (
+            format!("{sql}engine = \"splits\"\n[sql.options]\ndatafusion.execution.target_partitions = 4"),
+            "`datafusion.execution.target_partitions` has no effect by splits: one thread reads each",
+            "\"splits\"",
+        ),
         ("[command]\nargv = []".into(), "the program is missing", "[]"),
         ("[command]\nargv = [\"a\", \"b\\u0000\"]".into(), "the text holds a NUL", "\"b\\u0000\""),
         ("[command]\nargv = [\"p\", \"${params.x}\"]".into(), "there is no parameter `x`", "\"${params.x}\""),
@@ -363,6 +374,7 @@ fn a_resolved_job_survives_its_own_json() {
         "anonymous = true\nversion = \"0a1b\"\n[command]\nshell = \"x\"\n[split]\nby = \"row-groups\"\ncount = 7",
         "columns = [\"a\"]\n[sql]\nquery = \"select 1\"",
         "columns = \"needed\"\n[sql]\nquery = \"select 1\"",
+        "[sql]\nquery = \"select 1\"\nengine = \"splits\"\n[split]\nby = \"row-groups\"",
         "[sql]\nquery = \"select 1\"\n[output]\nformat = \"csv\"\nto = \"file:///out\"",
         "on_bad_record = \"skip\"\n[sql]\nquery = \"select 1\"\n[sql.tables]\na = \"*.csv\"\n\
          b = { include = [\"b\"], format = \"csv\", null = [\"NA\"], escape = \"x\", schema = { v = \"INT\" } }\n\

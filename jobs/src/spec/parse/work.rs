@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     kinds,
-    spec::{CommandSpec, DatasetSpec, MapReduceSpec, Mapper, Program, SqlSpec, table::TableSpec},
+    spec::{CommandSpec, DatasetSpec, Engine, MapReduceSpec, Mapper, Program, SqlSpec, table::TableSpec},
 };
 
 /// What the kinds of work read their job files with.
@@ -71,11 +71,15 @@ impl Context<'_> {
     pub(super) fn sql(&self, raw: RawSql, dataset: &DatasetSpec) -> Result<SqlSpec, SpecError> {
         let query = filled(raw.query.get_ref(), &raw.query.span(), self.params)?;
         kinds::sql::check_syntax(&query).map_err(|message| self.bad_query(&raw.query, &query, message))?;
-        let mut tables = tables(raw.tables)?;
+        let engine = raw.engine.as_ref().map(engine).transpose()?.unwrap_or_default();
+        let (mut tables, options) = (tables(raw.tables)?, options(raw.options)?);
+        if let (Engine::Splits, Some(place)) = (engine, &raw.engine) {
+            check_splits(place, &tables, &options)?;
+        }
         if tables.is_empty() {
             tables.insert(dataset.name.replace(['-', '.'], "_"), TableSpec::of_glob("**"));
         }
-        Ok(SqlSpec { query, tables, options: options(raw.options)? })
+        Ok(SqlSpec { query, tables, engine, options })
     }
 
     /// Points at the word that the parser stumbled over, where the file holds the query as it is.
@@ -124,6 +128,32 @@ impl Context<'_> {
             }
         }
         Ok(files)
+    }
+}
+
+fn engine(text: &Spanned<String>) -> Result<Engine, SpecError> {
+    match text.get_ref().as_str() {
+        "datafusion" => Ok(Engine::Datafusion),
+        "splits" => Ok(Engine::Splits),
+        other => Err(SpecError::at(text, format!("there is no engine `{other}`")).help("use datafusion or splits")),
+    }
+}
+
+/// What can be told of a query by splits before it is planned.
+fn check_splits(
+    place: &Spanned<String>,
+    tables: &BTreeMap<String, TableSpec>,
+    options: &BTreeMap<String, String>,
+) -> Result<(), SpecError> {
+    const PARTITIONS: &str = "datafusion.execution.target_partitions";
+    if tables.len() > 1 {
+        let error = SpecError::at(place, format!("by splits a query reads one table, and there are {}", tables.len()));
+        return Err(error.help("keep one table, or use engine = \"datafusion\""));
+    }
+    match options.contains_key(PARTITIONS) {
+        true => Err(SpecError::at(place, format!("`{PARTITIONS}` has no effect by splits: one thread reads each"))
+            .help("remove it; [split] says how many there are")),
+        false => Ok(()),
     }
 }
 

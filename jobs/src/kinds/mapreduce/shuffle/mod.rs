@@ -18,7 +18,6 @@ use crate::kinds::TaskContext;
 
 /// Files that are read at once. Each costs a descriptor, a buffer and a batch, in every slot.
 const FAN_IN: usize = 128;
-const BUFFER: usize = 64 << 10;
 
 /// What a map task holds where the job does not say what memory there is, and its bounds where it does.
 const HELD: u64 = 256 << 20;

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{BufReader, BufWriter, Write},
+    io::{BufReader, Write},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -10,17 +10,14 @@ use std::{
 use arrow::{
     array::{Array, ArrayBuilder, ArrayRef, BinaryArray, BinaryBuilder, RecordBatch},
     datatypes::{DataType, Field, Schema, SchemaRef},
-    error::ArrowError,
 };
-use arrow_ipc::{
-    CompressionType,
-    reader::StreamReader,
-    writer::{IpcWriteOptions, StreamWriter},
-};
-use forebay_datasets::volume::VolumeError;
+use arrow_ipc::reader::StreamReader;
 
-use super::{BUFFER, prefix};
-use crate::kinds::TaskError;
+use super::prefix;
+use crate::kinds::{
+    TaskError,
+    ipc::{self, BatchWriter},
+};
 
 /// A batch holds so many pairs at most, and hardly more than so many bytes.
 const ROWS: usize = 16 << 10;
@@ -30,9 +27,8 @@ const MOST_BYTES: usize = 1 << 30;
 
 /// Writes pairs in the order in which they come.
 pub(super) struct Writer<W: Write> {
-    path: PathBuf,
     schema: SchemaRef,
-    stream: StreamWriter<BufWriter<W>>,
+    stream: BatchWriter<W>,
     keys: BinaryBuilder,
     values: BinaryBuilder,
     rows: u64,
@@ -42,12 +38,9 @@ impl<W: Write> Writer<W> {
     pub(super) fn new(path: PathBuf, file: W) -> Result<Self, TaskError> {
         let field = |name| Field::new(name, DataType::Binary, false);
         let schema = Arc::new(Schema::new(vec![field("key"), field("value")]));
-        let options = IpcWriteOptions::default().try_with_compression(Some(CompressionType::LZ4_FRAME));
-        let buffered = BufWriter::with_capacity(BUFFER, file);
-        let stream = options.and_then(|options| StreamWriter::try_new_with_options(buffered, &schema, options));
-        let stream = stream.map_err(|error| failed(&path, error))?;
+        let stream = BatchWriter::new(path, file, &schema)?;
         let (keys, values) = (BinaryBuilder::new(), BinaryBuilder::new());
-        Ok(Self { path, schema, stream, keys, values, rows: 0 })
+        Ok(Self { schema, stream, keys, values, rows: 0 })
     }
 
     pub(super) fn push(&mut self, key: &[u8], value: &[u8]) -> Result<(), TaskError> {
@@ -69,7 +62,7 @@ impl<W: Write> Writer<W> {
     fn flush(&mut self) -> Result<(), TaskError> {
         let columns: Vec<ArrayRef> = vec![Arc::new(self.keys.finish()), Arc::new(self.values.finish())];
         let batch = RecordBatch::try_new(Arc::clone(&self.schema), columns);
-        batch.and_then(|batch| self.stream.write(&batch)).map_err(|error| failed(&self.path, error))
+        self.stream.write(&batch.expect("as many keys as values"))
     }
 
     /// The file, with everything written to it.
@@ -77,17 +70,7 @@ impl<W: Write> Writer<W> {
         if !self.keys.is_empty() {
             self.flush()?;
         }
-        self.stream.finish().map_err(|error| failed(&self.path, error))?;
-        let buffered = self.stream.into_inner().map_err(|error| failed(&self.path, error))?;
-        let written = buffered.into_inner();
-        Ok(written.map_err(|error| VolumeError::io("write", &self.path, error.into_error()))?)
-    }
-}
-
-fn failed(path: &Path, error: ArrowError) -> TaskError {
-    match error {
-        ArrowError::IoError(_, source) => VolumeError::io("write", path, source).into(),
-        source => TaskError::Table { what: path.display().to_string(), source },
+        self.stream.finish()
     }
 }
 
@@ -106,9 +89,7 @@ impl Cursor {
     /// Opens a stream before its first pair.
     pub(super) fn open(path: &Path) -> Result<Self, TaskError> {
         let name = path.display().to_string();
-        let opened = File::open(path).map_err(|source| TaskError::Io { path: path.to_owned(), source })?;
-        let reader = StreamReader::try_new(BufReader::with_capacity(BUFFER, opened), None);
-        let reader = reader.map_err(|source| TaskError::Table { what: name.clone(), source })?;
+        let reader = ipc::open(path)?;
         let typed = reader.schema().fields().iter().all(|field| *field.data_type() == DataType::Binary);
         if !typed || reader.schema().fields().len() != 2 {
             return Err(TaskError::BadInput(format!("`{name}` holds no keys and values")));

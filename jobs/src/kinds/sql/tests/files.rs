@@ -57,7 +57,7 @@ async fn a_large_csv_without_newlines_in_quotes_is_read_by_several_threads() {
     let expected = ["r,s,d".to_owned(), format!("700000,{},700000", 700_000_u64 * 699_999 / 2)];
     for newlines in [true, false] {
         assert_eq!(shelf.lines(&job(newlines)).await.unwrap(), expected);
-        let plan = explain(&shelf.volume(), &spec(&job(newlines)), &shelf.split(), 2).await.unwrap();
+        let plan = explain(&shelf.volume(), &spec(&job(newlines)), (&shelf.split(), None), 2).await.unwrap();
         let is_cut = plan.contains("t.csv:0..");
         assert_eq!(is_cut, !newlines, "{plan}");
     }
@@ -98,8 +98,9 @@ async fn keys_tell_columns_and_files_that_no_filter_lets_through_are_not_opened(
     assert!(error.starts_with("the table `t`: `t/year=2011/kind=a%2Fb/1.parquet`: "), "{error}");
     lines("select sum(n) from t").await.unwrap_err();
 
-    let plan =
-        explain(&shelf.volume(), &spec(&query("select n from t where year > 2012")), &shelf.split(), 2).await.unwrap();
+    let plan = explain(&shelf.volume(), &spec(&query("select n from t where year > 2012")), (&shelf.split(), None), 2)
+        .await
+        .unwrap();
     assert!(plan.contains("[[data/t/year=2013/") && !plan.contains("year=2012/kind"), "{plan}");
 }
 
@@ -240,6 +241,6 @@ async fn only_what_a_filter_lets_through_is_read() {
     )
     .await;
     assert!(all > 0.9, "{all}");
-    let plan = explain(&shelf.volume(), &spec(&job("")), &shelf.split(), 2).await.unwrap();
+    let plan = explain(&shelf.volume(), &spec(&job("")), (&shelf.split(), None), 2).await.unwrap();
     assert!(!plan.contains("FilterExec") && plan.contains("predicate=v@0 = 123456"), "{plan}");
 }

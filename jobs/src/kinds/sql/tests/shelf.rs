@@ -62,6 +62,7 @@ impl Shelf {
             out_dir: &out_dir,
             scratch_dir: &scratch_dir,
             threads: 2,
+            table: None,
             memory,
             cancel: &CancellationToken::new(),
             yields: &CancellationToken::new(),
@@ -79,7 +80,7 @@ impl Shelf {
     pub(super) fn check(&self, rest: &str) -> Result<(), String> {
         let (job, split) = (spec(rest), self.split());
         let runtime = tokio::runtime::Runtime::new().unwrap();
-        runtime.block_on(check_staged(&self.volume(), &job, &split)).map_err(|error| error.to_string())
+        runtime.block_on(check_staged(&self.volume(), &job, &split)).map(drop).map_err(|error| error.to_string())
     }
 }
 

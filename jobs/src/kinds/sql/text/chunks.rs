@@ -16,7 +16,7 @@ use super::TextFormat;
 use crate::spec::table::CsvSpec;
 
 /// How much is read at once.
-const READ: usize = 1 << 20;
+pub(super) const READ: usize = 1 << 20;
 /// No record is longer: one that is was opened by a quote that nobody closed.
 const LONGEST: usize = 64 << 20;
 

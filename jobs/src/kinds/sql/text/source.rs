@@ -21,7 +21,7 @@ use datafusion::{
 };
 use futures::StreamExt;
 
-use super::{Chunk, Chunks, TextFile, TextFormat, is_of_record, next, sift};
+use super::{Chunk, Chunks, TextFile, TextFormat, is_of_record, next, sift, without_head};
 use crate::kinds::sql::bad::BadRecords;
 
 /// Where a file is, and what it is called.
@@ -102,7 +102,7 @@ impl FileSource for TextSource {
     }
 
     fn supports_repartitioning(&self) -> bool {
-        self.format.quoted().is_none()
+        self.format.is_lines()
     }
 
     fn fmt_extra(&self, _: DisplayFormatType, _: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -163,6 +163,7 @@ impl Rows {
     fn open(mut self, range: Option<Range<u64>>) -> Result<Self> {
         let path = &self.place.path;
         let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        let range = range.map(|range| without_head(path, range, &self.format)).transpose().map_err(named)?;
         self.chunks = Some(Chunks::open(path, range, &self.format).map_err(named)?);
         Ok(self)
     }

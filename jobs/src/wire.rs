@@ -81,6 +81,9 @@ pub enum FromWorker {
         version: String,
         /// The volume's id, as the worker reads it from `volume.json`.
         volume: String,
+        /// The native jobs that are compiled into it.
+        #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+        natives: BTreeSet<String>,
     },
     /// These attempts are in slots now.
     Started(Vec<AttemptId>),

@@ -41,6 +41,14 @@ pub struct JobSpec {
 }
 
 impl JobSpec {
+    /// The name of what it needs to be compiled into its workers' program.
+    pub fn native(&self) -> Option<&str> {
+        match &self.work {
+            Work::Mapreduce(MapReduceSpec { map: Mapper::Native(name), .. }) => Some(name),
+            Work::Mapreduce(_) | Work::Command(_) | Work::Sql(_) => None,
+        }
+    }
+
     /// Whether its tasks only work together, all at once.
     pub fn is_gang(&self) -> bool {
         matches!(&self.work, Work::Command(command) if command.gang)
@@ -244,6 +252,8 @@ pub enum Mapper {
     Grep(String),
     /// Count, nulls, minimum, maximum, mean of every column of CSV, NDJSON and Parquet objects.
     ColumnStats,
+    /// What is compiled into the workers' program under this name; its reduce comes with it.
+    Native(String),
     /// A program: lines in, `key<TAB>value` lines out.
     Program(Program),
 }

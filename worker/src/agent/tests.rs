@@ -141,7 +141,7 @@ impl Fixture {
             pretend: false,
         };
         let (tell, told) = mpsc::channel(2);
-        let worker = tokio::spawn(run_until(config, told));
+        let worker = tokio::spawn(run_until(config, Natives::default(), told));
         let welcome = ToWorker::Welcome { epoch: Epoch(1), job: Box::new(job(kind, dir.path())) };
         answers.send(welcome).unwrap();
         let mut this = Self { dir, volume, server, answers: Some(answers), streams, said: heard, tell, worker };

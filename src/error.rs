@@ -262,9 +262,11 @@ impl From<NativeError> for CliError {
     fn from(error: NativeError) -> Self {
         let help = match &error {
             NativeError::Absent { has, .. } if has.is_empty() => {
-                Some("run the job by the program that has it: its own `run` is forebay's")
+                Some("run the job by the program that it is compiled into: `PROGRAM run JOB`")
             }
-            NativeError::Absent { .. } => Some("correct the name, or run the job by the program that has it"),
+            NativeError::Absent { .. } => {
+                Some("correct the name, or run the job by the program that it is compiled into: `PROGRAM run JOB`")
+            }
             NativeError::NotMade(_) => Some("correct [params] in the job file"),
             NativeError::BadName { .. } | NativeError::Twice { .. } | NativeError::BadColumns { .. } => None,
         };

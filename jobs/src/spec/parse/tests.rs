@@ -259,7 +259,7 @@ fn what_is_missing_or_of_another_type_is_said_in_words() {
         "the key `source` is missing"
     );
     let (message, place) = problem(&format!("{HEAD}[mapreduce]\nmap = 3"));
-    assert!(message.contains("the name of a built-in, or an array of a program"), "{message}");
+    assert!(message.contains("the name of a built-in, an array of a program"), "{message}");
     assert_eq!(place, "3");
     let (message, _) = problem(&format!("{HEAD}[command]\nargv = [\"x\"]\n[workers]\ncount = \"2\""));
     assert!(message.ends_with("expected a whole number"), "{message}");

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    BoxError, Decode, Encode, Map, Reduce, Result,
+    Decode, Encode, Map, Reduce, Result,
     encode::Encoder,
     map::Mapping,
     step::{Panicked, Step},

@@ -62,6 +62,7 @@ pub struct Rendezvous {
 /// From a worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[allow(clippy::large_enum_variant, reason = "a stream has one hello, and few messages wait at a time")]
 pub enum FromWorker {
     /// The first message of a stream.
     Hello {

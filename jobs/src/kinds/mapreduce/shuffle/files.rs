@@ -120,7 +120,8 @@ impl<'f> Folded<'f> {
 /// The fold of counts.
 pub(in super::super) fn add_counts(sum: &mut Vec<u8>, value: &[u8]) -> Result<(), TaskError> {
     let added = count(sum)? + count(value)?;
-    sum.copy_from_slice(&added.to_le_bytes());
+    sum.clear();
+    sum.extend_from_slice(&added.to_le_bytes());
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use forebay_datasets::{
     stage::StageError,
     volume::VolumeError,
 };
-use forebay_jobs::{host::Unfit, id::RunId, spec::parse::SpecError};
+use forebay_jobs::{host::Unfit, id::RunId, kinds::mapreduce::native::NativeError, spec::parse::SpecError};
 use forebay_worker::{WorkerError, logs::LogError};
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, SourceSpan};
 use rustix::io::Errno;
@@ -118,6 +118,11 @@ impl CliError {
             CoordinateError::Unfit(error) => error.into(),
             error => Self::caused(Exit::OutOfReach, &error),
         }
+    }
+
+    /// What to do about it.
+    pub fn advice(&self) -> Option<String> {
+        self.help.clone()
     }
 
     pub fn code(&self) -> Exit {
@@ -250,6 +255,22 @@ impl From<SnapshotError> for CliError {
             }
             error => Self::caused(Exit::OutOfReach, &error),
         }
+    }
+}
+
+impl From<NativeError> for CliError {
+    fn from(error: NativeError) -> Self {
+        let help = match &error {
+            NativeError::Absent { has, .. } if has.is_empty() => {
+                Some("run the job by the program that it is compiled into: `PROGRAM run JOB`")
+            }
+            NativeError::Absent { .. } => {
+                Some("correct the name, or run the job by the program that it is compiled into: `PROGRAM run JOB`")
+            }
+            NativeError::NotMade(_) => Some("correct [params] in the job file"),
+            NativeError::BadName { .. } | NativeError::Twice { .. } | NativeError::BadColumns { .. } => None,
+        };
+        Self { help: help.map(str::to_owned), ..Self::caused(Exit::Usage, &error) }
     }
 }
 

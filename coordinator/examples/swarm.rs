@@ -48,6 +48,7 @@ async fn main() -> Result<(), Failed> {
             left: None,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             volume: volume.id().to_owned(),
+            natives: BTreeSet::new(),
         };
         let (link, done) = (Arc::clone(&link), Arc::clone(&done));
         swarm.spawn(async move { work(&link, hello, takes, &done).await });

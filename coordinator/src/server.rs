@@ -23,6 +23,7 @@ use std::{
 use forebay_datasets::volume::{Holder, NewFile, VolumeError};
 use forebay_jobs::{
     id::{AttemptId, Epoch, RunId, WorkerId},
+    kinds::mapreduce::native::listed,
     link::{Link, LinkServer},
     spec::JobSpec,
     task::AttemptReport,
@@ -267,7 +268,8 @@ impl Door {
 
     /// Checks the first message of a stream.
     fn admit(&self, hello: Option<FromWorker>) -> Result<Admitted, Status> {
-        let Some(FromWorker::Hello { run, worker, slots, process, holds, left, version, volume }) = hello else {
+        let Some(FromWorker::Hello { run, worker, slots, process, holds, left, version, volume, natives }) = hello
+        else {
             return Err(Status::invalid_argument("the first message is a hello"));
         };
         let ours = env!("CARGO_PKG_VERSION");
@@ -283,6 +285,13 @@ impl Door {
         }
         if volume != self.config.volume {
             let message = format!("the worker's volume is {volume}, its coordinator's is {}", self.config.volume);
+            return Err(Status::failed_precondition(message));
+        }
+        if let Some(native) = self.config.job.native().filter(|native| !natives.contains(*native)) {
+            let message = format!(
+                "the job's map is `{native}`, and compiled into the worker is {}: start the program that has it",
+                listed(&natives)
+            );
             return Err(Status::failed_precondition(message));
         }
         if slots == 0 {
@@ -393,8 +402,12 @@ mod tests {
 
     impl Fixture {
         async fn new() -> Self {
-            let text = "name = 'n'\n[dataset]\nsource = 'file:///x'\n[command]\nargv = ['true']\n";
-            let job = forebay_jobs::spec::parse::job_file(text, Path::new("/"), &[]).unwrap();
+            Self::of("[command]\nargv = ['true']").await
+        }
+
+        async fn of(work: &str) -> Self {
+            let text = format!("name = 'n'\n[dataset]\nsource = 'file:///x'\n{work}\n");
+            let job = forebay_jobs::spec::parse::job_file(&text, Path::new("/"), &[]).unwrap();
             let (sender, inbox) = mpsc::channel(8);
             let run: RunId = "r".parse().unwrap();
             let volume = "v".to_owned();
@@ -413,6 +426,7 @@ mod tests {
                 left: None,
                 version: env!("CARGO_PKG_VERSION").into(),
                 volume: "v".into(),
+                natives: BTreeSet::new(),
             }
         }
 
@@ -472,6 +486,20 @@ mod tests {
         }
         let refused = fixture.work(&link, vec![FromWorker::Heartbeat]).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument);
+    }
+
+    #[tokio::test]
+    async fn a_worker_without_what_the_job_calls_for_is_refused() {
+        let fixture = Fixture::of("[mapreduce]\nmap = { native = 'sessions' }").await;
+        let link = fixture.server.link().clone();
+        let refused = fixture.work(&link, vec![fixture.hello()]).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition);
+        assert!(refused.message().contains("map is `sessions`, and compiled into the worker is none"), "{refused}");
+        let mut hello = fixture.hello();
+        if let FromWorker::Hello { natives, .. } = &mut hello {
+            *natives = ["other", "sessions"].map(str::to_owned).into();
+        }
+        fixture.work(&link, vec![hello]).await.unwrap();
     }
 
     #[tokio::test]

@@ -80,12 +80,15 @@ impl WorkIdentity {
                 named.insert(word.to_owned(), content(&path)?);
             }
         }
+        // Code of one's own is that of this program, which is what the fleet starts.
+        let own = job.native().map(|_| std::env::current_exe().and_then(|program| content(&program))).transpose()?;
         let output = &job.output;
         let parts: BTreeMap<_, _> = [
             ("the version of forebay", json!(VERSION)),
             ("the work", work(&job.work)),
             ("the shipped files", json!(files)),
             ("the files that the program's words name", json!(named)),
+            ("the program with the native map and reduce", json!(own)),
             ("the parameters", json!(job.params)),
             ("the format of the output", json!([output.format, output.partition_by, output.row_group_size])),
             ("on_bad_record", json!(job.dataset.on_bad_record)),

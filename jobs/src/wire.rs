@@ -62,6 +62,7 @@ pub struct Rendezvous {
 /// From a worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[allow(clippy::large_enum_variant, reason = "a stream has one hello, and few messages wait at a time")]
 pub enum FromWorker {
     /// The first message of a stream.
     Hello {
@@ -81,6 +82,9 @@ pub enum FromWorker {
         version: String,
         /// The volume's id, as the worker reads it from `volume.json`.
         volume: String,
+        /// The native jobs that are compiled into it.
+        #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+        natives: BTreeSet<String>,
     },
     /// These attempts are in slots now.
     Started(Vec<AttemptId>),

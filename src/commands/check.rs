@@ -9,7 +9,7 @@ use forebay_datasets::{
 };
 use forebay_jobs::{
     host::Host,
-    kinds::{TaskError, sql},
+    kinds::{TaskError, mapreduce::native::Natives, sql},
     plan::{self, PlanError},
     spec::{ColumnsSpec, FleetKind, Work},
 };
@@ -22,8 +22,9 @@ use crate::{
     render,
 };
 
-pub async fn execute(global: &Global, args: &JobArgs) -> Result<Exit, CliError> {
+pub async fn execute(global: &Global, args: &JobArgs, natives: &Natives) -> Result<Exit, CliError> {
     let (text, job) = job::read(args)?;
+    job::check_native(&args.job, &text, &job, natives)?;
     if job.workers.fleet == FleetKind::Local {
         Host::here().holds(&job.workers)?;
     }

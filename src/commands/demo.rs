@@ -8,7 +8,6 @@ use std::{
     process::Stdio,
 };
 
-use forebay::s3_server::{ACCESS_KEY, S3Server, SECRET_KEY};
 use forebay_coordinator::driver::RunResult;
 use forebay_datasets::volume::{self, Volume};
 use tokio::process::Command;
@@ -17,6 +16,7 @@ use crate::{
     cli::{DEFAULT_VOLUME, Global},
     error::{CliError, Exit},
     render,
+    s3_server::{ACCESS_KEY, S3Server, SECRET_KEY},
 };
 
 const BUCKET: &str = "acme-flights";
@@ -73,7 +73,7 @@ impl Demo<'_> {
 
     /// What a user types before a command.
     fn program(&self) -> String {
-        let program = std::env::args().next().unwrap_or_else(|| "forebay".to_owned());
+        let program = super::program();
         match self.global.volume.as_os_str() == DEFAULT_VOLUME {
             true => program,
             false => format!("{program} --volume {}", self.global.volume.display()),

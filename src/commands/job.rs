@@ -2,7 +2,13 @@
 
 use std::path::Path;
 
-use forebay_jobs::spec::{JobSpec, parse};
+use forebay_jobs::{
+    kinds::mapreduce::native::{NativeError, Natives},
+    spec::{
+        FleetKind, JobSpec,
+        parse::{self, SpecError},
+    },
+};
 
 use crate::{
     cli::JobArgs,
@@ -21,5 +27,21 @@ pub fn read(args: &JobArgs) -> Result<(String, JobSpec), CliError> {
     match parse::job_file(&text, &base, &args.set) {
         Ok(job) => Ok((text, job)),
         Err(error) => Err(CliError::in_job(&shown, text, error)),
+    }
+}
+
+/// Whether what a job file calls for is compiled into this program, where this program is what its workers will be.
+pub fn check_native(path: &Path, text: &str, job: &JobSpec, natives: &Natives) -> Result<(), CliError> {
+    match natives.check(job) {
+        Err(NativeError::Absent { .. }) if job.workers.fleet == FleetKind::External => Ok(()),
+        Err(error) => {
+            let named = job.native().and_then(|name| Some((text.find("native")?, name)));
+            let found = named.and_then(|(at, name)| Some((at + text[at..].find(name)?, name)));
+            let span = found.map(|(at, name)| at..at + name.len());
+            let error = CliError::from(error);
+            let error = SpecError { message: error.to_string(), help: error.advice(), span };
+            Err(CliError::in_job(&path.display().to_string(), text.to_owned(), error))
+        }
+        Ok(()) => Ok(()),
     }
 }

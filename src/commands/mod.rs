@@ -18,7 +18,7 @@ mod worker;
 
 use forebay_coordinator::rundir::{self, RunDir};
 use forebay_datasets::volume::Volume;
-use forebay_jobs::id::RunId;
+use forebay_jobs::{id::RunId, kinds::mapreduce::native::Natives};
 
 use crate::{
     cli::{Cli, Command, Global},
@@ -26,20 +26,20 @@ use crate::{
 };
 
 /// Executes what was typed.
-pub async fn execute(cli: &Cli) -> Result<Exit, CliError> {
+pub async fn execute(cli: &Cli, natives: &Natives) -> Result<Exit, CliError> {
     let global = &cli.global;
     match &cli.command {
-        Command::Run(args) => run::run(global, args).await,
-        Command::Resume { run } => run::resume(global, run).await,
+        Command::Run(args) => run::run(global, args, natives).await,
+        Command::Resume { run } => run::resume(global, run, natives).await,
         Command::Cancel { run } => cancel::execute(global, run).await,
         Command::Wait { run, timeout } => wait::execute(global, run, *timeout).await,
         Command::Explain { run, task } => explain::execute(global, run, *task).await,
-        Command::Check(args) => check::execute(global, args).await,
+        Command::Check(args) => check::execute(global, args, natives).await,
         Command::Runs(command) => runs::execute(global, command).await,
         Command::Dataset(command) => dataset::execute(global, command).await,
         Command::Volume(command) => volume::execute(global, command),
         Command::Demo => demo::execute(global).await,
-        Command::Worker(args) => worker::execute(global, args).await,
+        Command::Worker(args) => worker::execute(global, args, natives).await,
     }
 }
 
@@ -48,4 +48,9 @@ fn open_run(global: &Global, run: &RunId) -> Result<(Volume, RunDir), CliError> 
     let volume = Volume::open(&global.volume)?;
     let run = rundir::open(&volume, run)?;
     Ok((volume, run))
+}
+
+/// What the user typed to have this program, of which `forebay` is one.
+fn program() -> String {
+    std::env::args().next().unwrap_or_else(|| "forebay".to_owned())
 }

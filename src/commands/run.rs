@@ -11,19 +11,20 @@ use forebay_coordinator::{
     rundir::{self, RunDir},
 };
 use forebay_datasets::volume::Volume;
-use forebay_jobs::{id::RunId, spec::FleetKind};
+use forebay_jobs::{id::RunId, kinds::mapreduce::native::Natives, spec::FleetKind};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::{gc, job, open_run};
+use super::{gc, job, open_run, program};
 use crate::{
     cli::{Global, RunArgs},
     error::{CliError, Exit},
     render::{self, RunView},
 };
 
-pub async fn run(global: &Global, args: &RunArgs) -> Result<Exit, CliError> {
+pub async fn run(global: &Global, args: &RunArgs, natives: &Natives) -> Result<Exit, CliError> {
     let (text, job) = job::read(&args.job)?;
+    job::check_native(&args.job.job, &text, &job, natives)?;
     let volume = Volume::open_or_create(&global.volume)?;
     let id = args.id.clone().unwrap_or_else(|| rundir::fresh_id(&job));
     let run = rundir::create(&volume, &id, &text, &job)?.into_run();
@@ -33,8 +34,11 @@ pub async fn run(global: &Global, args: &RunArgs) -> Result<Exit, CliError> {
     end(global, &result)
 }
 
-pub async fn resume(global: &Global, run: &RunId) -> Result<Exit, CliError> {
+pub async fn resume(global: &Global, run: &RunId, natives: &Natives) -> Result<Exit, CliError> {
     let (volume, run) = open_run(global, run)?;
+    if run.result()?.is_none() && run.job().workers.fleet == FleetKind::Local {
+        natives.check(run.job())?;
+    }
     let result = coordinate(global, &volume, &run, false).await?;
     end(global, &result)
 }
@@ -46,8 +50,9 @@ pub async fn coordinate(global: &Global, volume: &Volume, run: &RunDir, pretend:
     let listen = match run.job().workers.fleet {
         FleetKind::Local => Ipv4Addr::LOCALHOST,
         FleetKind::External => {
+            let program = program();
             let start =
-                format!("start workers: forebay --volume {} worker --run {}", volume.root().display(), run.id());
+                format!("start workers: {program} --volume {} worker --run {}", volume.root().display(), run.id());
             render::note(global.quiet, &start);
             Ipv4Addr::UNSPECIFIED
         }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use forebay_jobs::id::WorkerId;
+use forebay_jobs::{id::WorkerId, kinds::mapreduce::native::Natives};
 use forebay_worker::WorkerConfig;
 
 use crate::{
@@ -18,15 +18,15 @@ fn name() -> WorkerId {
     format!("at-{host}-{}", std::process::id()).parse().expect("letters, digits and hyphens are an id")
 }
 
-pub async fn execute(global: &Global, args: &WorkerArgs) -> Result<Exit, CliError> {
-    forebay_worker::run(WorkerConfig {
+pub async fn execute(global: &Global, args: &WorkerArgs, natives: &Natives) -> Result<Exit, CliError> {
+    let config = WorkerConfig {
         volume_root: global.volume.clone(),
         run: args.run.clone(),
         worker: args.name.clone().unwrap_or_else(name),
         slots: args.slots.map(Into::into),
         until: args.until.map(|until| UNIX_EPOCH + Duration::from_secs(until)),
         pretend: args.pretend,
-    })
-    .await?;
+    };
+    forebay_worker::run(config, natives.clone()).await?;
     Ok(Exit::Done)
 }

@@ -41,7 +41,7 @@ async fn the_flights_of_2013_give_the_rows_that_duckdb_gives() {
 
 /// Asserts that two CSV texts without quoted fields are the same, numbers to 1e-9 of their size. Gives the rows.
 #[track_caller]
-fn same_rows(given: &str, expected: &str) -> usize {
+pub fn same_rows(given: &str, expected: &str) -> usize {
     assert_eq!(given.lines().count(), expected.lines().count(), "{given}");
     for (given, expected) in given.lines().zip(expected.lines()) {
         assert_eq!(given.split(',').count(), expected.split(',').count(), "{given} and {expected}");

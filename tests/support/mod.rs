@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "clippy knows tests only by their attribute")]
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod examples;
 pub mod namespace;
 pub mod processes;
 
@@ -22,8 +23,9 @@ pub struct Cluster {
     volume: TempDir,
 }
 
-/// The binary with an environment of its own.
+/// The binary, or another program that is used as it is, with an environment of its own.
 pub struct Terminal {
+    program: PathBuf,
     volume: PathBuf,
     env: BTreeMap<&'static str, String>,
 }
@@ -98,7 +100,11 @@ impl Cluster {
             ("HOME", self.volume.path().display().to_string()),
             ("PATH", std::env::var("PATH").unwrap()),
         ];
-        Terminal { volume: self.volume.path().to_owned(), env: env.into() }
+        Terminal {
+            program: env!("CARGO_BIN_EXE_forebay").into(),
+            volume: self.volume.path().to_owned(),
+            env: env.into(),
+        }
     }
 }
 
@@ -114,11 +120,16 @@ impl Terminal {
         Running::new(command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))
     }
 
-    /// The binary on this volume, in this environment.
+    /// The program on this volume, in this environment.
     pub fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_forebay"));
+        let mut command = Command::new(&self.program);
         command.env_clear().envs(&self.env).arg("--volume").arg(&self.volume);
         command
+    }
+
+    pub fn of_program(mut self, program: &Path) -> Self {
+        self.program = program.to_owned();
+        self
     }
 
     pub fn on_volume(mut self, volume: &Path) -> Self {

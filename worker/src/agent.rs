@@ -24,6 +24,7 @@ use forebay_jobs::{
     host::Host,
     id::{AttemptId, RunId, WorkerId},
     kept,
+    kinds::mapreduce::native::Natives,
     task::{AttemptReport, Outcome},
     wire::{FromWorker, ToWorker},
 };
@@ -108,7 +109,7 @@ pub enum WorkerError {
     Signals(#[source] io::Error),
 }
 
-/// Works for a run until its coordinator says that nothing more will come, there is none for too long, or a signal says
+/// Works for a run, by what is built in and by `natives`, until its coordinator says that nothing more will come, there is none for too long, or a signal says
 /// to end.
 ///
 /// A process runs one worker at most, and is expected to exit when this returns: it has become the parent of its
@@ -116,7 +117,7 @@ pub enum WorkerError {
 ///
 /// # Errors
 /// Every end but a coordinator's `Shutdown`, the run's, and a signal's.
-pub async fn run(config: WorkerConfig) -> Result<(), WorkerError> {
+pub async fn run(config: WorkerConfig, natives: Natives) -> Result<(), WorkerError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(WorkerError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(WorkerError::Signals)?;
     let (sender, told) = mpsc::channel(2);
@@ -132,11 +133,11 @@ pub async fn run(config: WorkerConfig) -> Result<(), WorkerError> {
             }
         }
     });
-    run_until(config, told).await
+    run_until(config, natives, told).await
 }
 
 /// As [`run`]; `told` stands for the signals. The first drains, the second ends at once.
-async fn run_until(config: WorkerConfig, told: mpsc::Receiver<()>) -> Result<(), WorkerError> {
+async fn run_until(config: WorkerConfig, natives: Natives, told: mpsc::Receiver<()>) -> Result<(), WorkerError> {
     resources::raise_open_files();
     let volume = Volume::open(&config.volume_root)?;
     let run_dir = volume.run_dir(config.run.as_str());
@@ -144,7 +145,14 @@ async fn run_until(config: WorkerConfig, told: mpsc::Receiver<()>) -> Result<(),
     let slots = config.slots.unwrap_or(host.cores).max(1);
     let left = config.until.map(|until| until.duration_since(SystemTime::now()).unwrap_or_default());
     let until = left.map(|left| Instant::now() + left);
-    let me = Me { run: config.run.clone(), run_dir: run_dir.clone(), worker: config.worker.clone(), slots, until };
+    let me = Me {
+        run: config.run.clone(),
+        run_dir: run_dir.clone(),
+        worker: config.worker.clone(),
+        slots,
+        until,
+        natives: natives.names(),
+    };
     let link = link::connect(&config.run, &run_dir, me.hello(&volume, BTreeSet::new())).await?;
     tracing::info!(run = %config.run, worker = %config.worker, epoch = %link.epoch, slots, "joined");
     become_subreaper();
@@ -163,6 +171,7 @@ async fn run_until(config: WorkerConfig, told: mpsc::Receiver<()>) -> Result<(),
         groups: if link.job.workers.memory.is_some() { Groups::new() } else { Groups::none() },
         run: config.run,
         job: link.job.clone(),
+        natives,
         slots,
         guard: guard.ok(),
         plan: Mutex::new(None),
@@ -190,6 +199,7 @@ struct Me {
     slots: u32,
     /// When it is taken away.
     until: Option<Instant>,
+    natives: BTreeSet<String>,
 }
 
 impl Me {
@@ -206,6 +216,7 @@ impl Me {
             }),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             volume: volume.id().to_owned(),
+            natives: self.natives.clone(),
         }
     }
 }

@@ -26,7 +26,9 @@ use forebay_datasets::{
 };
 use forebay_jobs::{
     id::{AttemptId, RunId, WorkerId},
-    kinds::{TaskContext, TaskError, TaskOutput, command, command::SlotShare, mapreduce, sql},
+    kinds::{
+        TaskContext, TaskError, TaskOutput, command, command::SlotShare, mapreduce, mapreduce::native::Natives, sql,
+    },
     plan::{PlanError, PlanHead},
     spec::{JobSpec, MapReduceSpec, Mapper, Work},
     task::{AttemptReport, Failure, Outcome, OutputFile, TaskInput, TaskSpec},
@@ -63,6 +65,8 @@ pub(crate) struct Bench {
     pub(crate) run: RunId,
     /// Its job.
     pub(crate) job: JobSpec,
+    /// What is compiled into the worker's program beside what is built in.
+    pub(crate) natives: Natives,
     /// How many attempts the worker executes at once.
     pub(crate) slots: u32,
     /// The worker's GPUs.
@@ -370,7 +374,7 @@ fn work(this: &Arc<Attempt>) -> Result<Outcome, ExecuteError> {
                 tokio::time::sleep(DRAIN_GRACE).await;
                 stop.order(Why::Abort);
             });
-            let done = mapreduce::execute(&this.context(1));
+            let done = mapreduce::execute(&this.context(1), &this.bench.natives);
             drained.abort();
             this.finish(done?, Left::default())
         }

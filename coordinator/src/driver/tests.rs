@@ -106,6 +106,7 @@ impl Fixture {
             left: None,
             version: env!("CARGO_PKG_VERSION").into(),
             volume: self.volume.id().into(),
+            natives: BTreeSet::new(),
         })
         .unwrap();
         let mut orders = client.client().work(client.request(UnboundedReceiverStream::new(said))).await.unwrap();

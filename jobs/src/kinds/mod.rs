@@ -25,7 +25,10 @@ use forebay_datasets::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::sql::{KnownTable, NotBySplit, NotHeld};
+use self::{
+    mapreduce::native::BoxError,
+    sql::{KnownTable, NotBySplit, NotHeld},
+};
 use crate::{spec::JobSpec, task::TaskSpec};
 
 /// What a task's work may use.
@@ -100,6 +103,19 @@ pub enum TaskError {
     /// The query, or the data it meets, is wrong; another try gives the same.
     #[error("{0}")]
     BadInput(String),
+    /// What is compiled into the program failed.
+    #[error("the {step} of `{job}` failed {place}")]
+    Native {
+        /// The native job.
+        job: String,
+        /// Its map, its combine or its reduce.
+        step: &'static str,
+        /// At which byte of which object, or at which key.
+        place: String,
+        /// How.
+        #[source]
+        source: BoxError,
+    },
     /// What is to be read of a staged object is not held.
     #[error(transparent)]
     NotHeld(#[from] NotHeld),
@@ -136,6 +152,10 @@ pub enum TaskError {
 }
 
 impl TaskError {
+    pub(crate) fn native(job: &str, step: &'static str, place: &str, source: BoxError) -> Self {
+        Self::Native { job: job.to_owned(), step, place: place.to_owned(), source }
+    }
+
     /// Whether another try can help.
     pub fn is_retryable(&self) -> bool {
         !matches!(

@@ -44,6 +44,14 @@ pub struct JobSpec {
 }
 
 impl JobSpec {
+    /// The name of what it needs to be compiled into its workers' program.
+    pub fn native(&self) -> Option<&str> {
+        match &self.work {
+            Work::Mapreduce(MapReduceSpec { map: Mapper::Native(name), .. }) => Some(name),
+            Work::Mapreduce(_) | Work::Command(_) | Work::Sql(_) => None,
+        }
+    }
+
     /// Whether its tasks only work together, all at once.
     pub fn is_gang(&self) -> bool {
         matches!(&self.work, Work::Command(command) if command.gang)
@@ -62,6 +70,11 @@ impl JobSpec {
             Work::Sql(sql) => (false, sql::changes_each_time(&sql.query)),
             Work::Mapreduce(_) => (false, None),
         };
+        if self.native().is_some() && self.workers.fleet == FleetKind::External {
+            return Some(
+                "the native map and reduce are in workers that others start, and nobody compares their code".to_owned(),
+            );
+        }
         match (self.reuse, gang, varies) {
             (Reuse::Off, ..) => Some("the job says `reuse = \"off\"`".to_owned()),
             (Reuse::Auto, true, _) => Some("the ranks of a gang are never reused".to_owned()),
@@ -292,6 +305,8 @@ pub enum Mapper {
     Grep(String),
     /// Count, nulls, minimum, maximum, mean of every column of CSV, NDJSON and Parquet objects.
     ColumnStats,
+    /// What is compiled into the workers' program under this name; its reduce comes with it.
+    Native(String),
     /// A program: lines in, `key<TAB>value` lines out.
     Program(Program),
 }

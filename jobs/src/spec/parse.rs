@@ -69,15 +69,19 @@ pub fn job_file(text: &str, base: &Path, overrides: &[(String, String)]) -> Resu
 
 fn name(text: &Spanned<String>, longest: usize) -> Result<String, SpecError> {
     let name = text.get_ref();
-    let fits = (1..=longest).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
-        && name.as_bytes()[0].is_ascii_alphanumeric();
-    match fits {
+    match is_name(name, longest) {
         true => Ok(name.clone()),
         false => Err(SpecError::at(text, format!("`{name}` is no name")).help(format!(
             "a name takes 1 to {longest} letters, digits, `.`, `_` or `-`, and begins with a letter or a digit"
         ))),
     }
+}
+
+/// Whether a text can be the name of a job, and of what has the same names.
+pub(crate) fn is_name(name: &str, longest: usize) -> bool {
+    (1..=longest).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+        && name.as_bytes()[0].is_ascii_alphanumeric()
 }
 
 fn positive(number: Option<&Spanned<u32>>, default: u32, most: u32) -> Result<u32, SpecError> {

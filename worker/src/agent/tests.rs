@@ -29,6 +29,8 @@ use tonic::{
 use super::*;
 use crate::logs::{self, Content};
 
+mod native;
+
 const TOKEN: &str = "a-token";
 
 /// Answers a worker's streams, each with what the test sends, and shows the test what the worker says.
@@ -142,7 +144,7 @@ impl Fixture {
             pretend: false,
         };
         let (tell, told) = mpsc::channel(2);
-        let worker = tokio::spawn(run_until(config, told));
+        let worker = tokio::spawn(run_until(config, native::natives(), told));
         let welcome = ToWorker::Welcome { epoch: Epoch(1), job: Box::new(job(kind, dir.path())) };
         answers.send(welcome).unwrap();
         let mut this = Self { dir, volume, server, answers: Some(answers), streams, said: heard, tell, worker };

@@ -1,8 +1,5 @@
 //! The built-ins over lines: word-count, line-count, grep.
 
-use std::sync::Arc;
-
-use arrow::datatypes::{DataType, Field, Schema};
 use forebay_datasets::{
     read::{Parts, Records},
     split::{Piece, Split},
@@ -10,7 +7,7 @@ use forebay_datasets::{
 
 use super::{
     matcher::Matcher,
-    rows::Rows,
+    rows::{Cell, Column, RowWriter},
     shuffle::{self, Files, Pairs},
     words::Words,
 };
@@ -67,7 +64,7 @@ pub(super) fn count_words_within(
     partitions: u32,
     budget: usize,
 ) -> Result<TaskOutput, TaskError> {
-    let (mut words, mut files) = (Words::new(), Files::new(ctx, partitions, true));
+    let (mut words, mut files) = (Words::new(), Files::new(ctx, partitions, Some(&shuffle::add_counts)));
     let rest = each_part(ctx, pieces, |_, records| {
         words.count(records.bytes);
         // A table that grows is there twice, once of double size.
@@ -105,15 +102,15 @@ pub(super) fn sum(
     key_name: &str,
     count_name: &str,
 ) -> Result<TaskOutput, TaskError> {
-    let fields = vec![Field::new(key_name, DataType::Utf8, false), Field::new(count_name, DataType::UInt64, false)];
-    let mut rows = Rows::create(ctx, Arc::new(Schema::new(fields)))?;
+    let columns = [Column::text(key_name).required(), Column::uint(count_name).required()];
+    let mut rows = RowWriter::create(ctx, &columns)?;
     let mut held: Option<(Vec<u8>, u64)> = None;
     shuffle::merge(ctx, files, |key, value| {
         let count = shuffle::count(value)?;
         match &mut held {
             Some((word, sum)) if word == key => *sum += count,
             Some((word, sum)) => {
-                rows.push(word, *sum, None)?;
+                rows.push(&[Cell::Text(word), Cell::Uint(*sum)])?;
                 word.clear();
                 word.extend_from_slice(key);
                 *sum = count;
@@ -122,7 +119,7 @@ pub(super) fn sum(
         }
         Ok(())
     })?;
-    held.map_or(Ok(()), |(word, sum)| rows.push(&word, sum, None))?;
+    held.map_or(Ok(()), |(word, sum)| rows.push(&[Cell::Text(&word), Cell::Uint(sum)]))?;
     rows.finish()
 }
 
@@ -155,12 +152,11 @@ pub(super) fn grep_within(
 }
 
 pub(super) fn matches(ctx: &TaskContext<'_>, files: &[OutputFile]) -> Result<TaskOutput, TaskError> {
-    let field = |name, kind| Field::new(name, kind, false);
-    let fields = vec![field("key", DataType::Utf8), field("offset", DataType::UInt64), field("line", DataType::Utf8)];
-    let mut rows = Rows::create(ctx, Arc::new(Schema::new(fields)))?;
+    let columns = [Column::text("key"), Column::uint("offset"), Column::text("line")].map(Column::required);
+    let mut rows = RowWriter::create(ctx, &columns)?;
     shuffle::merge(ctx, files, |key, value| {
         let (offset, line) = value.split_first_chunk::<8>().ok_or_else(|| shuffle::malformed("a match"))?;
-        rows.push(key, u64::from_be_bytes(*offset), Some(line))
+        rows.push(&[Cell::Text(key), Cell::Uint(u64::from_be_bytes(*offset)), Cell::Text(line)])
     })?;
     rows.finish()
 }

@@ -6,19 +6,21 @@
 mod builtin;
 mod columns;
 mod matcher;
+pub mod native;
 pub mod program;
 mod rows;
 mod shuffle;
 mod words;
 
+use self::native::Natives;
 use super::{TaskContext, TaskError, TaskOutput};
 use crate::{
     spec::{MapReduceSpec, Mapper, Work},
     task::TaskInput,
 };
 
-/// Executes a map or a reduce task of a built-in.
-pub fn execute(ctx: &TaskContext<'_>) -> Result<TaskOutput, TaskError> {
+/// Executes a map or a reduce task of a built-in, or of what is compiled into the program.
+pub fn execute(ctx: &TaskContext<'_>, natives: &Natives) -> Result<TaskOutput, TaskError> {
     let spec = spec(ctx)?;
     match (&ctx.spec.input, &spec.map) {
         (TaskInput::Split(split), Mapper::WordCount) => builtin::count_words(ctx, &split.pieces, spec.partitions),
@@ -29,6 +31,11 @@ pub fn execute(ctx: &TaskContext<'_>) -> Result<TaskOutput, TaskError> {
         (TaskInput::Shuffle(files), Mapper::LineCount) => builtin::sum(ctx, files, "key", "lines"),
         (TaskInput::Shuffle(files), Mapper::Grep(_)) => builtin::matches(ctx, files),
         (TaskInput::Shuffle(files), Mapper::ColumnStats) => columns::reduce(ctx, files),
+        (_, Mapper::Native(name)) => {
+            // A worker without it could not join.
+            let job = natives.get(name).map_err(|error| TaskError::BadInput(error.to_string()))?;
+            native::execute(ctx, job, spec.partitions, shuffle::budget(ctx))
+        }
         (_, Mapper::Program(_)) => Err(TaskError::BadInput("a program is no built-in".to_owned())),
     }
 }

@@ -18,10 +18,13 @@ use crate::{
     task::{OutputFile, TaskSpec},
 };
 
+mod native;
+
 struct Fixture {
     dir: tempfile::TempDir,
     volume: Volume,
     job: JobSpec,
+    natives: Natives,
     tasks: std::cell::Cell<u32>,
 }
 
@@ -34,7 +37,7 @@ impl Fixture {
             if mapreduce.contains('[') { "" } else { "[output]\nformat = 'csv'\n" }
         );
         let job = parse::job_file(&text, dir.path(), &[]).unwrap();
-        Self { dir, volume, job, tasks: 0.into() }
+        Self { dir, volume, job, natives: Natives::default(), tasks: 0.into() }
     }
 
     fn put(&self, key: &str, text: &[u8]) -> Cuttable {
@@ -64,19 +67,26 @@ impl Fixture {
         })
     }
 
+    /// As the coordinator has them.
+    fn outputs(&self, files: &[Written]) -> Vec<OutputFile> {
+        let output = |file: &Written| OutputFile {
+            path: self.volume.relative(&file.path).unwrap(),
+            publish_as: None,
+            partition: file.partition,
+            size: file.size,
+            checksum: file.checksum,
+            rows: file.rows,
+        };
+        files.iter().map(output).collect()
+    }
+
     /// Reduces what map tasks have made: the output of each partition.
     fn reduced(&self, mapped: &[Vec<Written>]) -> Vec<String> {
         let reduce = |partition| {
-            let files = mapped.iter().flatten().filter(|file| file.partition == Some(partition));
-            let files = files.map(|file| OutputFile {
-                path: self.volume.relative(&file.path).unwrap(),
-                publish_as: None,
-                partition: file.partition,
-                size: file.size,
-                checksum: file.checksum,
-                rows: file.rows,
-            });
-            let output = self.task(TaskInput::Shuffle(files.collect()), |ctx| execute(ctx).unwrap());
+            let files: Vec<_> =
+                mapped.iter().flatten().filter(|file| file.partition == Some(partition)).cloned().collect();
+            let output =
+                self.task(TaskInput::Shuffle(self.outputs(&files)), |ctx| execute(ctx, &self.natives).unwrap());
             fs::read_to_string(&output.files[0].path).unwrap()
         };
         (0..2).map(reduce).collect()
@@ -122,12 +132,8 @@ proptest! {
         for files in mapped {
             let keys = this.task(TaskInput::Split(Split::default()), |ctx| {
                 let mut keys = Vec::new();
-                for file in files {
-                    let paths = [OutputFile {
-                        path: this.volume.relative(&file.path).unwrap(), publish_as: None, partition: file.partition,
-                        size: file.size, checksum: file.checksum, rows: file.rows,
-                    }];
-                    shuffle::merge(ctx, &paths, |key, _| { keys.push(key.to_vec()); Ok(()) }).unwrap();
+                for file in this.outputs(&files) {
+                    shuffle::merge(ctx, &[file], |key, _| { keys.push(key.to_vec()); Ok(()) }).unwrap();
                 }
                 keys
             });
@@ -196,15 +202,7 @@ fn what_a_program_writes_becomes_pairs_whatever_a_read_gives() {
             program::take(ctx, std::io::BufReader::with_capacity(capacity, text.as_bytes())).unwrap().files
         });
         let mut fed = Vec::new();
-        for file in files {
-            let file = OutputFile {
-                path: this.volume.relative(&file.path).unwrap(),
-                publish_as: None,
-                partition: file.partition,
-                size: file.size,
-                checksum: file.checksum,
-                rows: file.rows,
-            };
+        for file in this.outputs(&files) {
             this.task(TaskInput::Shuffle(vec![file]), |ctx| program::feed(ctx, &mut fed).unwrap());
         }
         let mut lines: Vec<_> = fed.split_inclusive(|byte| *byte == b'\n').map(String::from_utf8_lossy).collect();

@@ -112,16 +112,38 @@ impl<'de> Deserialize<'de> for RawSource {
 pub(super) enum RawMapper {
     BuiltIn(String),
     Argv(Vec<Spanned<String>>),
+    Native(RawNative),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawNative {
+    pub(super) native: Spanned<String>,
 }
 
 impl<'de> Deserialize<'de> for RawMapper {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let read = WordOrList {
-            expecting: "the name of a built-in, or an array of a program and its arguments",
-            word: Self::BuiltIn,
-            list: Self::Argv,
-        };
-        deserializer.deserialize_any(read)
+        struct Mapper;
+        impl<'de> Visitor<'de> for Mapper {
+            type Value = RawMapper;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the name of a built-in, an array of a program and its arguments, or { native = \"NAME\" }")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<RawMapper, E> {
+                Ok(RawMapper::BuiltIn(text.to_owned()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, array: A) -> Result<RawMapper, A::Error> {
+                Vec::deserialize(de::value::SeqAccessDeserializer::new(array)).map(RawMapper::Argv)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RawMapper, A::Error> {
+                RawNative::deserialize(de::value::MapAccessDeserializer::new(map)).map(RawMapper::Native)
+            }
+        }
+        deserializer.deserialize_any(Mapper)
     }
 }
 

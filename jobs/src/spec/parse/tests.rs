@@ -270,7 +270,7 @@ fn what_is_missing_or_of_another_type_is_said_in_words() {
         "the key `source` is missing"
     );
     let (message, place) = problem(&format!("{HEAD}[mapreduce]\nmap = 3"));
-    assert!(message.contains("the name of a built-in, or an array of a program"), "{message}");
+    assert!(message.contains("the name of a built-in, an array of a program"), "{message}");
     assert_eq!(place, "3");
     let (message, _) = problem(&format!("{HEAD}[command]\nargv = [\"x\"]\n[workers]\ncount = \"2\""));
     assert!(message.ends_with("expected a whole number"), "{message}");
@@ -370,6 +370,7 @@ fn several_sources_are_what_they_have_in_common_and_a_file_of_keys_is_read() {
 fn a_resolved_job_survives_its_own_json() {
     for rest in [
         "[mapreduce]\nmap = \"grep a+\"\n[retry]\ntimeout = \"90s\"",
+        "[mapreduce]\nmap = { native = \"sessions\" }",
         "[mapreduce]\nmap = [\"m\"]\nreduce = [\"r\"]\nenv = { A = \"1\" }",
         "anonymous = true\nversion = \"0a1b\"\n[command]\nshell = \"x\"\n[split]\nby = \"row-groups\"\ncount = 7",
         "columns = [\"a\"]\n[sql]\nquery = \"select 1\"",
@@ -386,6 +387,24 @@ fn a_resolved_job_survives_its_own_json() {
     }
     let Work::Mapreduce(job) = parse("[mapreduce]\nmap = \"grep  a b \"").unwrap().work else { panic!() };
     assert_eq!(job.map, Mapper::Grep(" a b ".into()), "a pattern keeps its blanks");
+}
+
+#[test]
+fn what_is_compiled_into_the_workers_is_called_for_by_its_name() {
+    let job = parse("[mapreduce]\nmap = { native = \"sessions\" }\n[output]\nformat = \"csv\"").unwrap();
+    assert_eq!((job.native(), job.can_yield()), (Some("sessions"), false));
+    assert!(crate::plan::starts_early(&job), "it reads its own split and nothing else");
+    for (map, message, place) in [
+        ("{ native = \"a b\" }", "`a b` is no name", "\"a b\""),
+        ("{ natve = \"a\" }", "unknown key `natve`", "natve"),
+        ("{ native = \"a\" }\nreduce = [\"b\"]", "`a` brings its own reduce", "[\"b\"]"),
+        ("{ native = \"a\" }\nenv = { X = \"y\" }", "`a` takes neither files nor env", "\"y\""),
+        ("7", "expected the name of a built-in", "7"),
+    ] {
+        let (told, pointed) = problem(&format!("{HEAD}[mapreduce]\nmap = {map}\n"));
+        assert!(told.contains(message), "{told}");
+        assert_eq!(pointed, place, "{map}");
+    }
 }
 
 #[test]

@@ -5,10 +5,10 @@ use std::{collections::BTreeMap, ops::Range, path::Path};
 use toml::Spanned;
 
 use super::{
-    SpecError,
+    SpecError, name,
     params::filled,
     positive,
-    raw::{RawCommand, RawMapReduce, RawMapper, RawSql},
+    raw::{RawCommand, RawMapReduce, RawMapper, RawNative, RawSql},
     tables::{options, tables},
 };
 use crate::{
@@ -45,6 +45,7 @@ impl Context<'_> {
     pub(super) fn mapreduce(&self, raw: RawMapReduce) -> Result<MapReduceSpec, SpecError> {
         let map = match raw.map.get_ref() {
             RawMapper::Argv(argv) => Mapper::Program(self.argv(argv, raw.map.span())?),
+            RawMapper::Native(RawNative { native }) => Mapper::Native(name(native, 100)?),
             RawMapper::BuiltIn(text) => built_in(&filled(text, &raw.map.span(), self.params)?, &raw.map)?,
         };
         match (&map, &raw.reduce) {
@@ -54,14 +55,16 @@ impl Context<'_> {
                 );
             }
             (Mapper::Program(_), Some(_)) | (_, None) => {}
-            (_, Some(reduce)) => {
-                return Err(SpecError::at(reduce, "a built-in brings its own reduce").help("remove it"));
+            (map, Some(reduce)) => {
+                let what = if let Mapper::Native(name) = map { format!("`{name}`") } else { "a built-in".to_owned() };
+                return Err(SpecError::at(reduce, format!("{what} brings its own reduce")).help("remove it"));
             }
         }
         if raw.reduce.is_none()
             && let Some(unused) = raw.files.first().or(raw.env.values().next())
         {
-            return Err(SpecError::at(unused, "a built-in takes neither files nor env").help("remove it"));
+            let what = if let Mapper::Native(name) = &map { format!("`{name}`") } else { "a built-in".to_owned() };
+            return Err(SpecError::at(unused, format!("{what} takes neither files nor env")).help("remove it"));
         }
         let reduce = raw.reduce.as_ref().map(|argv| self.argv(argv.get_ref(), argv.span())).transpose()?;
         let partitions = positive(raw.partitions.as_ref(), 1, 100_000)?;
@@ -171,8 +174,10 @@ fn built_in(text: &str, place: &Spanned<RawMapper>) -> Result<Mapper, SpecError>
                     Err(SpecError::at(place, message).help(error.to_string()))
                 }
             },
-            None => Err(SpecError::at(place, format!("there is no built-in `{text}`"))
-                .help("built in are word-count, line-count, grep PATTERN and column-stats; a program is an array")),
+            None => Err(SpecError::at(place, format!("there is no built-in `{text}`")).help(
+                "built in are word-count, line-count, grep PATTERN and column-stats; a program is an array, and \
+                       what is compiled into the workers { native = \"NAME\" }",
+            )),
         },
     }
 }

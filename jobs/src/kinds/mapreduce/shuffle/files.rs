@@ -24,14 +24,14 @@ pub(in super::super) trait Sorted {
 pub(in super::super) struct Files<'a> {
     ctx: &'a TaskContext<'a>,
     partitions: u32,
-    /// Whether values are counts, of which those of equal keys are added up.
-    counts: bool,
+    /// Makes one value of those of equal keys.
+    fold: Option<&'a Fold>,
     runs: Vec<PathBuf>,
 }
 
 impl<'a> Files<'a> {
-    pub(in super::super) fn new(ctx: &'a TaskContext<'a>, partitions: u32, counts: bool) -> Self {
-        Self { ctx, partitions, counts, runs: Vec::new() }
+    pub(in super::super) fn new(ctx: &'a TaskContext<'a>, partitions: u32, fold: Option<&'a Fold>) -> Self {
+        Self { ctx, partitions, fold, runs: Vec::new() }
     }
 
     /// Writes what memory does not hold any longer to scratch.
@@ -60,32 +60,69 @@ impl<'a> Files<'a> {
             return out.finish();
         }
         self.spill(held)?;
-        let mut sum: Option<(Vec<u8>, u64)> = None;
-        merge_paths(self.ctx, &self.runs, |numbered, value| {
-            if !self.counts {
-                let (partition, key) = numbered_key(numbered)?;
-                return out.push(partition, key, value);
+        let mut give = |numbered: &[u8], value: &[u8]| {
+            let (partition, key) = numbered_key(numbered)?;
+            out.push(partition, key, value)
+        };
+        match self.fold {
+            None => merge_paths(self.ctx, &self.runs, give)?,
+            Some(fold) => {
+                let mut folded = Folded::new(fold);
+                merge_paths(self.ctx, &self.runs, |numbered, value| folded.push(numbered, value, &mut give))?;
+                folded.finish(&mut give)?;
             }
-            let count = count(value)?;
-            match &mut sum {
-                Some((key, sum)) if key == numbered => *sum += count,
-                Some((key, sum)) => {
-                    let (partition, word) = numbered_key(key)?;
-                    out.push(partition, word, &sum.to_le_bytes())?;
-                    key.clear();
-                    key.extend_from_slice(numbered);
-                    *sum = count;
-                }
-                None => sum = Some((numbered.to_vec(), count)),
-            }
-            Ok(())
-        })?;
-        if let Some((key, sum)) = sum {
-            let (partition, word) = numbered_key(&key)?;
-            out.push(partition, word, &sum.to_le_bytes())?;
         }
         out.finish()
     }
+}
+
+/// Puts a value to the one that is held of the same key, on the left of it.
+pub(in super::super) type Fold = dyn Fn(&mut Vec<u8>, &[u8]) -> Result<(), TaskError> + Send + Sync;
+
+/// Folds the values of equal keys that follow each other.
+pub(super) struct Folded<'f> {
+    fold: &'f Fold,
+    held: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl<'f> Folded<'f> {
+    pub(super) fn new(fold: &'f Fold) -> Self {
+        Self { fold, held: None }
+    }
+
+    /// Takes a pair, and gives the one before if its key was another.
+    pub(super) fn push(
+        &mut self,
+        key: &[u8],
+        value: &[u8],
+        give: impl FnOnce(&[u8], &[u8]) -> Result<(), TaskError>,
+    ) -> Result<(), TaskError> {
+        match &mut self.held {
+            Some((held, folded)) if held == key => (self.fold)(folded, value)?,
+            Some((held, folded)) => {
+                give(held, folded)?;
+                held.clear();
+                held.extend_from_slice(key);
+                folded.clear();
+                folded.extend_from_slice(value);
+            }
+            None => self.held = Some((key.to_vec(), value.to_vec())),
+        }
+        Ok(())
+    }
+
+    /// Gives the last one.
+    pub(super) fn finish(self, give: impl FnOnce(&[u8], &[u8]) -> Result<(), TaskError>) -> Result<(), TaskError> {
+        self.held.map_or(Ok(()), |(key, value)| give(&key, &value))
+    }
+}
+
+/// The fold of counts.
+pub(in super::super) fn add_counts(sum: &mut Vec<u8>, value: &[u8]) -> Result<(), TaskError> {
+    let added = count(sum)? + count(value)?;
+    sum.clear();
+    sum.extend_from_slice(&added.to_le_bytes());
+    Ok(())
 }
 
 /// A count as a value.

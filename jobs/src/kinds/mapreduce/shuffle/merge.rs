@@ -65,24 +65,53 @@ fn merge_open(
     files: &[PathBuf],
     mut take: impl FnMut(&[u8], &[u8]) -> Result<(), TaskError>,
 ) -> Result<(), TaskError> {
-    let mut heap = Heap::default();
-    for path in files {
-        let mut cursor = Cursor::open(path)?;
-        if cursor.advance()? {
-            heap.push(cursor);
-        }
-    }
-    let mut since_check = 0_u32;
-    while let Some(first) = heap.first() {
-        since_check += 1;
-        if since_check.is_multiple_of(4096) && ctx.cancel.is_cancelled() {
-            return Err(TaskError::Cancelled);
-        }
-        take(first.key(), first.value())?;
-        let goes_on = first.advance()?;
-        heap.settle(goes_on);
+    let mut merged = Merged::open_paths(ctx, files)?;
+    while let Some((key, value)) = merged.pair() {
+        take(key, value)?;
+        merged.advance()?;
     }
     Ok(())
+}
+
+/// The pairs of a partition, one after the other, in the order of [`merge`].
+pub(in super::super) struct Merged<'a> {
+    ctx: &'a TaskContext<'a>,
+    heap: Heap,
+    since_look: u32,
+}
+
+impl<'a> Merged<'a> {
+    /// Stands at the first one.
+    pub(in super::super) fn open(ctx: &'a TaskContext<'a>, files: &[OutputFile]) -> Result<Self, TaskError> {
+        let files = files.iter().map(|file| ctx.volume.resolve(&file.path)).collect::<Result<Vec<_>, _>>()?;
+        let merged = narrow(ctx, &files)?;
+        Self::open_paths(ctx, merged.as_deref().unwrap_or(&files))
+    }
+
+    fn open_paths(ctx: &'a TaskContext<'a>, files: &[PathBuf]) -> Result<Self, TaskError> {
+        let mut heap = Heap::default();
+        for path in files {
+            let mut cursor = Cursor::open(path)?;
+            if cursor.advance()? {
+                heap.push(cursor);
+            }
+        }
+        Ok(Self { ctx, heap, since_look: 0 })
+    }
+
+    /// The pair that it stands at; none behind the last one.
+    pub(in super::super) fn pair(&self) -> Option<(&[u8], &[u8])> {
+        self.heap.first().map(|first| (first.key(), first.value()))
+    }
+
+    /// Goes to the next one.
+    pub(in super::super) fn advance(&mut self) -> Result<(), TaskError> {
+        self.since_look += 1;
+        if self.since_look.is_multiple_of(4096) && self.ctx.cancel.is_cancelled() {
+            return Err(TaskError::Cancelled);
+        }
+        self.heap.advance()
+    }
 }
 
 /// Streams, of which the one is first whose pair is; of equal keys that of the stream that was there before. Only the
@@ -105,24 +134,25 @@ impl Heap {
         }
     }
 
-    fn first(&mut self) -> Option<&mut Cursor> {
-        self.order.first().map(|first| &mut self.cursors[*first])
+    fn first(&self) -> Option<&Cursor> {
+        self.order.first().map(|first| &self.cursors[*first])
     }
 
-    /// Restores the order after the first one has moved, or has come to its end.
-    fn settle(&mut self, goes_on: bool) {
-        if !goes_on {
+    /// Moves the first one, and restores the order.
+    fn advance(&mut self) -> Result<(), TaskError> {
+        let Some(first) = self.order.first() else { return Ok(()) };
+        if !self.cursors[*first].advance()? {
             self.order.swap_remove(0);
         }
         let mut at = 0;
         loop {
             let (left, right) = (2 * at + 1, 2 * at + 2);
             if left >= self.order.len() {
-                return;
+                return Ok(());
             }
             let least = if right < self.order.len() && self.is_before(right, left) { right } else { left };
             if !self.is_before(least, at) {
-                return;
+                return Ok(());
             }
             self.order.swap(at, least);
             at = least;

@@ -10,8 +10,8 @@ mod pairs;
 mod stream;
 
 pub(super) use self::{
-    files::{Files, Sorted, count, malformed},
-    merge::merge,
+    files::{Files, Fold, Sorted, add_counts, count, malformed},
+    merge::{Merged, merge},
     pairs::Pairs,
 };
 use crate::kinds::TaskContext;

@@ -30,6 +30,19 @@ def datafusion(data: Path, query: str, out: Path) -> None:
             writer.writerows(zip(*(column.to_pylist() for column in batch.columns)))
 
 
+def pyspark(data: Path, query: str, out: Path) -> None:
+    from pyspark.sql import SparkSession
+
+    # All of the machine; the partitions of a shuffle by default, 200, are those of a cluster.
+    builder = SparkSession.builder.master("local[*]").config("spark.sql.shuffle.partitions", "4")
+    session = builder.config("spark.driver.memory", "8g").config("spark.ui.enabled", "false").getOrCreate()
+    session.sparkContext.setLogLevel("ERROR")
+    for table in TABLES:
+        session.read.parquet(f"{data}/{table}").createOrReplaceTempView(table)
+    with out.open("w", newline="") as file:
+        csv.writer(file).writerows(session.sql(query).collect())
+
+
 if __name__ == "__main__":
     name, data, query, out = sys.argv[1:]
-    {"duckdb": duckdb, "datafusion": datafusion}[name](Path(data), Path(query).read_text().strip().rstrip(";"), Path(out))
+    {"duckdb": duckdb, "datafusion": datafusion, "pyspark": pyspark}[name](Path(data), Path(query).read_text().strip().rstrip(";"), Path(out))

@@ -47,7 +47,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--scale", type=float, default=1, help="TPC-H's scale factor: about so many GB as text")
     parser.add_argument("--runs", type=int, default=3, help="medians of so many")
     parser.add_argument("--queries", default=",".join(map(str, range(1, 23))), help="which queries")
-    parser.add_argument("--tools", default="forebay,datafusion,duckdb", help="of forebay, ballista:N (forebay by Ballista in N workers), datafusion, duckdb")
+    parser.add_argument("--tools", default="forebay,datafusion,duckdb", help="of forebay, ballista:N (forebay by Ballista in N workers), datafusion, duckdb, pyspark (needs Java)")
     parser.add_argument("--timeout", type=float, default=600, help="seconds for one query")
     return parser.parse_args()
 

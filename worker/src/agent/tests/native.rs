@@ -10,14 +10,16 @@ struct Faulty;
 
 impl Map for Faulty {
     fn map(&mut self, record: Record<'_>, out: &mut Emit<'_>) -> Result {
+        if let Some(began) = record.text()?.strip_prefix("wait ") {
+            fs::write(began, "")?;
+            while !out.is_cancelled() {
+                std::thread::yield_now();
+            }
+            return Ok(());
+        }
         match record.bytes {
             b"panic" => panic!("it was told to"),
             b"error" => return Err("it was told so".into()),
-            b"wait" => {
-                while !out.is_cancelled() {
-                    std::thread::yield_now();
-                }
-            }
             line => out.emit(line, 1_u64),
         }
         Ok(())
@@ -59,8 +61,9 @@ async fn a_panic_or_an_error_fails_its_attempt_alone() {
 async fn a_map_that_asks_whether_it_is_to_end_gives_back_when_its_worker_drains_and_is_cancelled_when_it_is_killed() {
     for drains in [true, false] {
         let mut this = Fixture::start(JOB).await;
-        this.assign([(0, this.stage("a.txt", "wait\n"))]);
-        while this.hear().await != FromWorker::Started(vec![attempt(0)]) {}
+        // The map is in its last record.
+        this.assign([(0, this.stage("a.txt", &format!("wait {}\n", this.dir.path().join("began").display())))]);
+        this.appears("began").await;
         if drains {
             this.tell.send(()).await.unwrap();
             assert_eq!(this.reports(1).await[&0], Outcome::GivenBack);

@@ -157,13 +157,18 @@ impl Rows<'_> {
     }
 
     /// Whether the attempt is to end. It is looked at between keys and between values; what takes long in between may ask
-    /// by itself.
+    /// by itself, and return with what it has: that counts for nothing then.
     pub fn is_cancelled(&self) -> bool {
         self.ctx.cancel.is_cancelled()
     }
 
     fn check(&mut self) -> StdResult<(), Trouble> {
-        self.failed.take().map_or(Ok(()), |error| Err(error.into()))
+        match self.failed.take() {
+            Some(error) => Err(error.into()),
+            // The code may have made less of it because of that.
+            None if self.is_cancelled() => Err(TaskError::Cancelled.into()),
+            None => Ok(()),
+        }
     }
 }
 

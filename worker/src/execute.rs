@@ -30,9 +30,9 @@ use forebay_jobs::{
     plan::PlanError,
     spec::{JobSpec, MapReduceSpec, Mapper, Work},
     task::{AttemptReport, Failure, Outcome, OutputFile, TaskInput, TaskSpec},
-    wire::{Assignment, Rendezvous},
+    wire::{Assignment, Cluster, Rendezvous},
 };
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, sync::watch};
 
 use self::{
     program::{run_command, run_filter},
@@ -82,6 +82,10 @@ pub(crate) struct Bench {
     pub(crate) guard: Option<Guard>,
     /// Where the run's plan says that its dataset lies, once a program needed to know it.
     pub(crate) data: Mutex<Option<String>>,
+    /// The scheduler of the run's query, of the newest coordinator.
+    pub(crate) cluster: watch::Receiver<Option<Cluster>>,
+    /// The run's directory.
+    pub(crate) run_dir: PathBuf,
     /// What tells the time to attempts that have a limit.
     pub(crate) runtime: Handle,
 }
@@ -269,6 +273,8 @@ impl Attempt {
             scratch_dir: &self.scratch_dir,
             threads,
             memory: None,
+            run_dir: &self.bench.run_dir,
+            cluster: self.bench.cluster.clone(),
             cancel: if self.can_yield() { ends } else { self.stop.token() },
             yields,
         }
@@ -369,9 +375,12 @@ fn work(this: &Arc<Attempt>) -> Result<Outcome, ExecuteError> {
 /// Runs the query on a runtime of its own, with a thread a slot: a task that takes the whole worker, and its memory.
 fn run_sql(attempt: &Attempt) -> Result<TaskOutput, ExecuteError> {
     let threads = attempt.bench.slots.max(1) as usize;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).thread_name("sql").build();
-    let workers = &attempt.bench.job.workers;
-    let memory = workers.memory.or_else(|| sql::default_memory(workers.count));
-    let context = TaskContext { memory, ..attempt.context(threads) };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).thread_name("sql").enable_all().build();
+    let context = TaskContext { memory: query_memory(&attempt.bench.job), ..attempt.context(threads) };
     Ok(runtime.map_err(ExecuteError::Thread)?.block_on(sql::execute(&context))?)
+}
+
+/// The memory that a query has in each worker.
+pub(crate) fn query_memory(job: &JobSpec) -> Option<u64> {
+    job.workers.memory.or_else(|| sql::default_memory(job.workers.count))
 }

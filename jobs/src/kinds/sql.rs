@@ -11,8 +11,11 @@
 
 mod ahead;
 mod bad;
+pub mod ballista;
 mod blame;
+mod distributed;
 mod drift;
+pub mod engine;
 mod execute;
 mod failure;
 mod held;
@@ -38,7 +41,7 @@ use datafusion::{
 use forebay_datasets::{split::Split, volume::Volume};
 
 pub use self::{
-    ahead::explain_ahead, execute::execute, held::NotHeld, memory::default_memory, needed::needed_columns,
+    ahead::explain_ahead, engine::refused_by, execute::execute, held::NotHeld, memory::default_memory, needed::needed_columns,
     options::check_option, script::type_of,
 };
 use self::{
@@ -48,7 +51,7 @@ use self::{
     session::{Over, Session},
 };
 use super::TaskError;
-use crate::spec::{JobSpec, SqlSpec, Work};
+use crate::spec::{Engine, JobSpec, SqlSpec, Work};
 
 /// Finds what is wrong with a query without knowing its tables.
 ///
@@ -76,29 +79,42 @@ pub async fn check_columns(query: &str, tables: BTreeMap<String, SchemaRef>) -> 
 /// # Errors
 /// [`TaskError::BadInput`] with what is wrong; [`TaskError::NotHeld`] if the query reads columns that are not staged.
 pub async fn check_staged(volume: &Volume, job: &JobSpec, split: &Split) -> Result<(), TaskError> {
-    let session = planned(volume, job, split, 1).await?;
-    let frame = session.frame().await.map_err(|error| execute::failed(&error, volume.root(), None))?;
+    let engine = engine::choose_over(job, split).engine;
+    let session = planned(volume, job, split, (engine, 1)).await?;
+    let failed = |error: &DataFusionError| execute::failed(error, volume.root(), None);
+    let frame = session.frame().await.map_err(|error| failed(&error))?;
     execute::check_output(frame.schema().as_arrow(), &job.output)?;
+    if engine == Engine::Ballista {
+        let plan = frame.clone().create_physical_plan().await.map_err(|error| failed(&error))?;
+        let encoded = ballista::encoded(&plan, &ballista::Codec::new(volume, job));
+        if let Some(refusal) = encoded.err().and_then(|why| distributed::refusal(job, &why)) {
+            return Err(refusal);
+        }
+    }
     session.check_held(frame)
 }
 
-/// How a job's query would be executed over what is staged by so many threads: DataFusion's physical plan.
+/// How a job's query would be executed over what is staged by so many threads of each worker: DataFusion's physical plan.
 ///
 /// # Errors
 /// As those of [`check_staged`].
 pub async fn explain(volume: &Volume, job: &JobSpec, split: &Split, threads: usize) -> Result<String, TaskError> {
-    let session = planned(volume, job, split, threads).await?;
+    let engine = engine::choose_over(job, split).engine;
+    let session = planned(volume, job, split, (engine, threads)).await?;
     let plan = async { session.frame().await?.create_physical_plan().await };
     let plan = plan.await.map_err(|error| execute::failed(&error, volume.root(), None))?;
-    // Where the volume is mounted says nothing of the plan.
-    let root = format!("{}/", volume.root().display());
-    Ok(displayable(plan.as_ref()).indent(false).to_string().replace(root.trim_start_matches('/'), ""))
+    Ok(displayable(plan.as_ref()).indent(false).to_string())
 }
 
 /// A session in which a job's query can be planned.
-async fn planned(volume: &Volume, job: &JobSpec, split: &Split, threads: usize) -> Result<Session, TaskError> {
+async fn planned(
+    volume: &Volume,
+    job: &JobSpec,
+    split: &Split,
+    (engine, threads): (Engine, usize),
+) -> Result<Session, TaskError> {
     let sql = query_of(job)?;
-    let config = config_of(threads, &sql.options).map_err(|error| TaskError::BadInput(readable(&error)))?;
+    let config = engine::config_of(engine, job, threads).map_err(|error| TaskError::BadInput(readable(&error)))?;
     let over = Over { volume, sql, split, on_bad_record: job.dataset.on_bad_record };
     Session::open(over, &config, &Arc::new(RuntimeEnv::default())).await
 }

@@ -255,9 +255,22 @@ pub struct SqlSpec {
     pub query: String,
     /// The tables by their names.
     pub tables: BTreeMap<String, TableSpec>,
+    /// What executes the query; none: forebay chooses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<Engine>,
     /// DataFusion's options that the job sets.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub options: BTreeMap<String, String>,
+}
+
+/// What executes a query.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Engine {
+    /// DataFusion, in one worker.
+    Datafusion,
+    /// Apache Ballista, in all workers.
+    Ballista,
 }
 
 /// `[split]`

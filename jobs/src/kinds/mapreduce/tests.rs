@@ -58,6 +58,8 @@ impl Fixture {
             scratch_dir: &dirs[1],
             threads: 1,
             memory: None,
+            run_dir: self.dir.path(),
+            cluster: tokio::sync::watch::channel(None).1,
             cancel: &never,
             yields: &never,
         })

@@ -14,11 +14,14 @@ use datafusion::{
     physical_plan::{ExecutionPlan, execute_stream},
     prelude::SessionConfig,
 };
+use forebay_datasets::split::Split;
 use futures::StreamExt;
 
 use super::{
     bad::{BadRecord, BadRecords},
-    blame, cause, config_of,
+    blame, cause,
+    distributed::{self, Current},
+    engine,
     held::NotHeld,
     memory, passing, query_of, readable,
     session::{Over, Session},
@@ -29,7 +32,7 @@ use crate::{
         partitioned::PartitionedWriter,
         table::{Layout, TableWriter, write_lines},
     },
-    spec::{OnBadRecord, OutputFormat, OutputSpec},
+    spec::{Engine, OnBadRecord, OutputFormat, OutputSpec},
     task::TaskInput,
 };
 
@@ -70,26 +73,55 @@ impl Thrift {
 
 /// Executes the query of the task's job.
 pub async fn execute(ctx: &TaskContext<'_>) -> Result<TaskOutput, TaskError> {
+    let current = Current::default();
     tokio::select! {
-        () = ctx.cancel.cancelled() => Err(TaskError::Cancelled),
-        output = query(ctx) => output,
+        () = ctx.cancel.cancelled() => {
+            current.cancel().await;
+            Err(TaskError::Cancelled)
+        }
+        output = query(ctx, &current) => output,
     }
 }
 
-async fn query(ctx: &TaskContext<'_>) -> Result<TaskOutput, TaskError> {
-    let sql = query_of(ctx.job)?;
+async fn query(ctx: &TaskContext<'_>, current: &Current) -> Result<TaskOutput, TaskError> {
     let TaskInput::Split(split) = &ctx.spec.input else {
         return Err(TaskError::BadInput("the task is no query".to_owned()));
     };
+    match engine::choose_over(ctx.job, split).engine {
+        Engine::Datafusion => query_by(Engine::Datafusion, ctx, split, current).await,
+        Engine::Ballista => match query_by(Engine::Ballista, ctx, split, current).await {
+            Err(TaskError::Unfit(why)) => match distributed::refusal(ctx.job, &why) {
+                Some(refusal) => Err(refusal),
+                None => {
+                    tracing::info!(%why, "Ballista cannot execute the query: DataFusion does, in this worker");
+                    query_by(Engine::Datafusion, ctx, split, current).await
+                }
+            },
+            output => output,
+        },
+    }
+}
+
+async fn query_by(
+    engine: Engine,
+    ctx: &TaskContext<'_>,
+    split: &Split,
+    current: &Current,
+) -> Result<TaskOutput, TaskError> {
+    let sql = query_of(ctx.job)?;
     let failed = |error: &DataFusionError| failed(error, ctx.scratch_dir, ctx.memory);
-    let mut config = config_of(ctx.threads, &sql.options).map_err(|error| failed(&error))?;
-    memory::fit(&mut config, ctx.memory, &sql.options);
+    let mut config = engine::config_of(engine, ctx.job, ctx.threads).map_err(|error| failed(&error))?;
+    memory::fit(&mut config, ctx.threads, ctx.memory, &sql.options);
     let runtime = || memory::runtime(ctx.memory, ctx.scratch_dir).map_err(|error| failed(&error));
     let over = Over { volume: ctx.volume, sql, split, on_bad_record: ctx.job.dataset.on_bad_record };
     let mut session = Session::open(over, &config, &runtime()?).await?;
     let (mut thrift, mut plans) = (Thrift::None, 1.0);
     loop {
-        let error = match run(ctx, &session).await {
+        let done = match engine {
+            Engine::Datafusion => run(ctx, &session).await,
+            Engine::Ballista => distributed::run(ctx, &session, &thrift.apply(config.clone()), current).await,
+        };
+        let error = match done {
             Ok(mut output) => {
                 output.metrics.insert("plans".to_owned(), plans);
                 return Ok(output);
@@ -112,7 +144,7 @@ async fn query(ctx: &TaskContext<'_>) -> Result<TaskOutput, TaskError> {
 }
 
 /// Why a plan did not come to its end.
-enum Stopped {
+pub(super) enum Stopped {
     Query(DataFusionError),
     Task(TaskError),
 }
@@ -150,13 +182,13 @@ async fn run(ctx: &TaskContext<'_>, session: &Session) -> Result<TaskOutput, Sto
 }
 
 /// The files that a query's rows go to.
-enum Sink {
+pub(super) enum Sink {
     One(Box<TableWriter>),
     Partitioned(Box<PartitionedWriter>),
 }
 
 impl Sink {
-    fn create(ctx: &TaskContext<'_>, schema: &SchemaRef) -> Result<Self, TaskError> {
+    pub(super) fn create(ctx: &TaskContext<'_>, schema: &SchemaRef) -> Result<Self, TaskError> {
         let output = &ctx.job.output;
         let row_group = output.row_group_size.unwrap_or_else(|| memory::row_group(ctx.memory));
         let layout = Layout { format: output.format, row_group: Some(row_group) };
@@ -171,14 +203,14 @@ impl Sink {
         })
     }
 
-    fn write(&mut self, batch: &RecordBatch) -> Result<(), TaskError> {
+    pub(super) fn write(&mut self, batch: &RecordBatch) -> Result<(), TaskError> {
         match self {
             Self::One(writer) => writer.write(batch),
             Self::Partitioned(writer) => writer.write(batch),
         }
     }
 
-    fn finish(self) -> Result<Vec<Written>, TaskError> {
+    pub(super) fn finish(self) -> Result<Vec<Written>, TaskError> {
         match self {
             Self::One(writer) => Ok(vec![writer.finish()?]),
             Self::Partitioned(writer) => writer.finish(),
@@ -252,7 +284,7 @@ fn is_bytes(data_type: &DataType) -> bool {
     matches!(data_type, Binary | BinaryView | FixedSizeBinary(_) | LargeBinary)
 }
 
-fn is_exhausted(error: &DataFusionError) -> bool {
+pub(super) fn is_exhausted(error: &DataFusionError) -> bool {
     matches!(error.find_root(), DataFusionError::ResourcesExhausted(_))
 }
 

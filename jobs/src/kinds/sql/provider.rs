@@ -21,7 +21,6 @@ use datafusion::{
         source::DataSourceExec,
     },
     error::{DataFusionError, Result},
-    execution::object_store::ObjectStoreUrl,
     logical_expr::{Expr, TableProviderFilterPushDown},
     physical_plan::{ExecutionPlan, empty::EmptyExec},
 };
@@ -29,8 +28,9 @@ use futures::{StreamExt, TryStreamExt, stream};
 
 use super::{
     bad::BadRecords,
+    held::volume_url,
     table::{Columns, Table},
-    text::{TextPlace, TextSource},
+    text::{TextPlace, TextSource, TextTable},
 };
 
 /// A table whose columns are known.
@@ -86,7 +86,7 @@ impl Files {
         if !self.are_here || !state.config().collect_statistics() {
             return Ok(scanned);
         }
-        let store = state.runtime_env().object_store(ObjectStoreUrl::local_filesystem())?;
+        let store = state.runtime_env().object_store(volume_url())?;
         let own = Arc::clone(self.columns.table.file_schema());
         let told = reader.infer_stats_and_ordering(state, &store, own, &file.meta).await?;
         let mut scanned = scanned.with_statistics(Arc::new(told.statistics)).with_ordering(told.ordering);
@@ -150,12 +150,13 @@ impl TableProvider for Files {
             (Some(reader), _) => reader.file_source(self.columns.table.clone()),
             (None, Some(text)) => {
                 let (all, own) = (Arc::clone(&self.columns.all), self.columns.table.clone());
-                Arc::new(TextSource::new(Arc::clone(text), all, own, Arc::clone(&self.bad)))
+                let of = TextTable { name: self.table.name.clone(), format: Arc::clone(text) };
+                Arc::new(TextSource::new(of, all, own, Arc::clone(&self.bad)))
             }
             (None, None) => return Err(DataFusionError::Internal("a table that nothing reads".to_owned())),
         };
         let groups = FileGroup::new(scanned).split_files(state.config().target_partitions());
-        let scan = FileScanConfigBuilder::new(ObjectStoreUrl::local_filesystem(), source)
+        let scan = FileScanConfigBuilder::new(volume_url(), source)
             .with_file_groups(groups)
             .with_statistics(statistics)
             .with_projection_indices(projection.cloned())?

@@ -182,6 +182,7 @@ impl<'de, T> Visitor<'de> for WordOrList<T> {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawSql {
+    pub(super) engine: Option<Spanned<String>>,
     pub(super) query: Spanned<String>,
     #[serde(default)]
     pub(super) tables: BTreeMap<String, Spanned<RawTable>>,

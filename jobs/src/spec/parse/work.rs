@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     kinds,
-    spec::{CommandSpec, DatasetSpec, MapReduceSpec, Mapper, Program, SqlSpec, table::TableSpec},
+    spec::{CommandSpec, DatasetSpec, Engine, MapReduceSpec, Mapper, Program, SqlSpec, table::TableSpec},
 };
 
 /// What the kinds of work read their job files with.
@@ -75,7 +75,15 @@ impl Context<'_> {
         if tables.is_empty() {
             tables.insert(dataset.name.replace(['-', '.'], "_"), TableSpec::of_glob("**"));
         }
-        Ok(SqlSpec { query, tables, options: options(raw.options)? })
+        let engine = raw.engine.as_ref().map(engine).transpose()?;
+        let sql = SqlSpec { query, tables, engine, options: options(raw.options)? };
+        match (&raw.engine, kinds::sql::refused_by(&sql, dataset)) {
+            (Some(place), Some(why)) => {
+                let error = SpecError::at(place, why);
+                Err(error.help("leave engine out, or write engine = \"datafusion\""))
+            }
+            _ => Ok(sql),
+        }
     }
 
     /// Points at the word that the parser stumbled over, where the file holds the query as it is.
@@ -124,6 +132,15 @@ impl Context<'_> {
             }
         }
         Ok(files)
+    }
+}
+
+fn engine(text: &Spanned<String>) -> Result<Engine, SpecError> {
+    match text.get_ref().as_str() {
+        "datafusion" => Ok(Engine::Datafusion),
+        "ballista" => Ok(Engine::Ballista),
+        other => Err(SpecError::at(text, format!("there is no engine `{other}`"))
+            .help("engines are \"datafusion\", in one worker, and \"ballista\", in all of them; without the key forebay chooses")),
     }
 }
 

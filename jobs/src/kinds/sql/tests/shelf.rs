@@ -63,6 +63,8 @@ impl Shelf {
             scratch_dir: &scratch_dir,
             threads: 2,
             memory,
+            run_dir: self.root.path(),
+            cluster: tokio::sync::watch::channel(None).1,
             cancel: &CancellationToken::new(),
             yields: &CancellationToken::new(),
         };

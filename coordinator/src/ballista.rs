@@ -19,7 +19,9 @@ use ballista_core::{
     config::TaskSchedulingPolicy,
     serde::{
         BallistaCodec, BallistaLogicalExtensionCodec,
-        protobuf::{ExecutorStoppedParams, scheduler_grpc_server::SchedulerGrpc, scheduler_grpc_server::SchedulerGrpcServer},
+        protobuf::{
+            ExecutorStoppedParams, scheduler_grpc_server::SchedulerGrpc, scheduler_grpc_server::SchedulerGrpcServer,
+        },
     },
 };
 use ballista_scheduler::{

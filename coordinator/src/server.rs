@@ -20,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+use crate::ballista::Scheduler;
 use forebay_datasets::volume::{Holder, NewFile, VolumeError};
 use forebay_jobs::{
     id::{AttemptId, Epoch, RunId, WorkerId},
@@ -28,7 +29,6 @@ use forebay_jobs::{
     task::AttemptReport,
     wire::{CancelReply, CancelRequest, FromWorker, LinkFile, SERVER_NAME, ToWorker},
 };
-use crate::ballista::Scheduler;
 use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot},

@@ -9,7 +9,10 @@ use forebay_datasets::{
 };
 use forebay_jobs::{
     host::Host,
-    kinds::{TaskError, sql},
+    kinds::{
+        TaskError,
+        sql::{self, engine::Choice},
+    },
     plan,
     spec::{ColumnsSpec, FleetKind, Work},
 };
@@ -39,7 +42,7 @@ pub async fn execute(global: &Global, args: &JobArgs) -> Result<Exit, CliError> 
     // What is staged already tells the columns and the cuts; what is not, no listing can tell.
     let staged = Volume::open(&global.volume).ok();
     let staged = staged.and_then(|volume| Some((snapshot::open(&volume, &job.dataset.name, None).ok()?, volume)));
-    let (mut tasks, mut explanation) = (None, None);
+    let (mut tasks, mut explanation, mut engine) = (None, None, None);
     let threads = job.workers.slots_of(Host::here().cores) as usize;
     // What holds some columns alone is no more than a job takes that chooses them.
     let serves = |snapshot: &Snapshot| {
@@ -52,6 +55,7 @@ pub async fn execute(global: &Global, args: &JobArgs) -> Result<Exit, CliError> 
         let plan = plan.map_err(|error| CliError::new(Exit::Usage, error.to_string()))?;
         if let Work::Sql(_) = &job.work {
             let split = &plan.splits[0];
+            engine = Some(sql::engine::choose_over(&job, split));
             let explained = match sql::check_staged(&volume, &job, split).await {
                 // They would be staged.
                 Err(TaskError::NotHeld(_)) => Ok(None),
@@ -65,6 +69,10 @@ pub async fn execute(global: &Global, args: &JobArgs) -> Result<Exit, CliError> 
         }
         tasks = Some(plan.phases());
     }
+    if engine.is_none() && matches!(job.work, Work::Sql(_)) {
+        // What is in no table is counted too: the tables' objects are told apart once they are staged.
+        engine = Some(sql::engine::choose(&job, bytes));
+    }
     if explanation.is_none() && matches!(job.work, Work::Sql(_)) {
         // One object of each table may lack what others have, so that this is no verdict.
         match sql::explain_ahead(&mut source, &job, threads).await {
@@ -74,7 +82,13 @@ pub async fn execute(global: &Global, args: &JobArgs) -> Result<Exit, CliError> 
     }
     if global.json {
         let source = json!({ "url": job.dataset.source, "objects": objects, "bytes": bytes });
-        println!("{}", json!({ "version": 1, "job": job, "source": source, "tasks": tasks, "plan": explanation }));
+        let engine = engine.map(|Choice { engine, why }| json!({ "name": engine, "why": why }));
+        println!(
+            "{}",
+            json!({
+                "version": 1, "job": job, "source": source, "tasks": tasks, "engine": engine, "plan": explanation
+            })
+        );
         return Ok(Exit::Done);
     }
     println!("{}: {} objects, {}", job.dataset.source, objects, render::bytes(bytes));
@@ -84,6 +98,9 @@ pub async fn execute(global: &Global, args: &JobArgs) -> Result<Exit, CliError> 
             println!("tasks: {}", phases.join(", then "));
         }
         None => render::note(global.quiet, "not staged yet: columns and cuts are checked once it is"),
+    }
+    if let Some(Choice { engine, why }) = engine {
+        println!("engine: {}, since {why}", engine.name());
     }
     if let Some(explanation) = explanation {
         println!("plan:\n{}", explanation.trim_end());

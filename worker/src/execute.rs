@@ -375,7 +375,8 @@ fn work(this: &Arc<Attempt>) -> Result<Outcome, ExecuteError> {
 /// Runs the query on a runtime of its own, with a thread a slot: a task that takes the whole worker, and its memory.
 fn run_sql(attempt: &Attempt) -> Result<TaskOutput, ExecuteError> {
     let threads = attempt.bench.slots.max(1) as usize;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).thread_name("sql").enable_all().build();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(threads).thread_name("sql").enable_all().build();
     let context = TaskContext { memory: query_memory(&attempt.bench.job), ..attempt.context(threads) };
     Ok(runtime.map_err(ExecuteError::Thread)?.block_on(sql::execute(&context))?)
 }

@@ -41,12 +41,12 @@ use datafusion::{
 use forebay_datasets::{split::Split, volume::Volume};
 
 pub use self::{
-    ahead::explain_ahead, engine::refused_by, execute::execute, held::NotHeld, memory::default_memory, needed::needed_columns,
-    options::check_option, script::type_of,
+    ahead::explain_ahead, engine::refused_by, execute::execute, held::NotHeld, memory::default_memory,
+    needed::needed_columns, options::check_option, script::type_of,
 };
 use self::{
     failure::{cause, passing, readable},
-    options::{config, config_of},
+    options::config,
     script::Script,
     session::{Over, Session},
 };

@@ -273,6 +273,16 @@ pub enum Engine {
     Ballista,
 }
 
+impl Engine {
+    /// As a job file names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Datafusion => "datafusion",
+            Self::Ballista => "ballista",
+        }
+    }
+}
+
 /// `[split]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SplitSpec {

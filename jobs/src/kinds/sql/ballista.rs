@@ -32,8 +32,8 @@ use datafusion::{
 use forebay_datasets::volume::Volume;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity, ServerTlsConfig};
 
-pub use self::{codec::Codec, fault::told, site::Site};
 pub(super) use self::query::{Job, Lost, encoded, rows};
+pub use self::{codec::Codec, fault::told, site::Site};
 use super::{
     engine,
     held::{HeldFiles, volume_url},

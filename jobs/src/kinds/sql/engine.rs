@@ -50,7 +50,9 @@ pub fn choose(job: &JobSpec, bytes: u64) -> Choice {
     let (mib, large) = (bytes >> 20, LARGE >> 20);
     match bytes >= LARGE {
         true => choice(Engine::Ballista, &format!("{mib} MiB for {} workers are {large} or more", job.workers.count)),
-        false => choice(Engine::Datafusion, &format!("{mib} MiB are less than the {large} that are worth several workers")),
+        false => {
+            choice(Engine::Datafusion, &format!("{mib} MiB are less than the {large} that are worth several workers"))
+        }
     }
 }
 

@@ -62,9 +62,8 @@ pub(super) struct HeldFiles {
 impl HeldFiles {
     /// The files of a volume, of which the pieces tell what is held.
     pub(super) fn of(volume: &Volume, pieces: &[Piece]) -> std::result::Result<Self, TaskError> {
-        let files = LocalFileSystem::new_with_prefix(volume.root()).map_err(|error| {
-            TaskError::Io { path: volume.root().to_owned(), source: std::io::Error::other(error) }
-        })?;
+        let files = LocalFileSystem::new_with_prefix(volume.root())
+            .map_err(|error| TaskError::Io { path: volume.root().to_owned(), source: std::io::Error::other(error) })?;
         let Some(first) = pieces.iter().find(|piece| piece.partial) else {
             let (snapshot, columns, partial) = Default::default();
             return Ok(Self { files, snapshot, columns, partial });

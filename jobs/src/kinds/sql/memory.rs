@@ -47,12 +47,7 @@ pub(super) fn runtime(memory: Option<u64>, scratch: &Path) -> Result<Arc<Runtime
 }
 
 /// Sets what operators reserve for the time when they spill, so that those of a worker all together leave room for what they do before.
-pub(super) fn fit(
-    config: &mut SessionConfig,
-    threads: usize,
-    memory: Option<u64>,
-    options: &BTreeMap<String, String>,
-) {
+pub(super) fn fit(config: &mut SessionConfig, threads: usize, memory: Option<u64>, options: &BTreeMap<String, String>) {
     const RESERVED: &str = "datafusion.execution.sort_spill_reservation_bytes";
     let Some(memory) = memory.filter(|_| !options.contains_key(RESERVED)) else { return };
     let share = pool(memory) / (8 * threads.max(1));

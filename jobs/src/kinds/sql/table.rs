@@ -200,10 +200,8 @@ impl Table {
             (Some(text), _) => text.infer(TextFile { key: &file.key, path: &file.path }, bad),
             (None, Some(reader)) => {
                 let state = context.state();
-                let store = state
-                    .runtime_env()
-                    .object_store(volume_url())
-                    .map_err(|e| bad_table(&self.name, &readable(&e)))?;
+                let store =
+                    state.runtime_env().object_store(volume_url()).map_err(|e| bad_table(&self.name, &readable(&e)))?;
                 let schema = reader.infer_schema(&state, &store, std::slice::from_ref(&file.meta)).await;
                 schema.map(|schema| schema.as_ref().clone())
             }

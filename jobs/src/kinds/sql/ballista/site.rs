@@ -44,7 +44,8 @@ impl Site {
             return Ok(Arc::clone(runtime));
         }
         // Another try may find it.
-        let passing = |error: &dyn std::fmt::Display| DataFusionError::IoError(std::io::Error::other(error.to_string()));
+        let passing =
+            |error: &dyn std::fmt::Display| DataFusionError::IoError(std::io::Error::other(error.to_string()));
         let plan = Plan::read(&self.run_dir.join("plan.ndjson")).map_err(|error| passing(&error))?;
         let pieces: Vec<_> = plan.splits.into_iter().flat_map(|split| split.pieces).collect();
         let held = HeldFiles::of(&self.volume, &pieces).map_err(|error| passing(&error))?;

@@ -3,6 +3,7 @@
 mod files;
 mod outputs;
 mod shelf;
+mod travel;
 
 use std::{fs, io, ops::Range};
 

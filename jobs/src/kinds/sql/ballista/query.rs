@@ -114,15 +114,13 @@ impl Job {
             _ => Lost::Away(format!("the scheduler: {}", status.message())),
         };
         let mut told = scheduler.execute_query_push(request).await.map_err(broken)?.into_inner();
-        let mut ran = false;
         while let Some(status) = told.message().await.map_err(broken)? {
             let Some(status) = status.status else { continue };
             *self.id.lock().unwrap_or_else(PoisonError::into_inner) = Some(status.job_id);
             match status.status {
                 Some(Status::Successful(done)) => return Ok(done),
-                Some(Status::Failed(failed)) => return Err(failure(&failed.error, ran)),
-                Some(Status::Running(_)) => ran = true,
-                Some(Status::Queued(_)) | None => {}
+                Some(Status::Failed(failed)) => return Err(failure(&failed.error)),
+                Some(Status::Running(_) | Status::Queued(_)) | None => {}
             }
         }
         Err(Lost::Away("the scheduler ended".to_owned()))
@@ -150,11 +148,12 @@ impl Job {
 }
 
 /// What the failure of a job is, by its text.
-fn failure(text: &str, ran: bool) -> Lost {
+fn failure(text: &str) -> Lost {
     match Fault::in_text(text) {
         Some(fault) => fault.error().map_or_else(Lost::Task, Lost::Query),
-        None if ran => Lost::Passing(text.to_owned()),
-        None => Lost::Unfit(text.to_owned()),
+        // It was to be cut into stages, and could not be.
+        None if text.starts_with("Error planning job") => Lost::Unfit(text.to_owned()),
+        None => Lost::Passing(text.to_owned()),
     }
 }
 

@@ -12,7 +12,7 @@ use ballista_core::{
     execution_plans::ShuffleReaderExec,
     serde::{
         protobuf::{
-            CancelJobParams, ExecuteQueryParams, KeyValuePair, SuccessfulJob, execute_query_params::Query,
+            CancelJobParams, ExecuteQueryParams, FailedJob, KeyValuePair, SuccessfulJob, execute_query_params::Query,
             job_status::Status, scheduler_grpc_client::SchedulerGrpcClient,
         },
         scheduler::PartitionLocation,
@@ -32,6 +32,8 @@ use tonic::transport::{Channel, Endpoint};
 use super::{Codec, LARGEST, endpoint, fault::Fault, settings};
 use crate::{kinds::TaskError, wire::Cluster};
 
+/// What the scheduler says of a job that was given up.
+const CANCELLED: &str = "Cancelled";
 /// How long the scheduler is given to hear that a job is to end.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -119,7 +121,7 @@ impl Job {
             *self.id.lock().unwrap_or_else(PoisonError::into_inner) = Some(status.job_id);
             match status.status {
                 Some(Status::Successful(done)) => return Ok(done),
-                Some(Status::Failed(failed)) => return Err(failure(&failed.error)),
+                Some(Status::Failed(failed)) => return Err(failure(&failed)),
                 Some(Status::Running(_) | Status::Queued(_)) | None => {}
             }
         }
@@ -147,13 +149,15 @@ impl Job {
     }
 }
 
-/// What the failure of a job is, by its text.
-fn failure(text: &str) -> Lost {
+/// What the failure of a job is.
+fn failure(failed: &FailedJob) -> Lost {
+    let text = &failed.error;
+    // It was to be cut into stages, and could not be: only then it ends as it begins.
+    let never_began = failed.started_at == failed.ended_at && text != CANCELLED;
     match Fault::in_text(text) {
         Some(fault) => fault.error().map_or_else(Lost::Task, Lost::Query),
-        // It was to be cut into stages, and could not be.
-        None if text.starts_with("Error planning job") => Lost::Unfit(text.to_owned()),
-        None => Lost::Passing(text.to_owned()),
+        None if never_began => Lost::Unfit(text.clone()),
+        None => Lost::Passing(text.clone()),
     }
 }
 

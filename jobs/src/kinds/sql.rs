@@ -1,4 +1,5 @@
-//! SQL over the staged dataset, by DataFusion: one query, one task, all of its threads and the memory of its worker.
+//! SQL over the staged dataset, by DataFusion: one query, one task, all of its threads and the memory of its worker; or,
+//! by Ballista, those of all workers ([`ballista`]), as [`engine`] says.
 //!
 //! ```text
 //! job file ─► SqlSpec ─► Script: views, query ─┐

@@ -52,3 +52,18 @@ fn what_stays_in_one_process_is_named_with_the_other_engine() {
     let error = shelf.check(&asked).unwrap_err();
     assert!(error.contains("a RecursiveQueryExec, which") && error.contains("engine = \"datafusion\""), "{error}");
 }
+
+#[tokio::test]
+async fn what_forebay_chose_ballista_for_and_it_cannot_do_datafusion_does() {
+    let shelf = shelf();
+    let mut split = shelf.split();
+    split.pieces.retain(|piece| piece.key == "names.csv");
+    // Text is read to its end, whatever its size is said to be.
+    split.pieces[0].size = 1 << 30;
+    let job = "[sql]\nquery = '''with recursive r(n) as (select 1 union all select n + 1 from r where n < 3)
+        select r.n, t.name from r join t on r.n = t.n order by 1'''
+        tables.t = { include = '*.csv', delimiter = ';' }\n[workers]\ncount = 2\n[output]\nformat = 'csv'\n";
+    assert_eq!(engine::choose_over(&spec(job), &split).engine, Engine::Ballista);
+    let output = shelf.run_over(split, job, None).await.unwrap();
+    assert_eq!(std::fs::read_to_string(&output.files[0].path).unwrap(), "n,name\n1,one\n2,two\n");
+}

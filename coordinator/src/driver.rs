@@ -42,7 +42,10 @@ use forebay_jobs::{
     host::{Host, Unfit},
     id::{AttemptId, Epoch, RunId, WorkerId},
     kept::REPORTS,
-    kinds::TaskError,
+    kinds::{
+        TaskError,
+        sql::{self, ballista::SHUFFLE},
+    },
     plan::{Plan, PlanError},
     spec::FleetKind,
     task::Failure,
@@ -56,6 +59,7 @@ pub use self::{
 };
 use self::{reading::Reading, session::Session, work::Work};
 use crate::{
+    ballista::Scheduler,
     commit::{CommitError, chain},
     fleet::{
         Fleet,
@@ -327,7 +331,12 @@ async fn conduct(
         plan.fits(run.job(), &host)?;
     }
     let (sender, inbox) = mpsc::channel(INBOX);
+    let scheduler = match sql::engine::may_distribute(run.job()) {
+        true => Some(Arc::new(Scheduler::start(options.listen, volume, run.job())?)),
+        false => None,
+    };
     let config = ServerConfig {
+        scheduler,
         listen: options.listen,
         run: run.id().clone(),
         epoch,
@@ -394,7 +403,7 @@ async fn sweep(volume: &Volume, run: &RunDir) {
     if let Err(error) = tokio::task::spawn_blocking(move || reading::end(&of, &its)).await {
         tracing::debug!(run = %run.id(), %error, "its lease on the snapshot could not be ended");
     }
-    for what in [ATTEMPTS, SLOTS, INPUTS, REPORTS] {
+    for what in [ATTEMPTS, SLOTS, INPUTS, REPORTS, SHUFFLE] {
         let (volume, dir) = (volume.clone(), run.path().join(what));
         if !dir.exists() {
             continue;

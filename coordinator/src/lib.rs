@@ -4,6 +4,7 @@
 //! count. [`driver`] owns them and does what the machine wants: through [`server`] with workers, through [`fleet`] with
 //! processes, through [`commit`] with the volume, on which a run has its directory, [`rundir`].
 
+mod ballista;
 pub mod commit;
 pub mod driver;
 #[cfg(test)]

@@ -20,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+use crate::ballista::Scheduler;
 use forebay_datasets::volume::{Holder, NewFile, VolumeError};
 use forebay_jobs::{
     id::{AttemptId, Epoch, RunId, WorkerId},
@@ -149,6 +150,8 @@ pub struct ServerConfig {
     pub job: JobSpec,
     /// The volume's id, which workers must have found too.
     pub volume: String,
+    /// Who schedules the stages of the run's query, where all workers may execute it.
+    pub(crate) scheduler: Option<Arc<Scheduler>>,
 }
 
 /// The running server. Dropped, it serves nobody any more.
@@ -176,6 +179,7 @@ impl Server {
             epoch: config.epoch,
             address: format!("https://{}", reached_at(bound)),
             certificate,
+            cluster: config.scheduler.as_ref().map(|scheduler| scheduler.cluster().clone()),
             token: token.iter().map(|byte| format!("{byte:02x}")).collect(),
         };
         let (readers, stop) = (TaskTracker::new(), CancellationToken::new());
@@ -239,7 +243,7 @@ impl Drop for Server {
 }
 
 /// Where others reach what listens at an address: by the host's name if it listens everywhere.
-fn reached_at(bound: SocketAddr) -> String {
+pub(crate) fn reached_at(bound: SocketAddr) -> String {
     if !bound.ip().is_unspecified() {
         return bound.to_string();
     }
@@ -328,11 +332,14 @@ impl Link for Door {
         sender.send(Ok(welcome)).map_err(|_| Status::internal("the stream ended before it began"))?;
         let joined = Heard::Joined { worker: worker.clone(), stream, slots, holds, process, left, peer, sender };
         self.inbox.send(joined).await.map_err(gone)?;
-        let (inbox, stop) = (self.inbox.clone(), self.stop.clone());
+        let (inbox, stop, scheduler) = (self.inbox.clone(), self.stop.clone(), self.config.scheduler.clone());
         self.readers.spawn(async move {
             tokio::select! {
                 () = hear(&worker, stream, said, &inbox) => {}
                 () = stop.cancelled() => return,
+            }
+            if let Some(scheduler) = scheduler {
+                scheduler.lost(&worker);
             }
             // Nobody to tell means that the driver has ended.
             let _ = inbox.send(Heard::Left { worker, stream }).await;
@@ -412,7 +419,7 @@ mod tests {
             let run: RunId = "r".parse().unwrap();
             let volume = "v".to_owned();
             let listen = Ipv4Addr::LOCALHOST.into();
-            let config = ServerConfig { listen, run: run.clone(), epoch: Epoch(3), job, volume };
+            let config = ServerConfig { listen, run: run.clone(), epoch: Epoch(3), job, volume, scheduler: None };
             Self { server: Server::start(config, sender).await.unwrap(), inbox, run }
         }
 

@@ -121,6 +121,28 @@ pub struct LinkFile {
     pub certificate: String,
     /// Shown by every worker in each call.
     pub token: String,
+    /// Where the stages of the run's query are scheduled; none where one worker does all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<Cluster>,
+}
+
+/// How the scheduler and the executors of a run's query reach each other. All of them show the same certificate, and
+/// take nobody who does not show it as well: who holds the key may schedule, execute and read what lies between stages.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cluster {
+    /// `https://host:port` of the scheduler.
+    pub address: String,
+    /// The only certificate that is trusted, made for this epoch; its name is [`SERVER_NAME`].
+    pub certificate: String,
+    /// The certificate's private key.
+    pub key: String,
+}
+
+/// Without the key, which must not end up in a log.
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster").field("address", &self.address).finish_non_exhaustive()
+    }
 }
 
 /// Without the token, which must not end up in a log.
@@ -183,7 +205,11 @@ mod tests {
     #[test]
     fn a_token_is_not_shown() {
         let (address, token) = ("https://127.0.0.1:1".to_owned(), "secret".to_owned());
-        let link = LinkFile { version: 1, epoch: Epoch(1), address, certificate: String::new(), token };
+        let cluster = Cluster { address: address.clone(), certificate: String::new(), key: token.clone() };
+        let shown = format!("{cluster:?}");
+        assert!(shown.contains("127.0.0.1") && !shown.contains("secret"), "{shown}");
+        let (epoch, certificate, cluster) = (Epoch(1), String::new(), Some(cluster));
+        let link = LinkFile { version: 1, epoch, address, certificate, token, cluster };
         let shown = format!("{link:?}");
         assert!(shown.contains("127.0.0.1") && !shown.contains("secret"), "{shown}");
     }

@@ -9,7 +9,11 @@ use forebay_datasets::{
 };
 use forebay_jobs::{
     host::Host,
-    kinds::{TaskError, mapreduce::native::Natives, sql},
+    kinds::{
+        TaskError,
+        mapreduce::native::Natives,
+        sql::{self, engine::Choice},
+    },
     plan::{self, PlanError},
     spec::{ColumnsSpec, FleetKind, Work},
 };
@@ -40,7 +44,7 @@ pub async fn execute(global: &Global, args: &JobArgs, natives: &Natives) -> Resu
     // What is staged already tells the columns and the cuts; what is not, no listing can tell.
     let staged = Volume::open(&global.volume).ok();
     let staged = staged.and_then(|volume| Some((snapshot::open(&volume, &job.dataset.name, None).ok()?, volume)));
-    let (mut tasks, mut explanation) = (None, None);
+    let (mut tasks, mut explanation, mut engine) = (None, None, None);
     let threads = job.workers.slots_of(Host::here().cores) as usize;
     let wrong = |error: &TaskError| {
         let error = CliError::new(Exit::Usage, error.to_string()).help("correct [sql] in the job file");
@@ -58,6 +62,7 @@ pub async fn execute(global: &Global, args: &JobArgs, natives: &Natives) -> Resu
         let mut plan = plan.map_err(unplanned)?;
         let mut is_planned = true;
         if let Work::Sql(_) = &job.work {
+            engine = Some(sql::engine::choose_over(&job, &plan.splits[0]));
             match sql::check_staged(&volume, &job, &plan.splits[0]).await {
                 // They would be staged.
                 Err(TaskError::NotHeld(_)) => is_planned = !job.is_by_splits(),
@@ -73,6 +78,10 @@ pub async fn execute(global: &Global, args: &JobArgs, natives: &Natives) -> Resu
         }
         tasks = is_planned.then(|| plan.phases());
     }
+    if engine.is_none() && matches!(job.work, Work::Sql(_)) {
+        // What is in no table is counted too: the tables' objects are told apart once they are staged.
+        engine = Some(sql::engine::choose(&job, bytes));
+    }
     if explanation.is_none() && matches!(job.work, Work::Sql(_)) {
         // One object of each table may lack what others have, so that this is no verdict.
         match sql::explain_ahead(&mut source, &job, threads).await {
@@ -84,7 +93,13 @@ pub async fn execute(global: &Global, args: &JobArgs, natives: &Natives) -> Resu
     }
     if global.json {
         let source = json!({ "url": job.dataset.source, "objects": objects, "bytes": bytes });
-        println!("{}", json!({ "version": 1, "job": job, "source": source, "tasks": tasks, "plan": explanation }));
+        let engine = engine.map(|Choice { engine, why }| json!({ "name": engine, "why": why }));
+        println!(
+            "{}",
+            json!({
+                "version": 1, "job": job, "source": source, "tasks": tasks, "engine": engine, "plan": explanation
+            })
+        );
         return Ok(Exit::Done);
     }
     println!("{}: {} objects, {}", job.dataset.source, objects, render::bytes(bytes));
@@ -94,6 +109,9 @@ pub async fn execute(global: &Global, args: &JobArgs, natives: &Natives) -> Resu
             println!("tasks: {}", phases.join(", then "));
         }
         None => render::note(global.quiet, "not staged yet: columns and cuts are checked once it is"),
+    }
+    if let Some(Choice { engine, why }) = engine {
+        println!("engine: {}, since {why}", engine.name());
     }
     if let Some(explanation) = explanation {
         println!("plan:\n{}", explanation.trim_end());

@@ -6,6 +6,7 @@
 mod support;
 
 mod adoption;
+mod ballista;
 mod crashes;
 mod demo;
 mod early;

@@ -26,12 +26,12 @@ use forebay_jobs::{
     kept,
     kinds::mapreduce::native::Natives,
     task::{AttemptReport, Outcome},
-    wire::{FromWorker, ToWorker},
+    wire::{Cluster, FromWorker, ToWorker},
 };
 use tokio::{
     runtime::Handle,
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, watch},
     task::JoinSet,
     time::{Instant, MissedTickBehavior},
 };
@@ -43,7 +43,8 @@ use self::{
 };
 pub use crate::link::LinkError;
 use crate::{
-    execute::{Bench, Scratch, Spares, execute, without_thread},
+    ballista::{Member, Post},
+    execute::{Bench, Scratch, Spares, execute, query_memory, without_thread},
     guard::Guard,
     link::{self, Link},
     logs::Logs,
@@ -159,7 +160,10 @@ async fn run_until(config: WorkerConfig, natives: Natives, told: mpsc::Receiver<
     let guard = Guard::start().inspect_err(|error| {
         tracing::warn!(%error, "no guard: programs would survive this worker's being killed");
     });
+    let (clusters, cluster) = watch::channel(link.cluster.clone());
     let bench = Bench {
+        cluster,
+        run_dir: run_dir.clone(),
         logs: Logs::create(&run_dir.join("logs"), &config.worker)?,
         worker: config.worker,
         scratch: Scratch::default(),
@@ -177,7 +181,9 @@ async fn run_until(config: WorkerConfig, natives: Natives, told: mpsc::Receiver<
         plan: Mutex::new(None),
         runtime: Handle::current(),
     };
-    let agent = Agent {
+    let mut agent = Agent {
+        clusters,
+        member: None,
         bench: Arc::new(bench),
         me,
         board: Arc::new(Board::new(slots)),
@@ -188,6 +194,7 @@ async fn run_until(config: WorkerConfig, natives: Natives, told: mpsc::Receiver<
         cut: None,
         kept: 0,
     };
+    agent.join_cluster();
     agent.work(told).await
 }
 
@@ -222,6 +229,10 @@ impl Me {
 }
 
 struct Agent {
+    /// Tells attempts of the scheduler that there is.
+    clusters: watch::Sender<Option<Cluster>>,
+    /// What executes stages of the run's query.
+    member: Option<Member>,
     bench: Arc<Bench>,
     me: Me,
     board: Arc<Board>,
@@ -319,9 +330,34 @@ impl Agent {
         self.line = Line::call(self.me.run.clone(), self.me.run_dir.clone(), hello);
     }
 
+    /// Executes stages for the coordinator that there is. With its coordinator a scheduler has ended.
+    fn join_cluster(&mut self) {
+        let Line::Up(link) = &self.line else { return };
+        if self.member.as_ref().map(|member| &member.cluster) == link.cluster.as_ref() {
+            return;
+        }
+        self.member = None;
+        if let Some(cluster) = &link.cluster {
+            let post = Post {
+                worker: self.me.worker.clone(),
+                volume: self.bench.volume.clone(),
+                run_dir: self.me.run_dir.clone(),
+                job: self.bench.job.clone(),
+                slots: self.me.slots,
+                memory: query_memory(&self.bench.job),
+            };
+            match Member::join(cluster, post) {
+                Ok(member) => self.member = Some(member),
+                Err(error) => tracing::warn!(%error, "this worker executes no stages"),
+            }
+        }
+        self.clusters.send_replace(link.cluster.clone());
+    }
+
     /// A coordinator is there again. It is told everything that it may not know.
     async fn is_back(&mut self) -> Result<(), Closed> {
         tracing::info!("joined again");
+        self.join_cluster();
         self.cut = None;
         self.board.tell_again(std::mem::take(&mut self.unnoted).into_values());
         self.board.tell_what_runs();

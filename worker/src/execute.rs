@@ -32,9 +32,9 @@ use forebay_jobs::{
     plan::{PlanError, PlanHead},
     spec::{JobSpec, MapReduceSpec, Mapper, Work},
     task::{AttemptReport, Failure, Outcome, OutputFile, TaskInput, TaskSpec},
-    wire::{Assignment, Rendezvous},
+    wire::{Assignment, Cluster, Rendezvous},
 };
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, sync::watch};
 
 use self::{
     program::{run_command, run_filter},
@@ -88,6 +88,10 @@ pub(crate) struct Bench {
     pub(crate) guard: Option<Guard>,
     /// What the run's plan says of all of its tasks, once an attempt needed to know it.
     pub(crate) plan: Mutex<Option<Arc<PlanHead>>>,
+    /// The scheduler of the run's query, of the newest coordinator.
+    pub(crate) cluster: watch::Receiver<Option<Cluster>>,
+    /// The run's directory.
+    pub(crate) run_dir: PathBuf,
     /// What tells the time to attempts that have a limit.
     pub(crate) runtime: Handle,
 }
@@ -288,6 +292,8 @@ impl Attempt {
             threads,
             table: None,
             memory: None,
+            run_dir: &self.bench.run_dir,
+            cluster: self.bench.cluster.clone(),
             cancel: if self.can_yield() { ends } else { self.stop.token() },
             yields,
         }
@@ -391,9 +397,9 @@ fn run_sql(attempt: &Attempt) -> Result<TaskOutput, ExecuteError> {
     let bench = &attempt.bench;
     let (slots, is_by_splits) = (bench.slots.max(1), bench.job.is_by_splits());
     let threads = if is_by_splits { 1 } else { slots as usize };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).thread_name("sql").build();
-    let workers = &bench.job.workers;
-    let all = workers.memory.or_else(|| sql::default_memory(workers.count));
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(threads).thread_name("sql").enable_all().build();
+    let all = query_memory(&bench.job);
     let memory = match &attempt.spec.input {
         TaskInput::Split(_) if is_by_splits => all.map(|bytes| bytes / u64::from(slots)),
         _ => all,
@@ -402,4 +408,9 @@ fn run_sql(attempt: &Attempt) -> Result<TaskOutput, ExecuteError> {
     let table = plan.as_ref().and_then(|plan| plan.table.as_ref());
     let context = TaskContext { memory, table, ..attempt.context(threads) };
     Ok(runtime.map_err(ExecuteError::Thread)?.block_on(sql::execute(&context))?)
+}
+
+/// The memory that a query has in each worker.
+pub(crate) fn query_memory(job: &JobSpec) -> Option<u64> {
+    job.workers.memory.or_else(|| sql::default_memory(job.workers.count))
 }

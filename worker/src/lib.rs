@@ -8,6 +8,7 @@
 //! files lie in its own directory until the coordinator has checked them.
 
 pub mod agent;
+mod ballista;
 mod execute;
 mod guard;
 mod link;

@@ -13,7 +13,7 @@ use forebay_jobs::{
     id::{Epoch, RunId},
     link::LinkClient,
     spec::JobSpec,
-    wire::{FromWorker, LinkFile, SERVER_NAME, ToWorker},
+    wire::{Cluster, FromWorker, LinkFile, SERVER_NAME, ToWorker},
 };
 use tokio::sync::mpsc;
 use tonic::{
@@ -115,6 +115,8 @@ pub(crate) struct Link {
     pub(crate) epoch: Epoch,
     /// The run's job.
     pub(crate) job: JobSpec,
+    /// Where the stages of the run's query are scheduled.
+    pub(crate) cluster: Option<Cluster>,
 }
 
 /// Connects to the coordinator of the run's newest epoch and says hello.
@@ -144,7 +146,7 @@ pub(crate) async fn connect(run: &RunId, run_dir: &Path, hello: FromWorker) -> R
     };
     let in_time = tokio::time::timeout(WELCOME, welcome).await;
     let (incoming, epoch, job) = in_time.unwrap_or_else(|_| Err(no_welcome("it said nothing in time")))?;
-    Ok(Link { outgoing, incoming, epoch, job })
+    Ok(Link { outgoing, incoming, epoch, job, cluster: file.cluster.clone() })
 }
 
 async fn channel(file: &LinkFile) -> Result<Channel, tonic::transport::Error> {

@@ -13,7 +13,9 @@ use forebay_datasets::{
 };
 use forebay_jobs::{
     id::{AttemptId, Epoch, TaskId, WorkerId},
+    kinds::sql::engine::choose_over,
     plan::Plan,
+    spec::Engine,
     task::{AttemptReport, Failure, Outcome, OutputFile, TaskInput, TaskSpec},
     wire::Assignment,
 };
@@ -85,6 +87,8 @@ pub(super) struct Work<'a> {
     pub(super) tell: Tell,
     pub(super) workers: Workers,
     plan: Option<Arc<Plan>>,
+    /// Whether all workers execute the stages of its one task.
+    is_of_all: bool,
     reading: Reading,
     /// Everything spawned; dropped, all of it ends.
     pub(super) tasks: JoinSet<Finished>,
@@ -135,6 +139,7 @@ impl<'a> Work<'a> {
             tell,
             reading,
             workers: Workers::default(),
+            is_of_all: plan.as_ref().is_some_and(|plan| is_of_all(run, plan)),
             plan,
             tasks: JoinSet::new(),
             checks: Arc::new(Semaphore::new(CHECKS)),
@@ -215,7 +220,8 @@ impl<'a> Work<'a> {
                 fleet.lost(&worker);
             }
             self.sync_workers();
-            fleet.want(wanted.workers.saturating_sub(self.adopted(fleet)));
+            let workers = if self.is_of_all { self.all_if_any(wanted.workers) } else { wanted.workers };
+            fleet.want(workers.saturating_sub(self.adopted(fleet)));
             self.look_after_absent();
             self.start_what_is_wanted(&wanted);
             let wake = wanted.wake_at.map(|at| {
@@ -361,10 +367,16 @@ impl<'a> Work<'a> {
         });
     }
 
+    /// As many workers as the job wants, if there is anything to do.
+    fn all_if_any(&self, workers: u32) -> u32 {
+        if workers > 0 { self.run.job().workers.count } else { 0 }
+    }
+
     fn hear_of_data(&mut self, news: News) -> Result<(), CoordinateError> {
         match news {
             News::Planned(plan) => {
                 let (snapshot, phases) = (plan.snapshot.clone(), plan.phases());
+                self.is_of_all = is_of_all(self.run, &plan);
                 self.plan = Some(plan);
                 self.session.take(&Input::Planned { snapshot, phases });
             }
@@ -535,6 +547,10 @@ impl<'a> Work<'a> {
             Finished::Exported(exported)
         });
     }
+}
+
+fn is_of_all(run: &RunDir, plan: &Plan) -> bool {
+    plan.splits.first().is_some_and(|split| choose_over(run.job(), split).engine == Engine::Ballista)
 }
 
 fn task_of(plan: &Plan, machine: &crate::run::Run, task: TaskId) -> Option<TaskSpec> {

@@ -23,13 +23,14 @@ use forebay_datasets::{
     split::Split,
     volume::{Volume, VolumeError},
 };
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use self::{
     mapreduce::native::BoxError,
     sql::{KnownTable, NotBySplit, NotHeld},
 };
-use crate::{spec::JobSpec, task::TaskSpec};
+use crate::{spec::JobSpec, task::TaskSpec, wire::Cluster};
 
 /// What a task's work may use.
 #[derive(Debug)]
@@ -50,6 +51,10 @@ pub struct TaskContext<'a> {
     pub table: Option<&'a KnownTable>,
     /// Bytes of memory that it may use; none: no limit.
     pub memory: Option<u64>,
+    /// Where the run's directory is on this host.
+    pub run_dir: &'a Path,
+    /// The scheduler of the run's query, where it has one; another one, once another coordinator has come.
+    pub cluster: watch::Receiver<Option<Cluster>>,
     /// Set when the attempt is to end.
     pub cancel: &'a CancellationToken,
     /// Set when others are to do what it has not come to: where the kind of work can, it is done with what it has read.
@@ -140,6 +145,12 @@ pub enum TaskError {
         #[source]
         source: std::io::Error,
     },
+    /// What several workers were to do together did not come to its end.
+    #[error("the query's stages were lost: {0}")]
+    Cluster(String),
+    /// The engine that was chosen cannot execute the query.
+    #[error("the engine cannot execute the query: {0}")]
+    Unfit(String),
     /// A table could not be read or written.
     #[error("`{what}` cannot be read or written as a table")]
     Table {
@@ -161,6 +172,7 @@ impl TaskError {
         !matches!(
             self,
             Self::BadInput(_)
+                | Self::Unfit(_)
                 | Self::NotHeld(_)
                 | Self::NotBySplit(_)
                 | Self::Read(ReadError::Partial { .. })

@@ -1,4 +1,5 @@
-//! SQL over the staged dataset, by DataFusion: one query, one task, all of its threads and the memory of its worker.
+//! SQL over the staged dataset, by DataFusion: one query, one task, all of its threads and the memory of its worker; or,
+//! by Ballista, those of all workers ([`ballista`]), as [`engine`] says.
 //!
 //! ```text
 //! job file ─► SqlSpec ─► Script: views, query ─┐
@@ -11,8 +12,11 @@
 
 mod ahead;
 mod bad;
+pub mod ballista;
 mod blame;
+mod distributed;
 mod drift;
+pub mod engine;
 mod execute;
 mod failure;
 mod held;
@@ -42,6 +46,7 @@ use forebay_datasets::{split::Split, volume::Volume};
 
 pub use self::{
     ahead::explain_ahead,
+    engine::refused_by,
     execute::execute,
     held::NotHeld,
     known::{KnownTable, Scan},
@@ -53,12 +58,12 @@ pub use self::{
 };
 use self::{
     failure::{cause, passing, readable},
-    options::{config, config_of},
+    options::config,
     script::Script,
     session::{Over, Session},
 };
 use super::TaskError;
-use crate::spec::{JobSpec, SqlSpec, Work};
+use crate::spec::{Engine, JobSpec, SqlSpec, Work};
 
 /// Finds what is wrong with a query without knowing its tables.
 ///
@@ -87,18 +92,27 @@ pub async fn check_columns(query: &str, tables: BTreeMap<String, SchemaRef>) -> 
 /// [`TaskError::BadInput`] with what is wrong; [`TaskError::NotHeld`] if the query reads columns that are not staged;
 /// [`TaskError::NotBySplit`] if it was to run by splits and cannot.
 pub async fn check_staged(volume: &Volume, job: &JobSpec, split: &Split) -> Result<Option<Scan>, TaskError> {
-    let session = planned(volume, job, split, 1).await?;
-    let frame = session.frame().await.map_err(|error| execute::failed(&error, volume.root(), None))?;
+    let engine = engine::choose_over(job, split).engine;
+    let session = planned(volume, job, split, (engine, 1)).await?;
+    let failed = |error: &DataFusionError| execute::failed(error, volume.root(), None);
+    let frame = session.frame().await.map_err(|error| failed(&error))?;
     output::check_output(frame.schema().as_arrow(), &job.output)?;
+    if engine == Engine::Ballista {
+        let plan = frame.clone().create_physical_plan().await.map_err(|error| failed(&error))?;
+        let encoded = ballista::encoded(&plan, &ballista::Codec::new(volume, job));
+        if let Some(refusal) = encoded.err().and_then(|why| distributed::refusal(job, &why)) {
+            return Err(refusal);
+        }
+    }
     session.check_held(frame)?;
-    match job.is_by_splits() {
-        true => splits::check(volume, job, &session).await.map(Some),
-        false => Ok(None),
+    match engine {
+        Engine::Splits => splits::check(volume, job, &session).await.map(Some),
+        Engine::Datafusion | Engine::Ballista => Ok(None),
     }
 }
 
-/// How a job's query would be executed over what is staged by so many threads: DataFusion's physical plan. Of a query by
-/// splits, whose plan tells the table, a split of it and then what is left.
+/// How a job's query would be executed over what is staged by so many threads of each worker: DataFusion's physical plan.
+/// Of a query by splits, whose plan tells the table, a split of it and then what is left.
 ///
 /// # Errors
 /// As those of [`check_staged`].
@@ -108,24 +122,25 @@ pub async fn explain(
     (split, table): (&Split, Option<&KnownTable>),
     threads: usize,
 ) -> Result<String, TaskError> {
-    let shown = match table {
-        Some(table) => splits::explain(volume, job, split, table).await?,
-        None => {
-            let session = planned(volume, job, split, threads).await?;
-            let plan = async { session.frame().await?.create_physical_plan().await };
-            let plan = plan.await.map_err(|error| execute::failed(&error, volume.root(), None))?;
-            displayable(plan.as_ref()).indent(false).to_string()
-        }
-    };
-    // Where the volume is mounted says nothing of the plan.
-    let root = format!("{}/", volume.root().display());
-    Ok(shown.replace(root.trim_start_matches('/'), ""))
+    if let Some(table) = table {
+        return splits::explain(volume, job, split, table).await;
+    }
+    let engine = engine::choose_over(job, split).engine;
+    let session = planned(volume, job, split, (engine, threads)).await?;
+    let plan = async { session.frame().await?.create_physical_plan().await };
+    let plan = plan.await.map_err(|error| execute::failed(&error, volume.root(), None))?;
+    Ok(displayable(plan.as_ref()).indent(false).to_string())
 }
 
 /// A session in which a job's query can be planned.
-async fn planned(volume: &Volume, job: &JobSpec, split: &Split, threads: usize) -> Result<Session, TaskError> {
+async fn planned(
+    volume: &Volume,
+    job: &JobSpec,
+    split: &Split,
+    (engine, threads): (Engine, usize),
+) -> Result<Session, TaskError> {
     let sql = query_of(job)?;
-    let config = config_of(threads, &sql.options).map_err(|error| TaskError::BadInput(readable(&error)))?;
+    let config = engine::config_of(engine, job, threads).map_err(|error| TaskError::BadInput(readable(&error)))?;
     let over = Over { volume, sql, split, on_bad_record: job.dataset.on_bad_record };
     Session::open(over, &config, &Arc::new(RuntimeEnv::default())).await
 }

@@ -87,7 +87,7 @@ impl JobSpec {
 
     /// Whether it is a query that is aggregated a split at a time.
     pub fn is_by_splits(&self) -> bool {
-        matches!(&self.work, Work::Sql(sql) if sql.engine == Engine::Splits)
+        matches!(&self.work, Work::Sql(sql) if sql.engine == Some(Engine::Splits))
     }
 
     /// Whether a task of the first phase can be done with what it has read, and what it has not becomes other tasks.
@@ -318,23 +318,35 @@ pub struct SqlSpec {
     pub query: String,
     /// The tables by their names.
     pub tables: BTreeMap<String, TableSpec>,
-    /// What executes it.
-    #[serde(default)]
-    pub engine: Engine,
+    /// What executes the query; none: forebay chooses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<Engine>,
     /// DataFusion's options that the job sets.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub options: BTreeMap<String, String>,
 }
 
 /// What executes a query.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Engine {
-    /// DataFusion, in one task.
-    #[default]
+    /// DataFusion, in one worker.
     Datafusion,
+    /// Apache Ballista, in all workers.
+    Ballista,
     /// DataFusion, in a task a split and one that puts together what these have aggregated.
     Splits,
+}
+
+impl Engine {
+    /// As a job file names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Datafusion => "datafusion",
+            Self::Ballista => "ballista",
+            Self::Splits => "splits",
+        }
+    }
 }
 
 /// `[split]`

@@ -124,6 +124,7 @@ impl Fixture {
             address: format!("https://{}", listener.local_addr().unwrap()),
             certificate: cert.pem(),
             token: token.into(),
+            cluster: None,
         };
         fs::write(run_dir.join("epochs/1/link.json"), serde_json::to_vec(&link).unwrap()).unwrap();
         let (said, heard) = mpsc::unbounded_channel();

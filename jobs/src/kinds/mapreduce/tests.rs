@@ -62,6 +62,8 @@ impl Fixture {
             threads: 1,
             table: None,
             memory: None,
+            run_dir: self.dir.path(),
+            cluster: tokio::sync::watch::channel(None).1,
             cancel: &never,
             yields: &never,
         })

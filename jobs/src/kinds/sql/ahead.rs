@@ -4,13 +4,17 @@
 use std::{ops::ControlFlow, path::PathBuf, sync::Arc};
 
 use datafusion::{
-    execution::runtime_env::RuntimeEnv, object_store::path::Path, physical_plan::displayable, prelude::SessionContext,
+    execution::runtime_env::RuntimeEnv,
+    object_store::{memory::InMemory, path::Path},
+    physical_plan::displayable,
+    prelude::SessionContext,
 };
 use forebay_datasets::source::{Listed, Source};
 
 use super::{
     bad::BadRecords,
-    bad_query, cause, config_of,
+    bad_query, ballista, cause, engine,
+    held::volume_url,
     needed::{Told, first_of_each},
     output,
     provider::Files,
@@ -44,11 +48,17 @@ pub async fn explain_ahead(source: &mut Source, job: &JobSpec, threads: usize) -
     if source.list(&mut page).await.is_err() {
         return Ok(None);
     }
+    let bytes = files.iter().flatten().map(|file| file.meta.size).sum();
     let threads = if job.is_by_splits() { 1 } else { threads };
-    let mut config = config_of(threads, &sql.options).map_err(|error| bad_query(&error))?;
+    let engine = engine::choose(job, bytes).engine;
+    let mut config = engine::config_of(engine, job, threads).map_err(|error| bad_query(&error))?;
     // There is no file to tell any.
     config.options_mut().execution.collect_statistics = false;
-    let context = SessionContext::new_with_config_rt(config, Arc::new(RuntimeEnv::default()));
+    let runtime = Arc::new(RuntimeEnv::default());
+    // Nothing is there to be read yet.
+    runtime.register_object_store(volume_url().as_ref(), Arc::new(InMemory::new()));
+    let context = SessionContext::new_with_config_rt(config, runtime);
+    let context = SessionContext::new_with_state(ballista::upgraded(context.state()));
     let bad = Arc::new(BadRecords::new(job.dataset.on_bad_record));
     for ((name, key, Told { columns, .. }), files) in told.into_iter().zip(files) {
         let table = Arc::new(Table::of_files(&name, &sql.tables[&name], files)?);

@@ -38,7 +38,7 @@ pub(super) async fn of(error: &DataFusionError, session: &Session) -> Option<Tas
 }
 
 /// Whether an error can be one of reading: those of computing, such as a division by zero, are not.
-fn is_of_bytes(error: &DataFusionError) -> bool {
+pub(super) fn is_of_bytes(error: &DataFusionError) -> bool {
     use ArrowError::{ExternalError, IoError, IpcError, ParquetError};
     match error {
         DataFusionError::ParquetError(_) | DataFusionError::External(_) => true,

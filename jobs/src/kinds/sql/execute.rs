@@ -6,10 +6,13 @@
 use std::{io, path::Path, sync::Arc};
 
 use datafusion::{error::DataFusionError, prelude::SessionConfig};
+use forebay_datasets::split::Split;
 
 use super::{
     bad::BadRecord,
-    blame, cause, config_of,
+    blame, cause,
+    distributed::{self, Current},
+    engine,
     held::NotHeld,
     memory,
     output::{check_output, list_skipped, written},
@@ -19,6 +22,7 @@ use super::{
 };
 use crate::{
     kinds::{TaskContext, TaskError, TaskOutput},
+    spec::Engine,
     task::TaskInput,
 };
 
@@ -59,29 +63,58 @@ impl Thrift {
 
 /// Executes the query of the task's job.
 pub async fn execute(ctx: &TaskContext<'_>) -> Result<TaskOutput, TaskError> {
+    let current = Current::default();
     tokio::select! {
-        () = ctx.cancel.cancelled() => Err(TaskError::Cancelled),
-        output = query(ctx) => output,
+        () = ctx.cancel.cancelled() => {
+            current.cancel().await;
+            Err(TaskError::Cancelled)
+        }
+        output = query(ctx, &current) => output,
     }
 }
 
-async fn query(ctx: &TaskContext<'_>) -> Result<TaskOutput, TaskError> {
+async fn query(ctx: &TaskContext<'_>, current: &Current) -> Result<TaskOutput, TaskError> {
     if ctx.job.is_by_splits() {
         return splits::execute(ctx).await;
     }
-    let sql = query_of(ctx.job)?;
     let TaskInput::Split(split) = &ctx.spec.input else {
         return Err(TaskError::BadInput("the task is no query".to_owned()));
     };
+    match engine::choose_over(ctx.job, split).engine {
+        Engine::Datafusion | Engine::Splits => query_by(Engine::Datafusion, ctx, split, current).await,
+        Engine::Ballista => match query_by(Engine::Ballista, ctx, split, current).await {
+            Err(TaskError::Unfit(why)) => match distributed::refusal(ctx.job, &why) {
+                Some(refusal) => Err(refusal),
+                None => {
+                    tracing::info!(%why, "Ballista cannot execute the query: DataFusion does, in this worker");
+                    query_by(Engine::Datafusion, ctx, split, current).await
+                }
+            },
+            output => output,
+        },
+    }
+}
+
+async fn query_by(
+    engine: Engine,
+    ctx: &TaskContext<'_>,
+    split: &Split,
+    current: &Current,
+) -> Result<TaskOutput, TaskError> {
+    let sql = query_of(ctx.job)?;
     let failed = |error: &DataFusionError| failed(error, ctx.scratch_dir, ctx.memory);
-    let mut config = config_of(ctx.threads, &sql.options).map_err(|error| failed(&error))?;
-    memory::fit(&mut config, ctx.memory, &sql.options);
+    let mut config = engine::config_of(engine, ctx.job, ctx.threads).map_err(|error| failed(&error))?;
+    memory::fit(&mut config, ctx.threads, ctx.memory, &sql.options);
     let runtime = || memory::runtime(ctx.memory, ctx.scratch_dir).map_err(|error| failed(&error));
     let over = Over { volume: ctx.volume, sql, split, on_bad_record: ctx.job.dataset.on_bad_record };
     let mut session = Session::open(over, &config, &runtime()?).await?;
     let (mut thrift, mut plans) = (Thrift::None, 1.0);
     loop {
-        let error = match run(ctx, &session).await {
+        let done = match engine {
+            Engine::Datafusion | Engine::Splits => run(ctx, &session).await,
+            Engine::Ballista => distributed::run(ctx, &session, &thrift.apply(config.clone()), current).await,
+        };
+        let error = match done {
             Ok(mut output) => {
                 output.metrics.insert("plans".to_owned(), plans);
                 return Ok(output);
@@ -131,7 +164,7 @@ async fn run(ctx: &TaskContext<'_>, session: &Session) -> Result<TaskOutput, Sto
     Ok(output)
 }
 
-fn is_exhausted(error: &DataFusionError) -> bool {
+pub(super) fn is_exhausted(error: &DataFusionError) -> bool {
     matches!(error.find_root(), DataFusionError::ResourcesExhausted(_))
 }
 

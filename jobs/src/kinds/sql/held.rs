@@ -1,16 +1,20 @@
-//! Staged files with holes, as DataFusion may read them.
+//! Staged files, as DataFusion may read them.
 //!
-//! DataFusion reads a table's files through the object store of its session. Where some files are held in part, that
-//! store is [`HeldFiles`]: it asks the snapshot's manifest before each read, and refuses one that touches a byte which
-//! is not held. Without it a hole would be read as zeros, and zeros can be values.
+//! DataFusion reads a table's files through the object store of its session, which is [`HeldFiles`]. It names them by
+//! their place on the volume, so that a plan is good wherever a host mounts that. Where some files are held in part, it
+//! asks the snapshot's manifest before each read, and refuses one that touches a byte which is not held. Without that a
+//! hole would be read as zeros, and zeros can be values.
 
 use std::{collections::BTreeMap, fmt, ops::Range, path::PathBuf};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use datafusion::object_store::{
-    CopyOptions, Error, GetOptions, GetRange, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, local::LocalFileSystem, path::Path,
+use datafusion::{
+    execution::object_store::ObjectStoreUrl,
+    object_store::{
+        CopyOptions, Error, GetOptions, GetRange, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+        PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, local::LocalFileSystem, path::Path,
+    },
 };
 use forebay_datasets::{
     columns::{self, Columns, ColumnsError},
@@ -35,19 +39,35 @@ pub struct NotHeld {
     columns: Columns,
 }
 
-/// The local files, those that are held in part only as far as they are.
+/// Where DataFusion finds a volume's files.
+pub(super) fn volume_url() -> ObjectStoreUrl {
+    ObjectStoreUrl::parse("forebay://volume").expect("a constant URL")
+}
+
+/// Where a file is, to DataFusion, by its path on the volume.
+pub(super) fn location(path: &str) -> std::result::Result<Path, VolumeError> {
+    Path::parse(path).map_err(|_| VolumeError::Escapes { path: path.to_owned() })
+}
+
+/// A volume's files, those that are held in part only as far as they are.
 #[derive(Debug)]
 pub(super) struct HeldFiles {
     files: LocalFileSystem,
+    /// Where no file is held in part, of nothing.
     snapshot: String,
     columns: Columns,
     partial: BTreeMap<Path, (Object, PathBuf)>,
 }
 
 impl HeldFiles {
-    /// What is held of the pieces' objects; none if all are held whole.
-    pub(super) fn of(volume: &Volume, pieces: &[Piece]) -> std::result::Result<Option<Self>, TaskError> {
-        let Some(first) = pieces.iter().find(|piece| piece.partial) else { return Ok(None) };
+    /// The files of a volume, of which the pieces tell what is held.
+    pub(super) fn of(volume: &Volume, pieces: &[Piece]) -> std::result::Result<Self, TaskError> {
+        let files = LocalFileSystem::new_with_prefix(volume.root())
+            .map_err(|error| TaskError::Io { path: volume.root().to_owned(), source: std::io::Error::other(error) })?;
+        let Some(first) = pieces.iter().find(|piece| piece.partial) else {
+            let (snapshot, columns, partial) = Default::default();
+            return Ok(Self { files, snapshot, columns, partial });
+        };
         let snapshot = snapshot::of_volume_path(volume, &first.path).map_err(|error| match error {
             SnapshotError::Volume(error) => TaskError::Volume(error),
             error => TaskError::BadInput(error.to_string()),
@@ -59,13 +79,15 @@ impl HeldFiles {
             let object = object.filter(|object| snapshot.volume_path(object) == piece.path);
             let escapes = || VolumeError::Escapes { path: piece.path.clone() };
             let (object, path) = (object.ok_or_else(escapes)?, volume.resolve(&piece.path)?);
-            let url = url::Url::from_file_path(&path).map_err(|()| escapes())?;
-            // As DataFusion makes a location of a URL.
-            let location = Path::from_url_path(url.path()).map_err(|_| escapes())?;
-            partial.insert(location, (object.clone(), path));
+            partial.insert(location(&piece.path)?, (object.clone(), path));
         }
         let columns = snapshot.record.columns.unwrap_or_default();
-        Ok(Some(Self { files: LocalFileSystem::new(), snapshot: snapshot.record.id.to_string(), columns, partial }))
+        Ok(Self { files, snapshot: snapshot.record.id.to_string(), columns, partial })
+    }
+
+    /// Whether no file is held in part.
+    pub(super) fn is_whole(&self) -> bool {
+        self.partial.is_empty()
     }
 
     /// Whether the objects of these keys hold the columns, as far as they have them, by their own footers.
@@ -99,7 +121,7 @@ impl HeldFiles {
 
 impl fmt::Display for HeldFiles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "what is held of snapshot {}", self.snapshot)
+        write!(f, "the volume's files, and what is held of snapshot {:?}", self.snapshot)
     }
 }
 

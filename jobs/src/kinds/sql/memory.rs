@@ -46,11 +46,11 @@ pub(super) fn runtime(memory: Option<u64>, scratch: &Path) -> Result<Arc<Runtime
     builder.with_memory_pool(Arc::new(TrackConsumersPool::new(FairSpillPool::new(pool(memory)), most))).build_arc()
 }
 
-/// Sets what operators reserve for the time when they spill, so that they all together leave room for what they do before.
-pub(super) fn fit(config: &mut SessionConfig, memory: Option<u64>, options: &BTreeMap<String, String>) {
+/// Sets what operators reserve for the time when they spill, so that those of a worker all together leave room for what they do before.
+pub(super) fn fit(config: &mut SessionConfig, threads: usize, memory: Option<u64>, options: &BTreeMap<String, String>) {
     const RESERVED: &str = "datafusion.execution.sort_spill_reservation_bytes";
     let Some(memory) = memory.filter(|_| !options.contains_key(RESERVED)) else { return };
-    let share = pool(memory) / (8 * config.target_partitions().max(1));
+    let share = pool(memory) / (8 * threads.max(1));
     let reserved = &mut config.options_mut().execution.sort_spill_reservation_bytes;
     *reserved = share.clamp(1 << 18, *reserved);
 }

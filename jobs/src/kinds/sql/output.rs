@@ -41,13 +41,13 @@ pub(super) async fn written(
 }
 
 /// The files that a query's rows go to.
-enum Sink {
+pub(super) enum Sink {
     One(Box<TableWriter>),
     Partitioned(Box<PartitionedWriter>),
 }
 
 impl Sink {
-    fn create(ctx: &TaskContext<'_>, schema: &SchemaRef) -> Result<Self, TaskError> {
+    pub(super) fn create(ctx: &TaskContext<'_>, schema: &SchemaRef) -> Result<Self, TaskError> {
         let output = &ctx.job.output;
         let row_group = output.row_group_size.unwrap_or_else(|| memory::row_group(ctx.memory));
         let layout = Layout { format: output.format, row_group: Some(row_group) };
@@ -62,14 +62,14 @@ impl Sink {
         })
     }
 
-    fn write(&mut self, batch: &RecordBatch) -> Result<(), TaskError> {
+    pub(super) fn write(&mut self, batch: &RecordBatch) -> Result<(), TaskError> {
         match self {
             Self::One(writer) => writer.write(batch),
             Self::Partitioned(writer) => writer.write(batch),
         }
     }
 
-    fn finish(self) -> Result<Vec<Written>, TaskError> {
+    pub(super) fn finish(self) -> Result<Vec<Written>, TaskError> {
         match self {
             Self::One(writer) => Ok(vec![writer.finish()?]),
             Self::Partitioned(writer) => writer.finish(),

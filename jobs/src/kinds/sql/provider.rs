@@ -24,7 +24,6 @@ use datafusion::{
         source::DataSourceExec,
     },
     error::{DataFusionError, Result},
-    execution::object_store::ObjectStoreUrl,
     logical_expr::{Expr, TableProviderFilterPushDown},
     physical_plan::{ExecutionPlan, empty::EmptyExec},
 };
@@ -33,8 +32,9 @@ use futures::{StreamExt, TryStreamExt, stream};
 
 use super::{
     bad::BadRecords,
+    held::volume_url,
     table::{Columns, Table, TableFile},
-    text::{TextPlace, TextSource},
+    text::{TextPlace, TextSource, TextTable},
 };
 
 /// A table whose columns are known.
@@ -101,7 +101,7 @@ impl Files {
         if !self.are_here || file.part != Part::Whole || !state.config().collect_statistics() {
             return Ok(scanned);
         }
-        let store = state.runtime_env().object_store(ObjectStoreUrl::local_filesystem())?;
+        let store = state.runtime_env().object_store(volume_url())?;
         let own = Arc::clone(self.columns.table.file_schema());
         let told = reader.infer_stats_and_ordering(state, &store, own, &file.meta).await?;
         let mut scanned = scanned.with_statistics(Arc::new(told.statistics)).with_ordering(told.ordering);
@@ -124,7 +124,7 @@ impl Files {
 
 /// Which row groups of a Parquet file are read. The footer is kept for when they are.
 async fn row_groups(state: &dyn Session, file: &TableFile, wanted: Range<u32>) -> Result<ParquetAccessPlan> {
-    let store = state.runtime_env().object_store(ObjectStoreUrl::local_filesystem())?;
+    let store = state.runtime_env().object_store(volume_url())?;
     // A first read of more than the footer would reach into what is not held.
     let hint = state.config_options().execution.parquet.metadata_size_hint.filter(|_| !file.partial);
     let footer = DFParquetMetadata::new(store.as_ref(), &file.meta)
@@ -184,12 +184,13 @@ impl TableProvider for Files {
             (Some(reader), _) => reader.file_source(self.columns.table.clone()),
             (None, Some(text)) => {
                 let (all, own) = (Arc::clone(&self.columns.all), self.columns.table.clone());
-                Arc::new(TextSource::new(Arc::clone(text), all, own, Arc::clone(&self.bad)))
+                let of = TextTable { name: self.table.name.clone(), format: Arc::clone(text) };
+                Arc::new(TextSource::new(of, all, own, Arc::clone(&self.bad)))
             }
             (None, None) => return Err(DataFusionError::Internal("a table that nothing reads".to_owned())),
         };
         let groups = FileGroup::new(scanned).split_files(state.config().target_partitions());
-        let scan = FileScanConfigBuilder::new(ObjectStoreUrl::local_filesystem(), source)
+        let scan = FileScanConfigBuilder::new(volume_url(), source)
             .with_file_groups(groups)
             .with_statistics(statistics)
             .with_projection_indices(projection.cloned())?

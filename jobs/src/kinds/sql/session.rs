@@ -18,14 +18,14 @@ use forebay_datasets::{split::Split, volume::Volume};
 
 use super::{
     bad::BadRecords,
-    bad_query,
-    held::HeldFiles,
+    bad_query, ballista,
+    held::{HeldFiles, volume_url},
     known::{KnownTable, Scan},
     needed,
     provider::Files,
     readable,
     script::Script,
-    table::{Columns, Table, TableFile, bad_table, files_url},
+    table::{Columns, Table, TableFile, bad_table},
     table_reference,
 };
 use crate::{
@@ -48,7 +48,7 @@ pub(super) struct Session {
     config: SessionConfig,
     runtime: Arc<RuntimeEnv>,
     script: Script,
-    held: Option<Arc<HeldFiles>>,
+    held: Arc<HeldFiles>,
     tables: Vec<Opened>,
 }
 
@@ -84,7 +84,7 @@ impl Session {
 
     /// Without a table yet.
     fn empty(over: Over<'_>, config: &SessionConfig, runtime: &Arc<RuntimeEnv>) -> Result<Self, TaskError> {
-        let held = HeldFiles::of(over.volume, &over.split.pieces)?.map(Arc::new);
+        let held = Arc::new(HeldFiles::of(over.volume, &over.split.pieces)?);
         let script = Script::parse(&over.sql.query).map_err(TaskError::BadInput)?;
         let bad = Arc::new(BadRecords::new(over.on_bad_record));
         let (config, runtime) = (config.clone(), Arc::clone(runtime));
@@ -127,13 +127,12 @@ impl Session {
     }
 
     fn register_held(&self) {
-        if let Some(held) = &self.held {
-            self.runtime.register_object_store(&files_url(), Arc::<HeldFiles>::clone(held));
-        }
+        self.runtime.register_object_store(volume_url().as_ref(), Arc::<HeldFiles>::clone(&self.held));
     }
 
     fn context(&self) -> SessionContext {
-        SessionContext::new_with_config_rt(self.config.clone(), Arc::clone(&self.runtime))
+        let context = SessionContext::new_with_config_rt(self.config.clone(), Arc::clone(&self.runtime));
+        SessionContext::new_with_state(ballista::upgraded(context.state()))
     }
 
     /// The query, in a context of its own, in which its views are made.
@@ -156,7 +155,9 @@ impl Session {
 
     /// Whether all that the query reads is held.
     pub(super) fn check_held(&self, frame: DataFrame) -> Result<(), TaskError> {
-        let Some(held) = &self.held else { return Ok(()) };
+        if self.held.is_whole() {
+            return Ok(());
+        }
         let needed = needed::of_plan(&frame.into_optimized_plan().map_err(|error| bad_query(&error))?);
         let needed = needed.map_err(|error| bad_query(&error))?;
         for Opened { table, chosen, .. } in &self.tables {
@@ -165,7 +166,7 @@ impl Session {
             let is_in_files = |name: &&str| !table.partitions.iter().any(|field| field.name() == name);
             let needed = needed.iter().filter(is_in_files).collect();
             let keys: Vec<_> = chosen.iter().map(|at| table.files[*at].key.as_str()).collect();
-            held.check(&keys, &needed)?;
+            self.held.check(&keys, &needed)?;
         }
         Ok(())
     }

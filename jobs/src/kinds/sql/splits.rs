@@ -25,10 +25,11 @@ pub use self::combines::NotBySplit;
 pub(super) use self::halves::Halves;
 use self::states::{StateWriter, reader};
 use super::{
-    blame, config_of,
+    blame,
     execute::{Stopped, failed},
     known::{KnownTable, Scan},
     memory,
+    options::config_of,
     output::{check_output, list_skipped, metrics, written},
     query_of,
     session::{Over, Session},
@@ -73,7 +74,7 @@ pub(super) async fn execute(ctx: &TaskContext<'_>) -> Result<TaskOutput, TaskErr
     let table = ctx.table.ok_or_else(unknown)?;
     let failed = |error: &DataFusionError| failed(error, ctx.scratch_dir, ctx.memory);
     let mut config = config_of(1, &sql.options).map_err(|error| failed(&error))?;
-    memory::fit(&mut config, ctx.memory, &sql.options);
+    memory::fit(&mut config, 1, ctx.memory, &sql.options);
     let runtime = memory::runtime(ctx.memory, ctx.scratch_dir).map_err(|error| failed(&error))?;
     let split = match &ctx.spec.input {
         TaskInput::Split(split) => split,

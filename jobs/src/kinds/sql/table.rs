@@ -13,21 +13,20 @@ use datafusion::{
         table_schema::TableSchema,
     },
     error::DataFusionError,
-    execution::object_store::ObjectStoreUrl,
     object_store::{ObjectMeta, path::Path},
     prelude::SessionContext,
     scalar::ScalarValue,
 };
 use forebay_datasets::{
     split::{Part, Split},
-    volume::{Volume, VolumeError},
+    volume::Volume,
 };
 use futures::{StreamExt, TryStreamExt, stream};
 
 use super::{
     bad::{BadRecord, BadRecords},
     cause, drift,
-    held::NotHeld,
+    held::{NotHeld, location, volume_url},
     known::KnownTable,
     partitions::Partitions,
     passing, readable,
@@ -128,11 +127,7 @@ impl Table {
         let mut files = Vec::new();
         for piece in split.pieces.iter().filter(|piece| matches(&piece.key)) {
             let path = volume.resolve(&piece.path)?;
-            let escapes = || VolumeError::Escapes { path: piece.path.clone() };
-            // As DataFusion makes a location of a URL.
-            let url = url::Url::from_file_path(&path).map_err(|()| escapes())?;
-            let location = Path::from_url_path(url.path()).map_err(|_| escapes())?;
-            let file = TableFile::new(&piece.key, path, location, piece.size);
+            let file = TableFile::new(&piece.key, path, location(&piece.path)?, piece.size);
             files.push(TableFile { partial: piece.partial, part: piece.part, ..file });
         }
         Ok(files)
@@ -238,10 +233,8 @@ impl Table {
             (Some(text), _) => text.infer(TextFile { key: &file.key, path: &file.path }, bad),
             (None, Some(reader)) => {
                 let state = context.state();
-                let store = state
-                    .runtime_env()
-                    .object_store(ObjectStoreUrl::local_filesystem())
-                    .map_err(|e| bad_table(&self.name, &readable(&e)))?;
+                let store =
+                    state.runtime_env().object_store(volume_url()).map_err(|e| bad_table(&self.name, &readable(&e)))?;
                 let schema = reader.infer_schema(&state, &store, std::slice::from_ref(&file.meta)).await;
                 schema.map(|schema| schema.as_ref().clone())
             }
@@ -299,9 +292,4 @@ pub(super) fn format<'a>(
 /// Something wrong with a table.
 pub(super) fn bad_table(name: &str, what: &str) -> TaskError {
     TaskError::BadInput(format!("the table `{name}`: {what}"))
-}
-
-/// Where local files are, to DataFusion.
-pub(super) fn files_url() -> url::Url {
-    url::Url::parse("file:///").expect("a constant URL")
 }

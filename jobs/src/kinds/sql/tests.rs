@@ -4,6 +4,7 @@ mod files;
 mod outputs;
 mod shelf;
 mod splits;
+mod travel;
 
 use std::{fs, io, ops::Range};
 
@@ -175,7 +176,7 @@ impl Bench {
 
     /// Executes a query without looking first whether it can be.
     async fn rows(&self, query: &str, split: &Split) -> Result<String, DataFusionError> {
-        let session = planned(&self.volume(), &job(query), split, 2).await.unwrap();
+        let session = planned(&self.volume(), &job(query), split, (Engine::Datafusion, 2)).await.unwrap();
         let batches = session.frame().await?.collect().await?;
         Ok(pretty_format_batches(&batches).unwrap().to_string())
     }

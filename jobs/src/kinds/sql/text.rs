@@ -28,7 +28,7 @@ use datafusion::error::DataFusionError;
 use regex::Regex;
 
 use self::chunks::{Chunk, ChunkError, Chunks, records};
-pub(super) use self::source::{TextPlace, TextSource};
+pub(super) use self::source::{TextPlace, TextSource, TextTable};
 use super::{bad::BadRecords, drift};
 use crate::{
     kinds::table::ROWS_FOR_TYPES,

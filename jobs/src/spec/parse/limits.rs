@@ -20,13 +20,13 @@ pub(super) fn split(raw: Option<Spanned<RawSplit>>, work: &Work) -> Result<Split
     let default = match work {
         Work::Command(_) => SplitSpec { by: SplitBy::File, size: SplitSize::Each },
         Work::Mapreduce(_) => SplitSpec { by: SplitBy::Bytes, size: SplitSize::Bytes(SPLIT_BYTES) },
-        Work::Sql(sql) if sql.engine == Engine::Splits => {
+        Work::Sql(sql) if sql.engine == Some(Engine::Splits) => {
             SplitSpec { by: SplitBy::Bytes, size: SplitSize::Bytes(SPLIT_BYTES) }
         }
         Work::Sql(_) => SplitSpec { by: SplitBy::Whole, size: SplitSize::Each },
     };
     let Some(raw) = raw else { return Ok(default) };
-    if matches!(work, Work::Sql(sql) if sql.engine != Engine::Splits) {
+    if matches!(work, Work::Sql(sql) if sql.engine != Some(Engine::Splits)) {
         let error = SpecError::at(&raw, "a query is one task, and takes no [split]");
         return Err(error.help("remove it, or aggregate by splits: engine = \"splits\" under [sql]"));
     }

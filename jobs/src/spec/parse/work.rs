@@ -74,15 +74,22 @@ impl Context<'_> {
     pub(super) fn sql(&self, raw: RawSql, dataset: &DatasetSpec) -> Result<SqlSpec, SpecError> {
         let query = filled(raw.query.get_ref(), &raw.query.span(), self.params)?;
         kinds::sql::check_syntax(&query).map_err(|message| self.bad_query(&raw.query, &query, message))?;
-        let engine = raw.engine.as_ref().map(engine).transpose()?.unwrap_or_default();
+        let engine = raw.engine.as_ref().map(engine).transpose()?;
         let (mut tables, options) = (tables(raw.tables)?, options(raw.options)?);
-        if let (Engine::Splits, Some(place)) = (engine, &raw.engine) {
+        if let (Some(Engine::Splits), Some(place)) = (engine, &raw.engine) {
             check_splits(place, &tables, &options)?;
         }
         if tables.is_empty() {
             tables.insert(dataset.name.replace(['-', '.'], "_"), TableSpec::of_glob("**"));
         }
-        Ok(SqlSpec { query, tables, engine, options })
+        let sql = SqlSpec { query, tables, engine, options };
+        match (&raw.engine, kinds::sql::refused_by(&sql, dataset)) {
+            (Some(place), Some(why)) => {
+                let error = SpecError::at(place, why);
+                Err(error.help("leave engine out, or write engine = \"datafusion\""))
+            }
+            _ => Ok(sql),
+        }
     }
 
     /// Points at the word that the parser stumbled over, where the file holds the query as it is.
@@ -137,8 +144,12 @@ impl Context<'_> {
 fn engine(text: &Spanned<String>) -> Result<Engine, SpecError> {
     match text.get_ref().as_str() {
         "datafusion" => Ok(Engine::Datafusion),
+        "ballista" => Ok(Engine::Ballista),
         "splits" => Ok(Engine::Splits),
-        other => Err(SpecError::at(text, format!("there is no engine `{other}`")).help("use datafusion or splits")),
+        other => Err(SpecError::at(text, format!("there is no engine `{other}`")).help(
+            "engines are \"datafusion\", in one worker, \"ballista\", in all of them, and \"splits\", a task a split; \
+             without the key forebay chooses one of the first two",
+        )),
     }
 }
 

@@ -255,7 +255,9 @@ fn an_attempt_that_is_to_end_does() {
     for input in [TaskInput::Split(split.clone()), TaskInput::Shuffle(this.outputs(&mapped))] {
         let ended = CancellationToken::new();
         ended.cancel();
-        let error = this.task(input, |ctx| execute_by(&TaskContext { cancel: &ended, ..*ctx }, &this.natives));
+        let error = this.task(input, |ctx| {
+            execute_by(&TaskContext { cancel: &ended, cluster: ctx.cluster.clone(), ..*ctx }, &this.natives)
+        });
         assert!(matches!(error, Err(TaskError::Cancelled)), "{error:?}");
     }
 }

@@ -52,8 +52,12 @@ impl Shelf {
 
     /// Executes a job's query within some memory.
     pub(super) async fn run(&self, job: &str, memory: Option<u64>) -> Result<TaskOutput, TaskError> {
+        self.run_over(self.split(), job, memory).await
+    }
+
+    pub(super) async fn run_over(&self, split: Split, job: &str, memory: Option<u64>) -> Result<TaskOutput, TaskError> {
         let (job, volume) = (spec(job), self.volume());
-        let task = TaskSpec { task: TaskId { phase: 0, index: 0 }, count: 1, input: TaskInput::Split(self.split()) };
+        let task = TaskSpec { task: TaskId { phase: 0, index: 0 }, count: 1, input: TaskInput::Split(split) };
         let (out_dir, scratch_dir) = (self.root.path().join("out"), self.root.path().join("scratch"));
         let ctx = TaskContext {
             volume: &volume,
@@ -64,6 +68,8 @@ impl Shelf {
             threads: 2,
             table: None,
             memory,
+            run_dir: self.root.path(),
+            cluster: tokio::sync::watch::channel(None).1,
             cancel: &CancellationToken::new(),
             yields: &CancellationToken::new(),
         };

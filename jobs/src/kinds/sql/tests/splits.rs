@@ -61,6 +61,8 @@ impl Run {
             threads: 1,
             table: self.plan.table.as_ref(),
             memory,
+            run_dir: self.volume.root(),
+            cluster: tokio::sync::watch::channel(None).1,
             cancel: &CancellationToken::new(),
             yields: &CancellationToken::new(),
         };

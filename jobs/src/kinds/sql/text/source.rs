@@ -31,12 +31,20 @@ pub(in crate::kinds::sql) struct TextPlace {
     pub(in crate::kinds::sql) path: PathBuf,
 }
 
+/// The table whose files are text.
+#[derive(Clone)]
+pub(in crate::kinds::sql) struct TextTable {
+    /// As a query names it without quotes.
+    pub(in crate::kinds::sql) name: String,
+    pub(in crate::kinds::sql) format: Arc<TextFormat>,
+}
+
 /// The text files of a table.
 #[derive(Clone)]
 pub(in crate::kinds::sql) struct TextSource {
-    format: Arc<TextFormat>,
+    pub(in crate::kinds::sql) of: TextTable,
     /// All columns of a file, in its order.
-    columns: SchemaRef,
+    pub(in crate::kinds::sql) columns: SchemaRef,
     bad: Arc<BadRecords>,
     table_schema: TableSchema,
     projection: SplitProjection,
@@ -46,14 +54,14 @@ pub(in crate::kinds::sql) struct TextSource {
 
 impl TextSource {
     pub(in crate::kinds::sql) fn new(
-        format: Arc<TextFormat>,
+        of: TextTable,
         columns: SchemaRef,
         table_schema: TableSchema,
         bad: Arc<BadRecords>,
     ) -> Self {
         let projection = SplitProjection::unprojected(&table_schema);
         let metrics = ExecutionPlanMetricsSet::new();
-        Self { format, columns, bad, table_schema, projection, batch_size: 8192, metrics }
+        Self { of, columns, bad, table_schema, projection, batch_size: 8192, metrics }
     }
 }
 
@@ -63,7 +71,7 @@ impl FileSource for TextSource {
         let place = |at: &usize| self.columns.index_of(schema.field(*at).name());
         let projection = self.projection.file_indices.iter().map(place).collect::<Result<_, _>>()?;
         let opener = TextOpener {
-            format: Arc::clone(&self.format),
+            format: Arc::clone(&self.of.format),
             columns: Arc::clone(&self.columns),
             projection,
             bad: Arc::clone(&self.bad),
@@ -95,14 +103,14 @@ impl FileSource for TextSource {
     }
 
     fn file_type(&self) -> &str {
-        match *self.format {
+        match *self.of.format {
             TextFormat::Csv { .. } => "csv",
             TextFormat::Ndjson => "ndjson",
         }
     }
 
     fn supports_repartitioning(&self) -> bool {
-        self.format.is_lines()
+        self.of.format.is_lines()
     }
 
     fn fmt_extra(&self, _: DisplayFormatType, _: &mut fmt::Formatter<'_>) -> fmt::Result {

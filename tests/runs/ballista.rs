@@ -1,0 +1,295 @@
+//! A query in all workers of its run: the answer is that of one worker, whoever is killed, and nobody else gets in.
+
+use std::{fs, path::Path, sync::Arc};
+
+use arrow::array::{ArrayRef, Int64Array, RecordBatch};
+use arrow_flight::{Criteria, flight_service_client::FlightServiceClient};
+use ballista_core::serde::protobuf::{GetJobStatusParams, scheduler_grpc_client::SchedulerGrpcClient};
+use parquet::arrow::ArrowWriter;
+use rustix::process::Pid;
+use serde_json::Value;
+use tonic::{
+    Code,
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+};
+
+use crate::support::{
+    Cluster, eventually,
+    processes::{Running, kill},
+    published,
+};
+
+const TABLES: &str = "tables = { flights = 'flights/*.parquet', weather = 'weather.csv', airlines = 'airlines.csv', \
+                      fares = 'fares/month=*/*.parquet' }\n";
+
+/// Each with what its rows are ordered by.
+const QUERIES: [(&str, &str); 6] = [
+    (
+        "a view, joins of Parquet and CSV, an aggregate",
+        "create view late as select * from flights where dep_delay > 30;
+         select a.name, w.origin, count(*) as n, sum(l.distance) as miles from late l
+         join airlines a on l.carrier = a.carrier
+         join weather w on l.origin = w.origin and l.month = w.month and l.day = w.day and l.hour = w.hour
+         group by 1, 2 order by n desc, 1, 2",
+    ),
+    ("partitions", "select month, sum(fare) as s, count(*) as n from fares where month > 1 group by 1 order by 1"),
+    ("a limit", "select carrier, flight, dep_delay from flights order by dep_delay desc nulls last, 1, 2 limit 7"),
+    (
+        "branches that a task may have no part of",
+        "select 'f' as k, count(*) as n from flights union all select 'w', count(*) from weather
+         union all select 'a', count(*) from airlines order by 1",
+    ),
+    (
+        "a subquery and a window",
+        "select * from (select month, carrier, n, rank() over (partition by month order by n desc) as r from
+         (select month, carrier, count(*) as n from flights
+          where distance > (select avg(distance) from flights) group by 1, 2)) where r < 3 order by 1, 4, 2",
+    ),
+    (
+        "no row of the other side",
+        "select a.carrier, count(f.flight) as n from airlines a
+         left join (select * from flights where month = 1 and day = 1) f on a.carrier = f.carrier
+         where a.carrier not in (select carrier from flights where month = 2 and day = 3 and origin = 'LGA')
+         group by 1 order by 1",
+    ),
+];
+
+/// So many pairs of rows that a stage takes seconds.
+const LONG: &str = "select a.origin, count(*) as n, sum(a.distance) as s from flights a join flights b
+    on a.origin = b.origin and a.month = b.month and a.day = b.day
+    where a.month < 4 and a.dep_delay < b.dep_delay group by 1 order by 1";
+
+/// The flights of 2013, and a table in partitions.
+async fn cluster() -> Cluster {
+    let cluster = Cluster::start().await;
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/nycflights13");
+    for part in ["flights", "airlines.csv", "weather.csv"] {
+        let path = data.join(part);
+        let files = if path.is_dir() { crate::support::files(&path) } else { vec![path] };
+        for file in files {
+            let key = file.strip_prefix(&data).unwrap().to_str().unwrap();
+            cluster.s3.put("acme", key, fs::read(&file).unwrap());
+        }
+    }
+    for month in 1..4 {
+        let fares: ArrayRef = Arc::new(Int64Array::from_iter_values((0..100).map(|n| n * month)));
+        let batch = RecordBatch::try_from_iter([("fare", fares)]).unwrap();
+        let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), None).unwrap();
+        writer.write(&batch).unwrap();
+        cluster.s3.put("acme", &format!("fares/month={month}/a.parquet"), writer.into_inner().unwrap());
+    }
+    cluster
+}
+
+fn job(cluster: &Cluster, name: &str, query: &str, rest: &str) -> String {
+    let text = format!(
+        "name = '{name}'\n[dataset]\nsource = 's3://acme'\n[output]\nformat = 'csv'\n[retry]\nbackoff = '10ms..10ms'\n\
+         [sql]\nquery = \"\"\"{query}\"\"\"\n{TABLES}{rest}"
+    );
+    cluster.file(&format!("{name}.toml"), &text)
+}
+
+fn text(result: &Value) -> String {
+    let output = published(Path::new(result["output"]["path"].as_str().unwrap()));
+    String::from_utf8(output["part-00000.csv"].clone()).unwrap()
+}
+
+fn figure(cluster: &Cluster, run: &str, name: &str) -> f64 {
+    let explained = cluster.forebay(["explain", run, "0-0", "--json"]).json(0);
+    let attempts = explained["attempts"].as_array().unwrap().iter();
+    attempts.filter_map(|attempt| attempt["metrics"][name].as_f64()).sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_workers_and_four_give_the_rows_that_one_gives() {
+    let cluster = cluster().await;
+    for (index, (what, query)) in QUERIES.into_iter().enumerate() {
+        let run = |engine: &str, workers: u32| {
+            let rest = format!("engine = '{engine}'\n[workers]\ncount = {workers}\nslots = 2\n");
+            let id = format!("{engine}-{workers}-{index}");
+            let result = cluster.forebay(["run", &job(&cluster, "j", query, &rest), "--id", &id, "--json"]).json(0);
+            (text(&result), result["workers"].as_u64().unwrap(), id)
+        };
+        let (expected, ..) = run("datafusion", 1);
+        assert!(expected.lines().count() > 2, "{what}: {expected}");
+        for workers in [2, 4] {
+            let (given, there, id) = run("ballista", workers);
+            assert_eq!(given, expected, "{what}, by {workers} workers");
+            assert!((1..=u64::from(workers)).contains(&there), "{what}: {there} workers");
+            assert_eq!(figure(&cluster, &id, "queries"), 1.0, "{what}");
+            assert!(!cluster.run_dir(&id).join("shuffle").exists(), "{what}: what lay between stages is gone");
+        }
+    }
+}
+
+/// A run of the long query whose two workers are at work on it.
+struct Long {
+    cluster: Cluster,
+    coordinator: Running,
+    workers: Vec<Running>,
+}
+
+impl Long {
+    async fn begin() -> Self {
+        let cluster = cluster().await;
+        let rest = "engine = 'ballista'\n[workers]\nfleet = 'external'\ncount = 2\n";
+        let file = job(&cluster, "long", LONG, rest);
+        let args = ["--listen", "127.0.0.1", "run", &file, "--id", "long", "--json"];
+        let coordinator = cluster.terminal().start(args);
+        let dir = cluster.run_dir("long");
+        eventually("there is a coordinator", || dir.join("epochs/1/link.json").exists());
+        let worker = |name| cluster.terminal().start(["worker", "--run", "long", "--slots", "2", "--name", name]);
+        let workers = vec![worker("a"), worker("b")];
+        let logs = |name: &str| dir.join(format!("logs/{name}.log")).exists();
+        eventually("both have joined", || logs("a") && logs("b"));
+        // What the first stages have made is there, and so the long one is next.
+        let made = || crate::support::files(&dir.join("shuffle")).len() > 1;
+        eventually("a stage is done", || dir.join("shuffle").exists() && made());
+        assert!(!dir.join("result.json").exists());
+        Self { cluster, coordinator, workers }
+    }
+
+    fn link(&self) -> Value {
+        let text = fs::read(self.cluster.run_dir("long").join("epochs/1/link.json")).unwrap();
+        serde_json::from_slice(&text).unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_killed_in_a_stage_costs_time_and_no_row() {
+    let expected = {
+        let cluster = cluster().await;
+        let file = job(&cluster, "one", LONG, "engine = 'datafusion'\n");
+        text(&cluster.forebay(["run", &file, "--json"]).json(0))
+    };
+    for victim in [0, 1] {
+        let Long { cluster, coordinator, workers } = Long::begin().await;
+        kill(&[workers[victim].pid()]);
+        let result = coordinator.outcome().json(0);
+        assert_eq!(text(&result), expected);
+        // Either the attempt was the killed worker's, or its query was begun again by the other one.
+        let again = (result["tasks"]["attempts"].as_f64().unwrap(), figure(&cluster, "long", "queries"));
+        assert!(again == (2.0, 1.0) || again == (1.0, 2.0), "{again:?}");
+        assert!(!cluster.run_dir("long").join("shuffle").exists());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_that_is_killed_takes_its_scheduler_along_and_the_next_one_has_another() {
+    let Long { cluster, coordinator, workers } = Long::begin().await;
+    kill(&[coordinator.pid()]);
+    drop(coordinator);
+    let result = cluster.forebay(["--listen", "127.0.0.1", "resume", "long", "--json"]).json(0);
+    assert_eq!(result["tasks"]["attempts"], 1, "the attempt went on: {result}");
+    assert!(text(&result).starts_with("origin,n,s\nEWR,"), "{result}");
+    workers.into_iter().for_each(|worker| drop(worker.outcome().code(0)));
+}
+
+/// How somebody calls a port: with what of the run's.
+fn caller(address: &str, certificate: &str, key: Option<(&str, &str)>) -> Channel {
+    let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(certificate)).domain_name("forebay");
+    let tls = match key {
+        Some((certificate, key)) => tls.identity(Identity::from_pem(certificate, key)),
+        None => tls,
+    };
+    Endpoint::from_shared(address.to_owned()).unwrap().tls_config(tls).unwrap().connect_lazy()
+}
+
+/// The ports on which a process listens on this host.
+fn ports(pid: Pid) -> Vec<u16> {
+    let pid = pid.as_raw_nonzero();
+    let sockets: Vec<_> = fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .flatten()
+        .filter_map(|fd| {
+            let target = fs::read_link(fd.path()).ok()?.to_str()?.to_owned();
+            Some(target.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned())
+        })
+        .collect();
+    let table = fs::read_to_string(format!("/proc/{pid}/net/tcp")).unwrap();
+    table
+        .lines()
+        .skip(1)
+        .filter_map(|line| {
+            let fields: Vec<_> = line.split_whitespace().collect();
+            // State 0A is that of listening: proc(5).
+            let is_its = fields[3] == "0A" && sockets.iter().any(|socket| socket == fields[9]);
+            assert!(!is_its || fields[1].starts_with("0100007F:"), "it listens elsewhere: {line}");
+            is_its.then(|| u16::from_str_radix(fields[1].split_once(':').unwrap().1, 16).unwrap())
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_not_the_run_s_key_is_refused_by_each_port() {
+    let long = Long::begin().await;
+    let link = long.link();
+    let shared = &link["cluster"];
+    let of = |name: &str| shared[name].as_str().unwrap();
+    let (address, certificate, key) = (of("address"), of("certificate"), of("key"));
+    let other = rcgen::generate_simple_self_signed(["forebay".to_owned()]).unwrap();
+    let (other_certificate, other_key) = (other.cert.pem(), other.signing_key.serialize_pem());
+    let strangers = [None, Some((other_certificate.as_str(), other_key.as_str()))];
+
+    let ask = async |key| {
+        let mut scheduler = SchedulerGrpcClient::new(caller(address, certificate, key));
+        scheduler.get_job_status(GetJobStatusParams { job_id: "none".to_owned() }).await.map(drop)
+    };
+    ask(Some((certificate, key))).await.unwrap();
+    for stranger in strangers {
+        let refused = ask(stranger).await.unwrap_err();
+        assert_ne!(refused.code(), Code::Ok);
+        assert!(std::error::Error::source(&refused).is_some(), "by the transport, and not by the service: {refused:?}");
+    }
+
+    for worker in &long.workers {
+        let ports = ports(worker.pid());
+        assert_eq!(ports.len(), 1, "an executor's");
+        let address = format!("https://127.0.0.1:{}", ports[0]);
+        let ask = async |key| {
+            let mut executor = FlightServiceClient::new(caller(&address, certificate, key));
+            executor.list_flights(Criteria::default()).await.map(drop)
+        };
+        // It is let in, and the service has nothing of the kind.
+        assert_eq!(ask(Some((certificate, key))).await.unwrap_err().code(), Code::Unimplemented);
+        for stranger in strangers {
+            let refused = ask(stranger).await.unwrap_err();
+            assert_ne!(refused.code(), Code::Unimplemented, "{refused:?}");
+        }
+    }
+    let result = long.coordinator.outcome().json(0);
+    assert_eq!(result["tasks"]["attempts"], 1, "nobody was disturbed: {result}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_cannot_be_read_is_named_whoever_reads_it() {
+    let cluster = cluster().await;
+    cluster.s3.put("acme", "weather.csv", "origin,month\nEWR,1\nJFK,two\n");
+    let query = "select origin, sum(month) as s from months group by 1";
+    let text = format!(
+        "name = 'bad'\n[dataset]\nsource = 's3://acme'\n[sql]\nquery = '{query}'\nengine = 'ballista'\n\
+         tables.months = {{ include = 'weather.csv', schema = {{ month = 'BIGINT' }} }}\n\
+         [workers]\ncount = 2\nslots = 1\n"
+    );
+    let result = cluster.forebay(["run", &cluster.file("bad.toml", &text), "--json"]).json(1);
+    let told = result["error"].as_str().unwrap();
+    assert!(told.contains("`weather.csv`, line 3: the column `month`: `two` is no Int64"), "{told}");
+    assert_eq!(result["tasks"]["attempts"], 1, "another try would find the same: {result}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_says_which_engine_it_is_and_why_and_what_ballista_cannot_do() {
+    let cluster = cluster().await;
+    let check = |query: &str, rest: &str| cluster.forebay(["check", &job(&cluster, "c", query, rest)]).code(0).stdout;
+    let said = check("select count(*) from flights", "[workers]\ncount = 2\nslots = 1\n");
+    assert!(said.contains("engine: datafusion, since 7 MiB are less than the 1024 that"), "{said}");
+    let said = check("select count(*) from flights", "engine = 'ballista'\n[workers]\ncount = 2\nslots = 1\n");
+    assert!(said.contains("engine: ballista, since the job says so"), "{said}");
+
+    let recursive = "with recursive r(n) as (select 1 union all select n + 1 from r where n < 3) select * from r";
+    let file = job(&cluster, "recursive", recursive, "engine = 'ballista'\n[workers]\ncount = 2\nslots = 1\n");
+    let refused = cluster.forebay(["run", &file]).code(2).stderr;
+    assert!(refused.contains("Ballista cannot execute") && refused.contains("engine = \"datafusion\""), "{refused}");
+    let other = job(&cluster, "other", recursive, "engine = 'datafusion'\n[workers]\ncount = 2\nslots = 1\n");
+    assert_eq!(text(&cluster.forebay(["run", &other, "--json"]).json(0)), "n\n1\n2\n3\n");
+}

@@ -83,7 +83,7 @@ async fn cluster() -> Cluster {
 
 fn job(cluster: &Cluster, name: &str, query: &str, rest: &str) -> String {
     let text = format!(
-        "name = '{name}'\n[dataset]\nsource = 's3://acme'\n[output]\nformat = 'csv'\n[retry]\nbackoff = '10ms..10ms'\n\
+        "name = '{name}'\nreuse = 'off'\n[dataset]\nsource = 's3://acme'\n[output]\nformat = 'csv'\n[retry]\nbackoff = '10ms..10ms'\n\
          [sql]\nquery = \"\"\"{query}\"\"\"\n{TABLES}{rest}"
     );
     cluster.file(&format!("{name}.toml"), &text)
@@ -267,7 +267,7 @@ async fn a_record_that_cannot_be_read_is_named_whoever_reads_it() {
     cluster.s3.put("acme", "weather.csv", "origin,month\nEWR,1\nJFK,two\n");
     let query = "select origin, sum(month) as s from months group by 1";
     let text = format!(
-        "name = 'bad'\n[dataset]\nsource = 's3://acme'\n[sql]\nquery = '{query}'\nengine = 'ballista'\n\
+        "name = 'bad'\nreuse = 'off'\n[dataset]\nsource = 's3://acme'\n[sql]\nquery = '{query}'\nengine = 'ballista'\n\
          tables.months = {{ include = 'weather.csv', schema = {{ month = 'BIGINT' }} }}\n\
          [workers]\ncount = 2\nslots = 1\n"
     );

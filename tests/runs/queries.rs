@@ -64,7 +64,7 @@ async fn csv_with_newlines_in_quotes_is_not_torn_and_columns_in_another_order_ar
     cluster.s3.put("data", "a.csv", format!("n,text\n{rows}"));
     let job = |query: &str| {
         let text = format!(
-            "name = 'j'\n[dataset]\nsource = 's3://data'\n[sql]\nquery = \"\"\"{query}\"\"\"\n[workers]\nslots = 4\n\
+            "name = 'j'\nreuse = 'off'\n[dataset]\nsource = 's3://data'\n[sql]\nquery = \"\"\"{query}\"\"\"\n[workers]\nslots = 4\n\
              [output]\nformat = 'csv'\n"
         );
         cluster.file("job.toml", &text)

@@ -21,7 +21,7 @@ async fn cluster() -> Cluster {
 
 fn job(query: &str, rest: &str) -> String {
     format!(
-        "name = 'j'\n[dataset]\nsource = 's3://data'\n[sql]\nquery = \"\"\"{query}\"\"\"\nengine = 'splits'\n\
+        "name = 'j'\nreuse = 'off'\n[dataset]\nsource = 's3://data'\n[sql]\nquery = \"\"\"{query}\"\"\"\nengine = 'splits'\n\
          [split]\nsize = '4KiB'\n{rest}"
     )
 }

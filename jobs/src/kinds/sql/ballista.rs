@@ -8,12 +8,12 @@
 //! The attempt that executes the task plans the query as it would for itself, hands the plan to the scheduler, and reads
 //! what the last stage has left. So whatever stands around a query stays as it is: retries, checks, the commit.
 //! Here is what all three sides need: how they know each other ([`endpoint`], [`server_tls`]), how a plan travels
-//! ([`codec`]), what it runs in ([`Site`]) and how it fails ([`fault`]). The scheduler itself is the coordinator's, the
+//! (`codec`), what it runs in ([`Site`]) and how it fails (`fault`). The scheduler itself is the coordinator's, the
 //! executor the worker's.
 //!
 //! Executors write into one directory of the volume, under names that no other task has, and read from there; a file that
 //! is not seen there yet is fetched from its executor. A job that loses an executor is given up by the scheduler's
-//! coordinator, and the query begun again ([`query`]): Ballista's own way, to repeat the stages that are lost, would hand
+//! coordinator, and the query begun again (`query`): Ballista's own way, to repeat the stages that are lost, would hand
 //! on what a stage had done before it was rolled back a second time.
 
 mod codec;

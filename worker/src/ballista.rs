@@ -172,6 +172,7 @@ async fn ask(executor: &Executor, asks: &Notify) -> std::convert::Infallible {
         if active.elapsed() < IDLE {
             asks.notify_one();
         }
+        // The scheduler calls nobody: an executor that does not ask learns of no work.
         tokio::time::sleep(ASK).await;
     }
 }

@@ -11,7 +11,10 @@ mod support;
 
 mod network;
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -160,6 +163,49 @@ fn the_workers_of_a_coordinator_whose_host_dies_work_for_the_next_on_another_hos
     check(&result, output);
     assert_eq!((names(&scene.dir, "begun"), names(&scene.dir, "done")), (TASKS, TASKS), "nothing is done again");
     assert_eq!(result["workers"], 2);
+}
+
+/// A query by Ballista, whose workers exchange over the network and over the volume.
+#[test]
+#[ignore = "makes networks, as root; .ci/run has it"]
+fn a_query_is_right_in_workers_that_have_the_volume_at_other_paths() {
+    let Some(network) = Network::new(3) else {
+        println!("skipped: no network can be made here");
+        return;
+    };
+    let dir = TempDir::new().unwrap();
+    let flights = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/nycflights13/flights");
+    let query = "select a.carrier, count(*) as n, sum(b.distance) as miles from t a join t b \
+                 on a.origin = b.origin and a.month = b.month and a.day = b.day and a.hour = b.hour \
+                 group by 1 order by 1";
+    let text = |name: &str, engine: &str, fleet: &str| {
+        let job = format!(
+            "name = '{name}'\n[dataset]\nsource = 'file://{}'\nname = 'flights'\n[sql]\nengine = '{engine}'\n\
+             query = \"{query}\"\ntables = {{ t = '*.parquet' }}\n[workers]\n{fleet}\n[output]\nformat = 'csv'\n",
+            flights.display()
+        );
+        fs::write(dir.path().join("job.toml"), job).unwrap();
+    };
+    let volume = dir.path().join("v");
+    let answer = |run: &str| published(&volume.join("runs").join(run).join("output"));
+    text("one", "datafusion", "count = 1");
+    let (at, job) = (path(&dir, "v"), path(&dir, "job.toml"));
+    network.hosts[0].start(&["--volume", &at, "run", &job, "--id", "one", "--json"]).outcome().json(0);
+    text("two", "ballista", "fleet = 'external'\ncount = 2");
+    let coordinator = coordinate(&network.hosts[0], &dir);
+    eventually("the coordinator is there", || volume.join("runs/r/epochs/1/link.json").exists());
+    let workers: Vec<_> = network.hosts[1..]
+        .iter()
+        .map(|host| {
+            let elsewhere = dir.path().join(host.name()).join("volume");
+            host.moves(&volume, &elsewhere);
+            host.start(&["--volume", &elsewhere.display().to_string(), "worker", "--run", "r", "--name", &host.name()])
+        })
+        .collect();
+    let result = coordinator.outcome().json(0);
+    assert_eq!((&result["state"], &result["workers"]), (&"succeeded".into(), &2.into()), "{result}");
+    assert_eq!(answer("r"), answer("one"));
+    workers.into_iter().for_each(|worker| drop(worker.outcome().code(0)));
 }
 
 fn names(dir: &TempDir, beginning: &str) -> usize {

@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader},
+    path::Path,
     process::{Child, Command, Stdio},
 };
 
@@ -101,6 +102,16 @@ impl Host {
         command.args(["-t", &self.first.to_string(), "-n", "-p", "-m", env!("CARGO_BIN_EXE_forebay")]).args(args);
         command.env_remove("AWS_ENDPOINT_URL_S3");
         Running::new(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))
+    }
+
+    /// From now on a directory is found there at another path, which is made, and no longer at its own.
+    pub fn moves(&self, directory: &Path, to: &Path) {
+        std::fs::create_dir_all(to).unwrap();
+        let (from, to) = (directory.display(), to.display());
+        let text = format!("mount --bind {from} {to}; mount -t tmpfs -o size=4k none {from}");
+        let first = self.first.to_string();
+        let status = Command::new("nsenter").args(["-t", &first, "-m", "sh", "-euc", &text]).status().unwrap();
+        assert!(status.success());
     }
 
     fn die(&mut self) {

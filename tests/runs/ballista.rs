@@ -278,6 +278,39 @@ async fn a_record_that_cannot_be_read_is_named_whoever_reads_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_worker_s_memory_holds_for_its_part_which_is_spilled_or_refused() {
+    let cluster = cluster().await;
+    let rest = "engine = 'ballista'\n[workers]\ncount = 2\nslots = 1\nmemory = '64MiB'\n";
+    // More rows to sort than a pool of 16 MiB holds.
+    let sorted = "select count(*) as c, sum(r * f) as s from (
+        select b.flight as f, row_number() over (order by a.tailnum, b.flight, a.dep_time, b.dep_time, b.dest) as r
+        from flights a join flights b on a.origin = b.origin and a.month = b.month and a.day = b.day and a.hour = b.hour
+        where a.month < 2)";
+    let one = job(&cluster, "one", sorted, "engine = 'datafusion'\n");
+    let expected = text(&cluster.forebay(["run", &one, "--json"]).json(0));
+    let file = job(&cluster, "spills", sorted, rest);
+    let mut run = cluster.terminal().start(["run", &file, "--id", "spills", "--json"]);
+    let slots = cluster.run_dir("spills").join("slots");
+    let has_spilled = || {
+        let dirs = fs::read_dir(&slots).into_iter().flatten().flatten();
+        let mut stages = dirs.filter(|dir| dir.file_name().to_string_lossy().ends_with(".stages"));
+        stages.any(|dir| {
+            crate::support::files(&dir.path()).iter().any(|file| file.metadata().is_ok_and(|file| file.len() > 0))
+        })
+    };
+    eventually("it spills, or ends", || has_spilled() || run.has_ended());
+    assert!(!run.has_ended(), "nothing was spilled: {:?}", run.outcome());
+    assert_eq!(text(&run.outcome().json(0)), expected);
+
+    let all = "select array_length(array_agg(a.tailnum || b.dest)) as l from flights a join flights b
+        on a.origin = b.origin and a.month = b.month and a.day = b.day and a.hour = b.hour where a.month < 3";
+    let result = cluster.forebay(["run", &job(&cluster, "refused", all, rest), "--json"]).json(1);
+    let told = result["error"].as_str().unwrap();
+    assert!(told.contains("give [workers] memory more"), "{told}");
+    assert_eq!(result["tasks"]["attempts"], 1, "another try would want as much: {result}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn check_says_which_engine_it_is_and_why_and_what_ballista_cannot_do() {
     let cluster = cluster().await;
     let check = |query: &str, rest: &str| cluster.forebay(["check", &job(&cluster, "c", query, rest)]).code(0).stdout;

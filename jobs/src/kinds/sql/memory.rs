@@ -7,6 +7,7 @@
 use std::{collections::BTreeMap, num::NonZero, path::Path, sync::Arc};
 
 use datafusion::{
+    common::config::ConfigNonZeroUsize,
     error::DataFusionError,
     execution::{
         disk_manager::{DiskManager, DiskManagerMode},
@@ -46,13 +47,29 @@ pub(super) fn runtime(memory: Option<u64>, scratch: &Path) -> Result<Arc<Runtime
     builder.with_memory_pool(Arc::new(TrackConsumersPool::new(FairSpillPool::new(pool(memory)), most))).build_arc()
 }
 
-/// Sets what operators reserve for the time when they spill, so that those of a worker all together leave room for what they do before.
+/// Sets what operators reserve for the time when they spill, so that those of a worker all together leave room for what
+/// they do before; and the rows of a batch, of which some five are held for each spilled file while files are merged, twice
+/// and more what is asked of the pool for it. What the user sets is left as it is.
 pub(super) fn fit(config: &mut SessionConfig, threads: usize, memory: Option<u64>, options: &BTreeMap<String, String>) {
     const RESERVED: &str = "datafusion.execution.sort_spill_reservation_bytes";
-    let Some(memory) = memory.filter(|_| !options.contains_key(RESERVED)) else { return };
-    let share = pool(memory) / (8 * threads.max(1));
-    let reserved = &mut config.options_mut().execution.sort_spill_reservation_bytes;
-    *reserved = share.clamp(1 << 18, *reserved);
+    const BATCH: &str = "datafusion.execution.batch_size";
+    let Some(memory) = memory else { return };
+    let execution = &mut config.options_mut().execution;
+    if !options.contains_key(RESERVED) {
+        let share = pool(memory) / (8 * threads.max(1));
+        let reserved = &mut execution.sort_spill_reservation_bytes;
+        *reserved = share.clamp(1 << 18, *reserved);
+    }
+    if !options.contains_key(BATCH) {
+        let rows = batch(memory / threads.max(1) as u64, execution.batch_size.get());
+        execution.batch_size = ConfigNonZeroUsize::try_new(rows).unwrap_or(execution.batch_size);
+    }
+}
+
+/// Rows of a batch for a thread with so much memory: 2,048 for 256 MiB.
+fn batch(memory: u64, most: usize) -> usize {
+    const FEWEST: usize = 1024;
+    usize::try_from(memory >> 17).unwrap_or(usize::MAX).clamp(FEWEST, most.max(FEWEST))
 }
 
 /// The bytes that the writers of many files hold together: the more, the fewer and larger the files are.
@@ -69,6 +86,22 @@ pub(super) fn row_group(memory: Option<u64>) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_less_memory_a_thread_has_the_fewer_rows_are_in_a_batch() {
+        let rows = |memory: u64, threads, options: &BTreeMap<String, String>| {
+            let mut config = SessionConfig::new();
+            fit(&mut config, threads, Some(memory), options);
+            config.options().execution.batch_size.get()
+        };
+        let none = BTreeMap::new();
+        assert_eq!(
+            [64 << 10, 512 << 20, 1 << 30, 64 << 30].map(|memory| rows(memory, 2, &none)),
+            [1024, 2048, 4096, 8192]
+        );
+        let set = BTreeMap::from([("datafusion.execution.batch_size".to_owned(), "8192".to_owned())]);
+        assert_eq!(rows(512 << 20, 2, &set), 8192);
+    }
 
     #[test]
     fn a_pool_leaves_room_for_what_nobody_asks_for() {

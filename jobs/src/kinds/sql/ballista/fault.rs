@@ -26,22 +26,34 @@ pub(super) struct Fault {
 
 /// The same error, which a text can carry. What Ballista itself tries again stays as it is.
 pub fn told(error: DataFusionError) -> DataFusionError {
-    let is_ballistas = matches!(error.find_root(), DataFusionError::External(inner) if inner.is::<BallistaError>());
-    let is_known = cause::<NotHeld>(&error).is_some() || cause::<BadRecord>(&error).is_some();
-    if is_ballistas || (!is_known && passing(&error).is_some()) {
+    let whole = within(&error);
+    let is_ballistas = matches!(whole.find_root(), DataFusionError::External(inner) if inner.is::<BallistaError>());
+    let is_known = cause::<NotHeld>(whole).is_some() || cause::<BadRecord>(whole).is_some();
+    if is_ballistas || (!is_known && passing(whole).is_some()) {
         return error;
     }
-    let message = match (cause::<NotHeld>(&error), cause::<BadRecord>(&error)) {
+    let message = match (cause::<NotHeld>(whole), cause::<BadRecord>(whole)) {
         (Some(not_held), _) => not_held.to_string(),
         (_, Some(record)) => record.to_string(),
-        _ => readable(&error),
+        _ => readable(whole),
     };
-    let of_bytes = !is_known && blame::is_of_bytes(error.find_root());
-    let fault = Fault { message, exhausted: is_exhausted(&error), of_bytes };
+    let of_bytes = !is_known && blame::is_of_bytes(whole.find_root());
+    let fault = Fault { message, exhausted: is_exhausted(whole), of_bytes };
     match serde_json::to_string(&fault) {
         // A text of a text of it must stay readable.
         Ok(text) => DataFusionError::Execution(format!("{BEGINS}{}{ENDS}", hex(&text))),
         Err(_) => error,
+    }
+}
+
+/// The error of DataFusion's that one of Ballista's carries, as what writes a stage's rows gives it.
+fn within(error: &DataFusionError) -> &DataFusionError {
+    match error.find_root() {
+        DataFusionError::External(inner) => match inner.downcast_ref() {
+            Some(BallistaError::DataFusionError(inner)) => within(inner),
+            _ => error,
+        },
+        _ => error,
     }
 }
 
@@ -89,6 +101,10 @@ mod tests {
         let error = arrives(DataFusionError::External(Box::new(record))).unwrap_err();
         assert!(matches!(&error, TaskError::BadInput(text) if *text == message), "{error}");
         let error = arrives(DataFusionError::ResourcesExhausted("no room".to_owned())).unwrap();
+        assert!(is_exhausted(&error), "{error}");
+        let carried =
+            BallistaError::DataFusionError(Box::new(DataFusionError::ResourcesExhausted("no room".to_owned())));
+        let error = arrives(DataFusionError::Shared(carried.into_datafusion().into())).unwrap();
         assert!(is_exhausted(&error), "{error}");
         let error = arrives(DataFusionError::ParquetError(Box::new(
             datafusion::parquet::errors::ParquetError::General("torn".to_owned()),

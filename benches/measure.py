@@ -21,7 +21,7 @@ SAMPLE = 0.005
 
 
 def whole(argv: list[str], scratch: Path, timeout: float) -> dict[str, float]:
-    """Seconds of wall time and CPU, CPU seconds of the command's first process, and MiB of the largest process."""
+    """Seconds of wall time and CPU, CPU seconds of the command's first process, MiB of the largest process, MiB written."""
     report = scratch / "report.json"
     launcher = [sys.executable, "-I", "-S", str(Path(__file__).resolve()), str(report), str(timeout)]
     os.sync()
@@ -61,7 +61,8 @@ def main() -> None:
             break
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = used.ru_utime + used.ru_stime
-    figures = {"code": code, "wall": wall, "own": own, "cpu": cpu, "peak": used.ru_maxrss / 1024}
+    peak, written = used.ru_maxrss / 1024, used.ru_oublock * 512 / 2**20
+    figures = {"code": code, "wall": wall, "own": own, "cpu": cpu, "peak": peak, "written": written}
     Path(report).write_text(json.dumps(figures))
 
 

@@ -16,6 +16,9 @@ def duckdb_row(work: str, out: str, files: list[str]) -> None:
         "GROUP BY word ORDER BY word",
         "lines": f"SELECT filename AS key, count(*) AS lines FROM {lines} GROUP BY filename ORDER BY filename",
         "grep": f"SELECT filename AS key, line FROM {lines} WHERE contains(line, '{NEEDLE}')",
+        "stations": "SELECT station, min(t) AS min, avg(t) AS mean, max(t) AS max FROM "
+        f"read_csv({files!r}, columns = {{'station': 'VARCHAR', 't': 'DOUBLE'}}, auto_detect = false, header = false, delim = ';') "
+        "GROUP BY station ORDER BY station",
     }[work]
     duckdb.sql(f"COPY ({query}) TO '{out}' (HEADER)")
 
@@ -33,6 +36,10 @@ def polars_row(work: str, out: str, files: list[str]) -> None:
             result = words.group_by("word").agg(pl.len().alias("count")).sort("word")
         case "lines":
             result = lines.group_by("key").agg(pl.len().alias("lines")).sort("key")
+        case "stations":
+            t = pl.col("t")
+            table = pl.scan_csv(files, has_header=False, separator=";", schema={"station": pl.String, "t": pl.Float64})
+            result = table.group_by("station").agg(t.min().alias("min"), t.mean().alias("mean"), t.max().alias("max")).sort("station")
         case _:
             result = lines.filter(line.str.contains(NEEDLE, literal=True)).select("key", "line")
     result.sink_csv(out)

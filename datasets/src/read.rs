@@ -129,7 +129,21 @@ fn open(path: &PathBuf, piece: &Piece) -> Result<File, ReadError> {
     }
 }
 
-fn read(path: &PathBuf, piece: &Piece) -> Result<PieceBytes, ReadError> {
+/// A piece's file, and where in it the records are that [`piece_bytes`] gives.
+///
+/// # Errors
+/// As of [`piece_bytes`].
+pub fn piece_range(volume: &Volume, piece: &Piece) -> Result<(File, Range<u64>), ReadError> {
+    let path = whole_path(volume, piece)?;
+    match range(&path, piece) {
+        Err(ReadError::Io { source, .. }) if source.kind() == io::ErrorKind::StaleNetworkFileHandle => {
+            range(&path, piece)
+        }
+        outcome => outcome,
+    }
+}
+
+fn range(path: &PathBuf, piece: &Piece) -> Result<(File, Range<u64>), ReadError> {
     let failed = |source| ReadError::Io { path: path.clone(), source };
     let file = open(path, piece)?;
     let range = match piece.part {
@@ -140,6 +154,12 @@ fn read(path: &PathBuf, piece: &Piece) -> Result<PieceBytes, ReadError> {
         }
         Part::Whole | Part::RowGroups { .. } => 0..piece.size,
     };
+    Ok((file, range))
+}
+
+fn read(path: &PathBuf, piece: &Piece) -> Result<PieceBytes, ReadError> {
+    let failed = |source| ReadError::Io { path: path.clone(), source };
+    let (file, range) = range(path, piece)?;
     let offset = range.start;
     if range.is_empty() {
         return Ok(PieceBytes { bytes: Bytes::Owned(Vec::new()), offset });
@@ -253,6 +273,8 @@ mod tests {
             for split in split(&[object], Cut::Bytes, Size::Bytes(size)) {
                 for piece in &split.pieces {
                     let bytes = piece_bytes(&volume, piece).unwrap();
+                    let (_, range) = piece_range(&volume, piece).unwrap();
+                    prop_assert_eq!(range, bytes.offset..bytes.offset + bytes.len() as u64);
                     prop_assert!(bytes.is_empty() || bytes.offset == joined.len() as u64);
                     prop_assert!(bytes.is_empty() || bytes.offset == 0 || text.as_bytes()[bytes.offset as usize - 1] == b'\n');
                     joined.extend_from_slice(&bytes);

@@ -1,7 +1,7 @@
 //! What somebody writes who needs the figure once: mapped files, a thread a core, and no framework. `benches/crunch`
 //! compares with it.
 //!
-//! `by_hand words OUT FILE…`, `by_hand lines OUT FILE…`, `by_hand grep NEEDLE OUT FILE…`
+//! `by_hand words OUT FILE…`, `by_hand lines OUT FILE…`, `by_hand grep NEEDLE OUT FILE…`, `by_hand stations OUT FILE…`
 
 use std::{
     collections::HashMap,
@@ -27,7 +27,8 @@ fn main() -> io::Result<()> {
         ["words", out, files @ ..] => words(out, files),
         ["lines", out, files @ ..] => lines(out, files),
         ["grep", needle, out, files @ ..] => grep(needle.as_bytes(), out, files),
-        _ => Err(io::Error::other("usage: by_hand words|lines|grep [NEEDLE] OUT FILE…")),
+        ["stations", out, files @ ..] => stations(out, files),
+        _ => Err(io::Error::other("usage: by_hand words|lines|grep|stations [NEEDLE] OUT FILE…")),
     }
 }
 
@@ -133,6 +134,44 @@ fn grep(needle: &[u8], out: &str, files: &[&str]) -> io::Result<()> {
         write!(out, "{},{offset},", files[at])?;
         out.write_all(line)?;
         out.write_all(b"\n")?;
+    }
+    out.flush()
+}
+
+/// Least, greatest, sum and number of a station's temperatures in tenths of degrees: the one billion row challenge.
+fn stations(out: &str, files: &[&str]) -> io::Result<()> {
+    type Seen<'a> = HashMap<&'a [u8], (i64, i64, i64, u64), foldhash::fast::FixedState>;
+    fn both<'a>(seen: &mut Seen<'a>, station: &'a [u8], (least, greatest, sum, count): (i64, i64, i64, u64)) {
+        let all = seen.entry(station).or_insert((i64::MAX, i64::MIN, 0, 0));
+        *all = (all.0.min(least), all.1.max(greatest), all.2 + sum, all.3 + count);
+    }
+    let maps = map(files)?;
+    let mut seen = each_part(&maps, Seen::default, |seen, _, _, text| {
+        let mut from = 0;
+        while let Some(end) = memchr::memchr(b'\n', &text[from..]).map(|newline| from + newline) {
+            let semicolon = (from..end).rev().find(|at| text[*at] == b';').unwrap_or(from);
+            let (mut tenths, mut sign) = (0, 1);
+            for byte in &text[semicolon + 1..end] {
+                match byte {
+                    b'-' => sign = -1,
+                    b'.' => {}
+                    digit => tenths = 10 * tenths + i64::from(digit - b'0'),
+                }
+            }
+            both(seen, &text[from..semicolon], (sign * tenths, sign * tenths, sign * tenths, 1));
+            from = end + 1;
+        }
+    });
+    let mut all = seen.pop().unwrap_or_default();
+    seen.into_iter().flatten().for_each(|(station, some)| both(&mut all, station, some));
+    let mut sorted: Vec<_> = all.into_iter().collect();
+    sorted.sort_unstable();
+    let mut out = BufWriter::new(File::create(out)?);
+    out.write_all(b"station,min,mean,max\n")?;
+    for (station, (least, greatest, sum, count)) in sorted {
+        out.write_all(station)?;
+        let degrees = |tenths: i64| tenths as f64 / 10.0;
+        writeln!(out, ",{},{},{}", degrees(least), sum as f64 / count as f64 / 10.0, degrees(greatest))?;
     }
     out.flush()
 }

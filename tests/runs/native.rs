@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use crate::support::{
     Cluster, eventually,
-    examples::{example, job, sessions},
+    examples::{example, job, sessions, stations},
     files,
     processes::kill,
     published,
@@ -46,6 +46,42 @@ fn rows(output: &BTreeMap<String, Vec<u8>>) -> BTreeMap<String, (usize, usize)> 
         (cells[0].to_owned(), (cells[1].parse().unwrap(), cells[2].parse().unwrap()))
     };
     parts.flat_map(|part| part.lines().skip(1)).map(row).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stations_are_what_a_plain_program_finds_and_bad_lines_are_named() {
+    let cluster = Cluster::start().await;
+    cluster.put_tree("stations", &example("stations/measurements"));
+    let text = job("stations/stations.toml", "measurements", "s3://stations");
+    let terminal = cluster.terminal().of_program(stations());
+    let job = cluster.file("stations.toml", &text);
+    let result = terminal.forebay(["run", &job, "--json"]).json(0);
+    assert!(result["tasks"]["total"].as_u64() > Some(2), "a station is of several tasks: {result}");
+    let mut tenths = BTreeMap::<String, Vec<i64>>::new();
+    for file in files(&example("stations/measurements")) {
+        for line in fs::read_to_string(file).unwrap().lines() {
+            let (station, degrees) = line.split_once(';').unwrap();
+            tenths.entry(station.to_owned()).or_default().push(degrees.replace('.', "").parse().unwrap());
+        }
+    }
+    let expected: String = tenths
+        .iter()
+        .map(|(station, all)| {
+            let degrees = |tenths: &i64| *tenths as f64 / 10.0;
+            let mean = all.iter().sum::<i64>() as f64 / all.len() as f64 / 10.0;
+            let (least, greatest) = (degrees(all.iter().min().unwrap()), degrees(all.iter().max().unwrap()));
+            format!("{station},{least:?},{mean:?},{greatest:?}\n")
+        })
+        .collect();
+    let output = published(Path::new(result["output"]["path"].as_str().unwrap()));
+    let found: Vec<_> = output.values().map(|part| String::from_utf8_lossy(part)).collect();
+    assert_eq!(found, [format!("station,min,mean,max\n{expected}")]);
+    for (line, why) in [("Quito", "there is no `;`"), ("Quito;1x.0", "what follows the `;` is no temperature")] {
+        cluster.s3.put("stations", "bad.txt", line);
+        let error = terminal.forebay(["run", &job]).code(1);
+        let said = format!("the map of `stations` failed at byte 0 of `bad.txt`: {why}");
+        assert!(error.stderr.contains(&said), "{}", error.stderr);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -40,8 +40,14 @@ pub(crate) const DRAIN_GRACE: Duration = Duration::from_secs(8);
 const STREAMS: Duration = Duration::from_secs(30);
 /// Between two looks at what has no event.
 const LOOK: Duration = Duration::from_millis(20);
-/// What one read of a pipe takes at most: what Linux's pipes hold.
+/// What one read of a logged pipe takes at most: what Linux's pipes hold.
 const CHUNK: usize = 64 << 10;
+/// The same of what a program writes for who takes it.
+const TAKEN: usize = 256 << 10;
+/// All pipes of a worker that records go through are to hold so much together, beyond which a user who is not root would
+/// soon get none but tiny ones (`pipe-user-pages-soft`, pipe(7)); and one no more than the system gives by default.
+const PIPES: usize = 16 << 20;
+const WIDEST: usize = 1 << 20;
 
 /// Runs something on a thread of its own; the receiver fails if it panics.
 fn on_thread<T: Send + 'static>(name: &str, run: impl FnOnce() -> T + Send + 'static) -> io::Result<Receiver<T>> {
@@ -53,8 +59,20 @@ fn on_thread<T: Send + 'static>(name: &str, run: impl FnOnce() -> T + Send + 'st
     Ok(receiver)
 }
 
+/// A pipe for records: a wider one takes fewer turns between those at its ends. Where the system refuses it is as any other.
+fn wide_pipe(slots: u32) -> io::Result<(io::PipeReader, io::PipeWriter)> {
+    let (read, write) = io::pipe()?;
+    let capacity = (PIPES / (2 * slots.max(1) as usize)).min(WIDEST);
+    if capacity > CHUNK {
+        let _ = rustix::pipe::fcntl_setpipe_size(&write, capacity);
+    }
+    Ok((read, write))
+}
+
 /// What becomes of a program's streams.
 pub(crate) struct Streams<F, T> {
+    /// How many programs run at once.
+    pub(crate) slots: u32,
     /// Writes its standard input; none gives it an empty one.
     pub(crate) feed: Option<F>,
     /// Cancelled when the program has ended, for what feeds it and has nothing to write yet.
@@ -175,14 +193,15 @@ where
 {
     let name = command.get_program().to_string_lossy().into_owned();
     let no_streams = |source| ProcessError::Streams { program: name.clone(), source };
-    let Streams { feed, fed_in_vain, take, stdout, stderr } = streams;
+    let Streams { slots, feed, fed_in_vain, take, stdout, stderr } = streams;
 
-    let (out_read, out_write) = io::pipe().map_err(no_streams)?;
+    let out = if take.is_some() { wide_pipe(slots) } else { io::pipe() };
+    let (out_read, out_write) = out.map_err(no_streams)?;
     let (err_read, err_write) = io::pipe().map_err(no_streams)?;
     let (stdin, in_write) = match feed {
         None => (Stdio::null(), None),
         Some(feed) => {
-            let (read, write) = io::pipe().map_err(no_streams)?;
+            let (read, write) = wide_pipe(slots).map_err(no_streams)?;
             (read.into(), Some((feed, write)))
         }
     };
@@ -199,7 +218,7 @@ where
     let taken = match take {
         Some(take) => {
             let (whole, read_whole) = mpsc::channel();
-            let output = BufReader::with_capacity(CHUNK, Watched { pipe: out_read, unread: Some(whole) });
+            let output = BufReader::with_capacity(TAKEN, Watched { pipe: out_read, unread: Some(whole) });
             Some((on_thread("take", move || take(output)).map_err(no_streams)?, read_whole))
         }
         None => {

@@ -64,7 +64,7 @@ pub struct TaskContext<'a> {
 /// What a task has made.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TaskOutput {
-    /// Files, closed and synced.
+    /// Files, closed and synced. Who reports them syncs the directory that they are in.
     pub files: Vec<Written>,
     /// Figures of its own.
     pub metrics: BTreeMap<String, f64>,
@@ -82,7 +82,7 @@ pub fn published_at(name: &str, from: u32, to: u32) -> Option<String> {
     Some(format!("{dir}part-{to:05}{}", file.strip_prefix(&format!("part-{from:05}"))?))
 }
 
-/// A closed and synced file.
+/// A closed and synced file. Its name may need a sync of its directory yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
     /// Where it is on this host.

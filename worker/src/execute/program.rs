@@ -87,7 +87,8 @@ fn run_program<F: Send + 'static, T: Send + 'static>(
     let fed_in_vain = this.stop.token().child_token();
     let in_vain = fed_in_vain.clone();
     let feed = feed.map(|feed| move |pipe| feed(pipe, in_vain));
-    let streams = Streams { feed, fed_in_vain, take, stdout: sink(Stream::Stdout), stderr: sink(Stream::Stderr) };
+    let (stdout, stderr) = (sink(Stream::Stdout), sink(Stream::Stderr));
+    let streams = Streams { slots: this.bench.slots, feed, fed_in_vain, take, stdout, stderr };
     // As `command::environment` writes it.
     let mark = format!("FOREBAY_SCRATCH_DIR={}", this.scratch_dir.display());
     let ended = process::run(command, &mark, streams, &this.stop, this.bench.guard.as_ref())?;

@@ -36,6 +36,7 @@ impl Bench {
         let attempt = AttemptId { task: TaskId { phase: 0, index: 0 }, number: 1, epoch: Epoch(1) };
         let sink = |stream| self.logs.sink(attempt, stream);
         Streams {
+            slots: 1,
             feed,
             fed_in_vain: CancellationToken::new(),
             take,

@@ -1,6 +1,6 @@
 //! Map and reduce tasks over real files: the output is the same however the dataset is cut and however little is held.
 
-use std::{collections::BTreeMap, fs};
+use std::{collections::BTreeMap, fs, io::Read};
 
 use forebay_datasets::{
     read::lines,
@@ -80,6 +80,18 @@ impl Fixture {
             rows: file.rows,
         };
         files.iter().map(output).collect()
+    }
+
+    /// What a program gets.
+    fn fed(&self, input: TaskInput) -> Vec<u8> {
+        let (mut read, write) = std::io::pipe().unwrap();
+        let reader = std::thread::spawn(move || {
+            let mut fed = Vec::new();
+            read.read_to_end(&mut fed).unwrap();
+            fed
+        });
+        self.task(input, |ctx| program::feed(ctx, write).unwrap());
+        reader.join().unwrap()
     }
 
     /// Reduces what map tasks have made: the output of each partition.
@@ -175,6 +187,30 @@ proptest! {
 }
 
 #[test]
+fn what_outgrows_the_memory_of_a_slot_is_spilled_and_counted_all_the_same() {
+    let text: String = (0..400_000).map(|n| format!("word{} {n}\n", n % 7)).collect();
+    let expected: BTreeMap<String, u64> = (0..7)
+        .map(|n| (format!("word{n}"), (400_000_u64 - n).div_ceil(7)))
+        .chain((0..400_000).map(|n| (n.to_string(), 1)))
+        .collect();
+    let mut maps = [Fixture::new("map = 'word-count'"), native::word_count()];
+    for this in &mut maps {
+        (this.job.workers.memory, this.job.workers.slots) = (Some(4 << 20), Some(1));
+        let objects = [this.put("x.txt", text.as_bytes())];
+        let [whole] = &split(&objects, Cut::Bytes, Size::Bytes(1 << 30))[..] else { panic!() };
+        let files = this.task(TaskInput::Split(whole.clone()), |ctx| {
+            let files = execute(ctx, &this.natives).unwrap().files;
+            assert!(runs(ctx) > 1, "{}", runs(ctx));
+            files
+        });
+        let parts = this.reduced(&[files]);
+        let rows = parts.iter().flat_map(|part| part.lines().skip(1)).map(|row| row.split_once(',').unwrap());
+        let found: BTreeMap<_, _> = rows.map(|(word, count)| (word.to_owned(), count.parse().unwrap())).collect();
+        assert!(found == expected);
+    }
+}
+
+#[test]
 fn more_runs_than_may_be_open_are_merged_in_order() {
     let this = Fixture::new("map = 'grep x'");
     let text: String = (0..400).map(|n| format!("x{n}\n")).collect();
@@ -203,10 +239,8 @@ fn what_a_program_writes_becomes_pairs_whatever_a_read_gives() {
         let files = this.task(input, |ctx| {
             program::take(ctx, std::io::BufReader::with_capacity(capacity, text.as_bytes())).unwrap().files
         });
-        let mut fed = Vec::new();
-        for file in this.outputs(&files) {
-            this.task(TaskInput::Shuffle(vec![file]), |ctx| program::feed(ctx, &mut fed).unwrap());
-        }
+        let fed: Vec<u8> =
+            this.outputs(&files).into_iter().flat_map(|file| this.fed(TaskInput::Shuffle(vec![file]))).collect();
         let mut lines: Vec<_> = fed.split_inclusive(|byte| *byte == b'\n').map(String::from_utf8_lossy).collect();
         lines.sort_by(|a, b| a.split('\t').next().cmp(&b.split('\t').next()));
         assert_eq!(lines, ["\t\n", "a\t\n", "b\t1\n", "b\t2\t3\n", "last\tone\n"], "{capacity}");
@@ -220,7 +254,26 @@ fn a_program_is_fed_lines_and_each_object_begins_one_of_its_own() {
         .map(|(key, text)| this.put(key, text.as_bytes()))
         .map(|Cuttable { key, path, size, .. }| Piece { key, path, size, partial: false, part: Part::Whole })
         .into();
-    let mut fed = Vec::new();
-    this.task(TaskInput::Split(Split { pieces }), |ctx| program::feed(ctx, &mut fed).unwrap());
+    let fed = this.fed(TaskInput::Split(Split { pieces }));
     assert_eq!(String::from_utf8(fed).unwrap(), "1\n2\n3\n4\n");
+}
+
+#[test]
+fn a_program_is_fed_each_line_once_however_large_the_pieces_are() {
+    let this = Fixture::new("map = ['cat']\nreduce = ['cat']");
+    let text: String = (0..60_000).map(|n| format!("line {n}\n")).collect();
+    let objects = [this.put("a.txt", text.as_bytes()), this.put("b.txt", text.trim_end().as_bytes())];
+    for size in [1_000, 100_000, 1 << 30] {
+        let splits = split(&objects, Cut::Bytes, Size::Bytes(size));
+        let fed: Vec<u8> = splits.into_iter().flat_map(|split| this.fed(TaskInput::Split(split))).collect();
+        assert!(fed == text.repeat(2).into_bytes(), "{size}");
+    }
+    // A program that takes nothing, or only the beginning, is no error of the feeder's.
+    let [whole] = &split(&objects[..1], Cut::Bytes, Size::Bytes(1 << 30))[..] else { panic!() };
+    for taken in [0, 10_000] {
+        let (mut read, write) = std::io::pipe().unwrap();
+        let reader = std::thread::spawn(move || read.read_exact(&mut vec![0; taken]).unwrap());
+        this.task(TaskInput::Split(whole.clone()), |ctx| program::feed(ctx, write).unwrap());
+        reader.join().unwrap();
+    }
 }

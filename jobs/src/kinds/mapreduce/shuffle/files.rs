@@ -171,7 +171,8 @@ impl Out<'_> {
     fn close(&mut self) -> Result<(), TaskError> {
         if let Some((partition, path, writer)) = self.open.take() {
             let rows = Some(writer.rows());
-            let (size, checksum) = writer.finish()?.finish()?;
+            // The attempt makes the names durable, once, when all are there.
+            let (size, checksum) = writer.finish()?.finish_in_tree()?;
             self.done.push(Written { path, publish_as: None, partition: Some(partition), size, checksum, rows });
         }
         Ok(())

@@ -4,9 +4,11 @@
 //! of all its partitions, each key behind its partition's number, so that runs are merged in the order of the files that
 //! the task leaves by what merges these.
 
+mod arena;
 mod files;
 mod merge;
 mod pairs;
+mod sort;
 mod stream;
 
 pub(super) use self::{
@@ -14,6 +16,8 @@ pub(super) use self::{
     merge::{Merged, merge},
     pairs::Pairs,
 };
+use twox_hash::XxHash64;
+
 use crate::kinds::TaskContext;
 
 /// Files that are read at once. Each costs a descriptor, a buffer and a batch, in every slot.
@@ -24,12 +28,12 @@ const HELD: u64 = 256 << 20;
 const LEAST_HELD: u64 = 16 << 20;
 const MOST_HELD: u64 = 16 << 30;
 
-/// The partition of a key: FNV-1a, 64 bits. It must never change, or reused outputs would disagree.
+/// The partition of a key, by XXH64. With another one `identity::VERSION` has to change, or reused outputs would disagree.
 pub(super) fn partition(key: &[u8], partitions: u32) -> u32 {
-    let hash = key
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3));
-    (hash % u64::from(partitions)) as u32
+    match partitions {
+        0 | 1 => 0,
+        _ => (XxHash64::oneshot(0, key) % u64::from(partitions)) as u32,
+    }
 }
 
 /// So many bytes of pairs a map task may hold: half of its slot's memory, of which the rest is for all else.
@@ -56,8 +60,9 @@ mod tests {
 
     #[test]
     fn the_partition_of_a_key_never_changes() {
-        assert_eq!(partition(b"", 1000), (0xcbf2_9ce4_8422_2325_u64 % 1000) as u32);
-        // FNV-1a of "a", http://www.isthe.com/chongo/tech/comp/fnv/
-        assert_eq!(partition(b"a", u32::MAX), (0xaf63_dc4c_8601_ec8c_u64 % u64::from(u32::MAX)) as u32);
+        // https://github.com/Cyan4973/xxHash, XXH64 of "" and of "a" with the seed 0
+        assert_eq!(partition(b"", u32::MAX), (0xef46_db37_51d8_e999_u64 % u64::from(u32::MAX)) as u32);
+        assert_eq!(partition(b"a", 1000), (0xd24e_c4f1_a98c_6e5b_u64 % 1000) as u32);
+        assert_eq!(partition(b"a", 1), 0);
     }
 }

@@ -1,11 +1,16 @@
 //! Pairs as they come, of any keys and values, in bounded memory.
 
 use super::{
+    arena::Arena,
     budget,
     files::{Files, Fold, Folded, Sorted},
-    partition, prefix,
+    partition,
+    sort::{Place, sort},
 };
 use crate::kinds::{TaskContext, TaskError, Written};
+
+/// Pairs that are looked up together.
+const TOGETHER: usize = 32;
 
 /// Takes a map task's pairs, and writes them. Those of equal keys stay in the order given.
 pub(in super::super) struct Pairs<'a> {
@@ -16,21 +21,12 @@ pub(in super::super) struct Pairs<'a> {
     count: u64,
 }
 
-/// A key and its value lie behind each other in `bytes`, without an allocation of their own.
+/// Pairs in memory.
 struct Held<'a> {
     /// Makes one value of those of equal keys, when they are gone through.
     fold: Option<&'a Fold>,
-    bytes: Vec<u8>,
-    pairs: Vec<Pair>,
-}
-
-#[derive(Clone, Copy)]
-struct Pair {
-    prefix: u64,
-    at: usize,
-    partition: u32,
-    key: u32,
-    value: u32,
+    arena: Arena,
+    places: Vec<Place>,
 }
 
 impl<'a> Pairs<'a> {
@@ -49,7 +45,7 @@ impl<'a> Pairs<'a> {
         budget: usize,
         fold: Option<&'a Fold>,
     ) -> Self {
-        let held = Held { fold, bytes: Vec::new(), pairs: Vec::new() };
+        let held = Held { fold, arena: Arena::default(), places: Vec::new() };
         Self { files: Files::new(ctx, partitions, fold), held, partitions, budget, count: 0 }
     }
 
@@ -65,24 +61,15 @@ impl<'a> Pairs<'a> {
         key: impl FnOnce(&mut Vec<u8>),
         value: impl FnOnce(&mut Vec<u8>),
     ) -> Result<(), TaskError> {
-        let at = self.held.bytes.len();
-        key(&mut self.held.bytes);
-        let behind = self.held.bytes.len();
-        value(&mut self.held.bytes);
-        let lengths = (u32::try_from(behind - at), u32::try_from(self.held.bytes.len() - behind));
-        let (Ok(key_length), Ok(value)) = lengths else {
-            return Err(TaskError::BadInput("a key or a value has more than 1 GiB".to_owned()));
-        };
-        let key = &self.held.bytes[at..behind];
-        let (prefix, partition) = (prefix(key), partition(key, self.partitions));
-        self.held.pairs.push(Pair { prefix, at, partition, key: key_length, value });
+        let too_long = || TaskError::BadInput("a key or a value has more than 1 GiB".to_owned());
+        let (at, key) = self.held.arena.push(key, value).ok_or_else(too_long)?;
+        self.held.places.push(Place::new(partition(key, self.partitions), key, at));
         self.count += 1;
-        // A vector that grows is there twice, once of double size.
-        if self.held.bytes.len() + self.held.pairs.len() * size_of::<Pair>() > self.budget / 3 {
+        if self.held.is_full(self.budget) {
             self.held.sort();
             self.files.spill(&self.held)?;
-            self.held.bytes.clear();
-            self.held.pairs.clear();
+            self.held.arena.clear();
+            self.held.places.clear();
         }
         Ok(())
     }
@@ -99,13 +86,15 @@ impl<'a> Pairs<'a> {
 }
 
 impl Held<'_> {
+    /// Whether another pair could be one too many. Places that grow are there twice, once in double number.
+    fn is_full(&self, budget: usize) -> bool {
+        let growing = if self.places.len() == self.places.capacity() { 3 } else { 1 };
+        let places = size_of::<Place>() * self.places.capacity() * growing;
+        self.arena.bytes() + places > budget || self.arena.is_full()
+    }
+
     fn sort(&mut self) {
-        let bytes = &self.bytes;
-        let key = |pair: &Pair| &bytes[pair.at..pair.at + pair.key as usize];
-        self.pairs.sort_unstable_by(|a, b| {
-            let by_prefix = (a.partition, a.prefix).cmp(&(b.partition, b.prefix));
-            by_prefix.then_with(|| key(a).cmp(key(b))).then(a.at.cmp(&b.at))
-        });
+        sort(&mut self.places, &|at| self.arena.pair(at).0);
     }
 }
 
@@ -115,18 +104,21 @@ impl Sorted for Held<'_> {
         _partitions: u32,
         mut take: impl FnMut(u32, &[u8], &[u8]) -> Result<(), TaskError>,
     ) -> Result<(), TaskError> {
-        let pairs = self.pairs.iter().map(|pair| {
-            let (key, behind) = self.bytes[pair.at..].split_at(pair.key as usize);
-            (pair.partition, key, &behind[..pair.value as usize])
-        });
-        let Some(fold) = self.fold else {
-            return pairs.into_iter().try_for_each(|(partition, key, value)| take(partition, key, value));
-        };
-        let (mut folded, mut before) = (Folded::new(fold), 0);
-        for (partition, key, value) in pairs {
-            folded.push(key, value, |key, value| take(before, key, value))?;
-            before = partition;
+        let (mut folded, mut before) = (self.fold.map(Folded::new), 0);
+        let mut pairs = [(&[][..], &[][..]); TOGETHER];
+        for places in self.places.chunks(TOGETHER) {
+            // Found before any is taken: the processor waits for many places of memory at once.
+            places.iter().zip(&mut pairs).for_each(|(place, pair)| *pair = self.arena.pair(place.at()));
+            for (place, (key, value)) in places.iter().zip(pairs) {
+                match &mut folded {
+                    None => take(place.partition(), key, value)?,
+                    Some(folded) => {
+                        folded.push(key, value, |key, value| take(before, key, value))?;
+                        before = place.partition();
+                    }
+                }
+            }
         }
-        folded.finish(|key, value| take(before, key, value))
+        folded.map_or(Ok(()), |folded| folded.finish(|key, value| take(before, key, value)))
     }
 }

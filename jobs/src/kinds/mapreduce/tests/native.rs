@@ -39,6 +39,13 @@ fn columns() -> [Column; 2] {
     [Column::text("word"), Column::uint("count")]
 }
 
+/// Words and their counts, combined.
+pub(super) fn word_count() -> Fixture {
+    let mapped = Job::named("job").map(|_| Ok(By(words)));
+    let combined = mapped.combine(|some: (u64, u64), more: (u64, u64)| (some.0 + more.0, some.1));
+    fixture(combined.reduce(columns(), |_| Ok(By(sums))))
+}
+
 fn fixture(job: Job) -> Fixture {
     let this = Fixture::new("map = { native = 'job' }");
     Fixture { natives: Natives::new([job]).unwrap(), ..this }

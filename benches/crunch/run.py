@@ -98,6 +98,10 @@ ROWS = [
 ]
 
 
+# Of benches/sql.
+SUITES = ["taxi", "tpch"]
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--forebay", type=Path, default=ROOT / "target/release/forebay", help="the program to measure")
@@ -106,7 +110,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--examples", type=Path, default=examples, help="where by_hand, text_data and native jobs are")
     parser.add_argument("--size", type=float, default=2, help="GiB of each kind of text")
     parser.add_argument("--runs", type=int, default=3, help="medians of so many")
-    parser.add_argument("--rows", default=",".join(row.name for row in ROWS), help="which rows")
+    rows = ",".join([*(row.name for row in ROWS), *SUITES])
+    parser.add_argument("--rows", default=rows, help="which rows; the last are tables by benches/sql")
     parser.add_argument("--tools", default="forebay,by hand,duckdb,polars,cat,sort", help="which tools")
     parser.add_argument("--timeout", type=float, default=600, help="seconds for one command")
     return parser.parse_args()
@@ -240,6 +245,10 @@ def main() -> int:
             ratio = {what: f"{median[what] / hand[what]:.2f}" if hand else "" for what in ("wall", "cpu")}
             cells = [row.title, tool, f"{median['wall']:.2f}", ratio["wall"], f"{median['cpu']:.2f}", ratio["cpu"]]
             print(f"| {' | '.join(cells)} | {median['peak']:.0f} | {median['written']:.0f} |", flush=True)
+    for suite in (suite for suite in SUITES if suite in ARGS.rows.split(",")):
+        print(flush=True)
+        argv = [sys.executable, HERE.parent / "sql/run.py", "--suite", suite, "--runs", str(ARGS.runs)]
+        failed += subprocess.run([*argv, "--forebay", ARGS.forebay, "--examples", ARGS.examples]).returncode
     return 1 if failed else 0
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "forebay" / "bench" / "sql"
 # Those with which rides by taxi in New York are asked about since Mark Litwintschik's "A Billion Taxi Rides" benchmarks
-# (tech.marksblogg.com/benchmarks.html), and one that has many groups.
+# (tech.marksblogg.com/benchmarks.html), with whole miles by floor, since engines round halves differently; and one that has
+# many groups.
 RIDES = [
     "SELECT cab_type, count(*) AS rides FROM rides GROUP BY cab_type",
     "SELECT passengers, avg(total) AS mean FROM rides GROUP BY passengers",
     "SELECT passengers, extract(year FROM picked_up) AS year, count(*) AS rides FROM rides GROUP BY passengers, year",
-    """SELECT passengers, extract(year FROM picked_up) AS year, round(distance) AS miles, count(*) AS rides
+    """SELECT passengers, extract(year FROM picked_up) AS year, floor(distance) AS miles, count(*) AS rides
     FROM rides GROUP BY passengers, year, miles ORDER BY year, rides DESC""",
     """SELECT from_zone, to_zone, count(*) AS rides, avg(tip) AS tip, max(distance) AS farthest
     FROM rides GROUP BY from_zone, to_zone""",

@@ -60,6 +60,11 @@ use crate::{cli::Cli, error::CliError};
 
 /// The command line: does what was typed, with these jobs beside what is built in.
 pub fn main(jobs: impl IntoIterator<Item = Job>) -> ExitCode {
+    run(jobs.into_iter().collect())
+}
+
+/// Not generic, so that all it calls is compiled here, and not once more in each crate that calls [`main`].
+fn run(jobs: Vec<Job>) -> ExitCode {
     let cli = Cli::parse();
     log_to_stderr();
     let outcome = Natives::new(jobs).map_err(CliError::from).and_then(|natives| {

@@ -1,4 +1,4 @@
-//! What one phase of a run leaves to the next: Arrow IPC streams, compressed with LZ4.
+//! What one phase of a run leaves to the next: Arrow IPC streams.
 
 use std::{
     fs::File,
@@ -12,11 +12,17 @@ use arrow_ipc::{
     reader::StreamReader,
     writer::{IpcWriteOptions, StreamWriter},
 };
-use forebay_datasets::volume::VolumeError;
+use forebay_datasets::volume::{Volume, VolumeError};
 
 use super::TaskError;
 
 const BUFFER: usize = 64 << 10;
+
+/// How batches are written on a volume: compressed where their bytes go to another host. A disk takes them sooner than they
+/// are compressed.
+pub(super) fn compression(volume: &Volume) -> Option<CompressionType> {
+    volume.mount().is_network().then_some(CompressionType::LZ4_FRAME)
+}
 
 /// Writes batches in the order in which they come.
 pub(super) struct BatchWriter<W: Write> {
@@ -25,8 +31,13 @@ pub(super) struct BatchWriter<W: Write> {
 }
 
 impl<W: Write> BatchWriter<W> {
-    pub(super) fn new(path: PathBuf, file: W, schema: &Schema) -> Result<Self, TaskError> {
-        let options = IpcWriteOptions::default().try_with_compression(Some(CompressionType::LZ4_FRAME));
+    pub(super) fn new(
+        path: PathBuf,
+        file: W,
+        schema: &Schema,
+        compression: Option<CompressionType>,
+    ) -> Result<Self, TaskError> {
+        let options = IpcWriteOptions::default().try_with_compression(compression);
         let buffered = BufWriter::with_capacity(BUFFER, file);
         let stream = options.and_then(|options| StreamWriter::try_new_with_options(buffered, schema, options));
         let stream = stream.map_err(|error| failed(&path, error))?;

@@ -97,7 +97,7 @@ async fn first(ctx: &TaskContext<'_>, session: &Session) -> Result<TaskOutput, S
     let halves = Halves::of(session.frame().await?).await?;
     let plan = halves.first()?;
     let mut stream = execute_stream(Arc::clone(&plan), halves.context())?;
-    let mut states = StateWriter::create(ctx.out_dir, &stream.schema())?;
+    let mut states = StateWriter::create(ctx.volume, ctx.out_dir, &stream.schema())?;
     while let Some(batch) = stream.next().await {
         states.write(&batch?)?;
     }

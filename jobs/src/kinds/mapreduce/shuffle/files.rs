@@ -2,10 +2,11 @@
 
 use std::{fs::File, path::PathBuf};
 
+use arrow_ipc::CompressionType;
 use forebay_datasets::volume::NewFile;
 
 use super::{merge::merge_paths, stream::Writer};
-use crate::kinds::{TaskContext, TaskError, Written};
+use crate::kinds::{TaskContext, TaskError, Written, ipc};
 
 /// Between two looks whether the attempt is to end.
 const PAIRS_A_LOOK: u64 = 4096;
@@ -26,19 +27,20 @@ pub(in super::super) struct Files<'a> {
     partitions: u32,
     /// Makes one value of those of equal keys.
     fold: Option<&'a Fold>,
+    compression: Option<CompressionType>,
     runs: Vec<PathBuf>,
 }
 
 impl<'a> Files<'a> {
     pub(in super::super) fn new(ctx: &'a TaskContext<'a>, partitions: u32, fold: Option<&'a Fold>) -> Self {
-        Self { ctx, partitions, fold, runs: Vec::new() }
+        Self { ctx, partitions, fold, compression: ipc::compression(ctx.volume), runs: Vec::new() }
     }
 
     /// Writes what memory does not hold any longer to scratch.
     pub(in super::super) fn spill(&mut self, held: &impl Sorted) -> Result<(), TaskError> {
         let path = self.ctx.scratch_dir.join(format!("run-{:05}.arrows", self.runs.len()));
         let file = File::create(&path).map_err(|source| TaskError::Io { path: path.clone(), source })?;
-        let mut writer = Writer::new(path.clone(), file)?;
+        let mut writer = Writer::new(path.clone(), file, self.compression)?;
         let mut numbered = Vec::new();
         held.each(self.partitions, |partition, key, value| {
             look(self.ctx, writer.rows())?;
@@ -54,7 +56,7 @@ impl<'a> Files<'a> {
 
     /// Writes the files: what was spilled, and then what is held.
     pub(in super::super) fn finish(mut self, held: &impl Sorted) -> Result<Vec<Written>, TaskError> {
-        let mut out = Out { ctx: self.ctx, open: None, done: Vec::new() };
+        let mut out = Out { ctx: self.ctx, compression: self.compression, open: None, done: Vec::new() };
         if self.runs.is_empty() {
             held.each(self.partitions, |partition, key, value| out.push(partition, key, value))?;
             return out.finish();
@@ -151,6 +153,7 @@ fn look(ctx: &TaskContext<'_>, pairs: u64) -> Result<(), TaskError> {
 /// The files, of which one is open.
 struct Out<'a> {
     ctx: &'a TaskContext<'a>,
+    compression: Option<CompressionType>,
     open: Option<(u32, PathBuf, Writer<NewFile>)>,
     done: Vec<Written>,
 }
@@ -160,7 +163,7 @@ impl Out<'_> {
         if self.open.as_ref().is_none_or(|(open, ..)| *open != partition) {
             self.close()?;
             let path = self.ctx.out_dir.join(format!("shuffle-{partition:05}.arrows"));
-            let writer = Writer::new(path.clone(), NewFile::create(&path)?)?;
+            let writer = Writer::new(path.clone(), NewFile::create(&path)?, self.compression)?;
             self.open = Some((partition, path, writer));
         }
         let (.., writer) = self.open.as_mut().expect("it was just opened");

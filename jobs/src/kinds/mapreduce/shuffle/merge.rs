@@ -10,7 +10,7 @@ use super::{
     stream::{Cursor, Writer},
 };
 use crate::{
-    kinds::{TaskContext, TaskError},
+    kinds::{TaskContext, TaskError, ipc},
     task::OutputFile,
 };
 
@@ -48,7 +48,7 @@ fn narrow(ctx: &TaskContext<'_>, files: &[PathBuf]) -> Result<Option<Vec<PathBuf
         for (group, files) in from.chunks(FAN_IN).enumerate() {
             let path = ctx.scratch_dir.join(format!("merge-{pass}-{group}.arrows"));
             let file = File::create(&path).map_err(|source| TaskError::Io { path: path.clone(), source })?;
-            let mut writer = Writer::new(path.clone(), file)?;
+            let mut writer = Writer::new(path.clone(), file, ipc::compression(ctx.volume))?;
             merge_open(ctx, files, |key, value| writer.push(key, value))?;
             writer.finish()?;
             to.push(path);

@@ -1,4 +1,4 @@
-//! Between map and reduce: keys and values in compressed Arrow IPC streams, one a partition, ordered by key.
+//! Between map and reduce: keys and values in Arrow IPC streams, one a partition, ordered by key.
 //!
 //! What a map task holds of its pairs has a bound. What outgrows it is written to the attempt's scratch as a run: a stream
 //! of all its partitions, each key behind its partition's number, so that runs are merged in the order of the files that

@@ -11,7 +11,7 @@ use arrow::{
     array::{Array, ArrayBuilder, ArrayRef, BinaryArray, BinaryBuilder, RecordBatch},
     datatypes::{DataType, Field, Schema, SchemaRef},
 };
-use arrow_ipc::reader::StreamReader;
+use arrow_ipc::{CompressionType, reader::StreamReader};
 
 use super::prefix;
 use crate::kinds::{
@@ -35,10 +35,10 @@ pub(super) struct Writer<W: Write> {
 }
 
 impl<W: Write> Writer<W> {
-    pub(super) fn new(path: PathBuf, file: W) -> Result<Self, TaskError> {
+    pub(super) fn new(path: PathBuf, file: W, compression: Option<CompressionType>) -> Result<Self, TaskError> {
         let field = |name| Field::new(name, DataType::Binary, false);
         let schema = Arc::new(Schema::new(vec![field("key"), field("value")]));
-        let stream = BatchWriter::new(path, file, &schema)?;
+        let stream = BatchWriter::new(path, file, &schema, compression)?;
         let (keys, values) = (BinaryBuilder::new(), BinaryBuilder::new());
         Ok(Self { schema, stream, keys, values, rows: 0 })
     }
@@ -124,5 +124,29 @@ impl Cursor {
     /// Whether its key is before another's.
     pub(super) fn order(&self, other: &Self) -> std::cmp::Ordering {
         self.prefix.cmp(&other.prefix).then_with(|| self.key().cmp(other.key()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_come_back_compressed_or_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let lengths = [None, Some(CompressionType::LZ4_FRAME)].map(|compression| {
+            let path = dir.path().join(format!("{compression:?}"));
+            let mut writer = Writer::new(path.clone(), File::create(&path).unwrap(), compression).unwrap();
+            (0..50_000_u32).for_each(|n| writer.push(&n.to_be_bytes(), b"the same for all").unwrap());
+            writer.finish().unwrap();
+            let mut cursor = Cursor::open(&path).unwrap();
+            for n in 0..50_000_u32 {
+                assert!(cursor.advance().unwrap());
+                assert_eq!((cursor.key(), cursor.value()), (&n.to_be_bytes()[..], &b"the same for all"[..]));
+            }
+            assert!(!cursor.advance().unwrap());
+            path.metadata().unwrap().len()
+        });
+        assert!(lengths[1] * 2 < lengths[0], "{lengths:?}");
     }
 }

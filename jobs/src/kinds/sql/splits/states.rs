@@ -18,7 +18,7 @@ use datafusion::{
         streaming::{PartitionStream, StreamingTableExec},
     },
 };
-use forebay_datasets::volume::NewFile;
+use forebay_datasets::volume::{NewFile, Volume};
 use futures::stream;
 
 use crate::kinds::{
@@ -34,9 +34,9 @@ pub(super) struct StateWriter {
 }
 
 impl StateWriter {
-    pub(super) fn create(dir: &Path, schema: &Schema) -> Result<Self, TaskError> {
+    pub(super) fn create(volume: &Volume, dir: &Path, schema: &Schema) -> Result<Self, TaskError> {
         let path = dir.join("states.arrows");
-        let batches = BatchWriter::new(path.clone(), NewFile::create(&path)?, schema)?;
+        let batches = BatchWriter::new(path.clone(), NewFile::create(&path)?, schema, ipc::compression(volume))?;
         Ok(Self { path, batches, rows: 0 })
     }
 

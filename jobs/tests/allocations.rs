@@ -1,5 +1,7 @@
 //! A record costs no allocation: ten times as many of them cost hardly more allocations.
 
+#![allow(clippy::unwrap_used, reason = "clippy knows tests only by their attribute")]
+
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::Cell,

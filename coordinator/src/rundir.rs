@@ -5,7 +5,8 @@
 //! and does not arrive once that is sealed.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write},
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Component, Path, PathBuf},
     time::SystemTime,
@@ -290,10 +291,14 @@ impl New<'_> {
         for (name, source) in shipped(job) {
             ship(Path::new(source), &self.dir.join(FILES), name)?;
         }
-        volume::write_new(&self.dir.join(JOB_TEXT), job_text.as_bytes())?;
         let path = self.dir.join(JOB);
-        let text = serde_json::to_vec_pretty(job).map_err(|source| RunDirError::Malformed { path, source })?;
-        volume::write_new(&self.dir.join(JOB), &text)?;
+        let job = serde_json::to_vec_pretty(job).map_err(|source| RunDirError::Malformed { path, source })?;
+        for (name, text) in [(JOB_TEXT, job_text.as_bytes()), (JOB, &job)] {
+            let path = self.dir.join(name);
+            let mut file = NewFile::create(&path)?;
+            file.write_all(text).map_err(|error| VolumeError::io("write", &path, error))?;
+            file.finish_in_tree()?;
+        }
         Ok(volume::sync_tree(&self.dir)?)
     }
 }

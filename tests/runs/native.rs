@@ -52,7 +52,7 @@ fn rows(output: &BTreeMap<String, Vec<u8>>) -> BTreeMap<String, (usize, usize)> 
 async fn stations_are_what_a_plain_program_finds_and_bad_lines_are_named() {
     let cluster = Cluster::start().await;
     cluster.put_tree("stations", &example("stations/measurements"));
-    let text = job("stations/stations.toml", "measurements", "s3://stations");
+    let text = job("stations/stations.toml", "./measurements", "s3://stations");
     let terminal = cluster.terminal().of_program(stations());
     let job = cluster.file("stations.toml", &text);
     let result = terminal.forebay(["run", &job, "--json"]).json(0);

@@ -75,15 +75,24 @@ pub fn sync_dir(path: &Path) -> Result<(), VolumeError> {
     File::open(path).and_then(|dir| dir.sync_all()).map_err(|error| VolumeError::io("sync", path, error))
 }
 
-/// Syncs every directory below and including `path`, deepest first; the files in them are synced already.
+/// Syncs every directory below and including `path`, deepest first; the files in them are synced already. One that is
+/// empty has nothing but its name, which is in the directory above it.
 pub fn sync_tree(path: &Path) -> Result<(), VolumeError> {
+    sync_below(path)?;
+    sync_dir(path)
+}
+
+/// Syncs the directories below one; whether anything is in it.
+fn sync_below(path: &Path) -> Result<bool, VolumeError> {
+    let mut holds_any = false;
     for entry in fs::read_dir(path).map_err(|error| VolumeError::io("list", path, error))? {
         let entry = entry.map_err(|error| VolumeError::io("list", path, error))?;
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            sync_tree(&entry.path())?;
+        holds_any = true;
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) && sync_below(&entry.path())? {
+            sync_dir(&entry.path())?;
         }
     }
-    sync_dir(path)
+    Ok(holds_any)
 }
 
 /// Gives a directory, whole and synced, its final name in one step.

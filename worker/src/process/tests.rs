@@ -181,17 +181,19 @@ async fn an_abort_cuts_the_grace_short() {
 #[test]
 fn input_is_fed_and_output_is_taken() {
     let bench = Bench::new();
-    let feed = |mut pipe: io::PipeWriter| pipe.write_all(&[b'x'; 1 << 20]);
+    // More than a pipe holds.
+    let text = vec![b'x'; 3 * WIDEST];
+    let feed = |text: Vec<u8>| move |mut pipe: io::PipeWriter| pipe.write_all(&text);
     let take = |mut output: Output| {
         let mut bytes = Vec::new();
         output.read_to_end(&mut bytes).map(|_| bytes.len())
     };
-    let streams = bench.streams(Some(feed), Some(take));
+    let streams = bench.streams(Some(feed(text.clone())), Some(take));
     let ended = run(bench.shell("cat"), &bench.mark, streams, &Stop::default(), None).unwrap();
     assert!(ended.fed.unwrap().is_ok());
-    assert_eq!(ended.taken.unwrap().unwrap(), 1 << 20);
+    assert_eq!(ended.taken.unwrap().unwrap(), text.len());
     // One that does not read to the end breaks the pipe.
-    let streams = bench.streams(Some(feed), None::<NoTake>);
+    let streams = bench.streams(Some(feed(text)), None::<NoTake>);
     let ended = run(bench.shell("exit 0"), &bench.mark, streams, &Stop::default(), None).unwrap();
     assert_eq!(ended.fed.unwrap().unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     assert!(ended.status.success());

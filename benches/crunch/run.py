@@ -16,10 +16,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # What benchmarks share.
 
-from measure import whole
+from measure import ROOT, cache, python, whole
 
-ROOT = HERE.parents[1]
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "forebay" / "bench" / "crunch"
+CACHE = cache("crunch")
 NEEDLE = "Quito;"  # As peers.py has it.
 BEFORE = " before"
 JOB = """\
@@ -117,17 +116,6 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def python() -> str:
-    """Of the peers, installed once."""
-    wanted, installed = HERE / "requirements.txt", CACHE / "installed.txt"
-    if not installed.exists() or installed.read_text() != wanted.read_text():
-        subprocess.run([sys.executable, "-m", "venv", CACHE / "venv"], check=True)
-        pip = [CACHE / "venv/bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check", "-r", wanted]
-        subprocess.run(pip, check=True)
-        installed.write_text(wanted.read_text())
-    return str(CACHE / "venv/bin/python")
-
-
 def texts(kind: str, args: argparse.Namespace) -> list[str]:
     """Eight files, made once by a seeded generator, and in the page cache."""
     made = CACHE / f"{kind}-{args.size:g}"
@@ -164,7 +152,7 @@ def command(row: Row, tool: str, volume: Path, scratch: Path, files: list[str]) 
             options = [f"--parallel={CORES}", "-S", "1G", "-T", str(scratch), "-o", str(scratch / "out.txt")]
             return ["env", "LC_ALL=C", "sort", *options, *files]
         case "duckdb" | "polars":
-            return [python(), str(HERE / "peers.py"), tool, row.name, out, *files]
+            return [python(HERE / "requirements.txt", CACHE / "venv"), str(HERE / "peers.py"), tool, row.name, out, *files]
         case _:
             before = tool.endswith(BEFORE)
             given = row.jobs[tool.removesuffix(BEFORE)]

@@ -18,10 +18,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # What benchmarks share.
 
-from measure import whole
+from measure import ROOT, python, whole
 from suites import CACHE, Suite, taxi, tpch
 
-ROOT = HERE.parents[1]
 JOB = """\
 name = "query-{number}"
 reuse = "off"
@@ -54,18 +53,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--kill", action="store_true", help="kill one of Ballista's workers in the middle of each query")
     parser.add_argument("--timeout", type=float, default=600, help="seconds for one query")
     return parser.parse_args()
-
-
-def python(name: str) -> str:
-    """Of a set of packages, installed once."""
-    wanted, venv = HERE / name, CACHE / name.removesuffix(".txt")
-    installed = venv / "installed.txt"
-    if not installed.exists() or installed.read_text() != wanted.read_text():
-        subprocess.run([sys.executable, "-m", "venv", venv], check=True)
-        pip = [venv / "bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check", "-r", wanted]
-        subprocess.run(pip, check=True)
-        installed.write_text(wanted.read_text())
-    return str(venv / "bin/python")
 
 
 def rows(path: Path) -> list[list[str | float]]:
@@ -178,12 +165,12 @@ class Peer:
             text.write_text("\n".join([*made, copied]))
             return ["datafusion-cli", "--quiet", "--file", str(text)]
         text.write_text(query)
-        return [python("peers.txt"), str(HERE / "peers.py"), self.name, str(data), str(text), str(out), *tables]
+        return [python(HERE / "peers.txt", CACHE / "peers"), str(HERE / "peers.py"), self.name, str(data), str(text), str(out), *tables]
 
 
 def main() -> int:
     args = arguments()
-    suite = tpch(args.scale, python("generators.txt")) if args.suite == "tpch" else taxi(args.scale, args.examples)
+    suite = tpch(args.scale, python(HERE / "generators.txt", CACHE / "generators")) if args.suite == "tpch" else taxi(args.scale, args.examples)
     asked = [int(number) for number in args.queries.split(",")] if args.queries else list(suite.queries)
     names, wrong, hit = args.tools.split(","), [], 0
     with tempfile.TemporaryDirectory(prefix="forebay-sql-") as scratch:

@@ -1,13 +1,14 @@
 """What is asked of the engines: a suite is some tables, as Parquet in the cache, and queries that all of them understand."""
 
 import json
-import os
 import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "forebay" / "bench" / "sql"
+from measure import cache
+
+CACHE = cache("sql")
 # Those with which rides by taxi in New York are asked about since Mark Litwintschik's "A Billion Taxi Rides" benchmarks
 # (tech.marksblogg.com/benchmarks.html), with whole miles by floor, since engines round halves differently; and one that has
 # many groups.

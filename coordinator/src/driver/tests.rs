@@ -10,7 +10,8 @@ use std::{
 
 use forebay_datasets::{checksum::file_checksum, volume::Holder};
 use forebay_jobs::{
-    task::{AttemptReport, Outcome, OutputFile},
+    id::AttemptId,
+    task::{AttemptReport, Failure, Outcome, OutputFile},
     wire::{Assignment, FromWorker, LinkFile, ToWorker},
 };
 use tokio_stream::wrappers::UnboundedReceiverStream;

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import random
 import shutil
 import statistics
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # What benchmarks share.
 
+from kill import killed_in
 from measure import whole
 from peers import TABLES
 
@@ -48,6 +50,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=3, help="medians of so many")
     parser.add_argument("--queries", default=",".join(map(str, range(1, 23))), help="which queries")
     parser.add_argument("--tools", default="forebay,datafusion,duckdb", help="of forebay, ballista:N (forebay by Ballista in N workers), datafusion, duckdb, pyspark (needs Java)")
+    parser.add_argument("--kill", type=int, default=0, metavar="N", help="measure nothing: with each ballista:N of the tools, kill a worker N times in each query, in N of its stages, and compare the answers")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32), help="decides whom --kill kills")
     parser.add_argument("--timeout", type=float, default=600, help="seconds for one query")
     return parser.parse_args()
 
@@ -126,7 +130,8 @@ class Forebay:
         subprocess.run([args.forebay, "--volume", self.volume, "dataset", "stage", f"file://{data}", "--name", "tpch", "--quiet"], check=True, capture_output=True)
         self.count = 0
 
-    def run(self, number: int, query: str) -> tuple[dict, list]:
+    def job(self, number: int, query: str) -> tuple[str, list[str]]:
+        """A run of a query that there was none of, and how it is begun."""
         tables = "\n".join(f'{table} = "{table}/*.parquet"' for table in TABLES)
         engine = "ballista" if self.workers > 1 else "datafusion"
         slots = max(1, (os.cpu_count() or 1) // self.workers)
@@ -134,10 +139,25 @@ class Forebay:
         job.write_text(JOB.format(number=number, data=self.data, query=query, tables=tables, engine=engine, workers=self.workers, slots=slots))
         self.count += 1
         run = f"r{os.getpid()}-{self.workers}-{self.count}"
-        figures = whole([str(self.args.forebay), "--volume", str(self.volume), "run", str(job), "--id", run, "--quiet"], self.scratch, self.args.timeout)
+        return run, [str(self.args.forebay), "--volume", str(self.volume), "run", str(job), "--id", run, "--quiet"]
+
+    def run(self, number: int, query: str) -> tuple[dict, list]:
+        run, argv = self.job(number, query)
+        return whole(argv, self.scratch, self.args.timeout), self.answer(run)
+
+    def killed(self, number: int, query: str, stage: int | None, choose: random.Random) -> tuple[int, bool, list]:
+        """A worker is killed once the stage has begun: gives the stages that there were, whether that hit the query, and its answer."""
+        run, argv = self.job(number, query)
+        stages = killed_in(argv, self.volume / "runs" / run, stage, choose, self.args.timeout)
+        told = subprocess.run([argv[0], "--volume", self.volume, "explain", run, "0-0", "--json"], check=True, capture_output=True, text=True).stdout
+        attempts = json.loads(told)["attempts"]
+        begun = sum(attempt["metrics"].get("queries", 1) if attempt.get("metrics") else 1 for attempt in attempts)
+        return stages, begun > 1, self.answer(run)
+
+    def answer(self, run: str) -> list:
         result = rows(self.volume / "runs" / run / "output/part-00000.csv", header=True)
         shutil.rmtree(self.volume / "runs" / run)
-        return figures, result
+        return result
 
 
 class Peer:
@@ -151,46 +171,85 @@ class Peer:
         return whole(argv, self.scratch, self.args.timeout), rows(out, header=self.name == "duckdb")
 
 
+def kills(args: argparse.Namespace, data: Path, texts: dict[int, str], reference: Peer, scratch: Path) -> list[str]:
+    """Kills a worker in each query, in stages from the first to the last. Prints how often that hit; gives what was wrong."""
+    choose, wrong = random.Random(args.seed), []
+    print(f"TPC-H, scale factor {args.scale:g}; a worker killed, {args.kill} times a query; seed {args.seed}\n")
+    print("| query | " + " | ".join(f"{name} stages | kills that hit" for name in args.tools.split(",")) + " |")
+    print("| --- |" + " ---: | ---: |" * len(args.tools.split(",")))
+    tools = {name: Forebay(args, data, scratch, int(name.removeprefix("ballista:"))) for name in args.tools.split(",")}
+    hits = dict.fromkeys(tools, 0)
+    for number in map(int, args.queries.split(",")):
+        _, right = reference.run(number, texts[number])
+        cells = []
+        for name, tool in tools.items():
+
+            def once(stage: int | None) -> tuple[int, bool]:
+                try:
+                    stages, hit, answer = tool.killed(number, texts[number], stage, choose)
+                except RuntimeError as error:
+                    wrong.append(f"{name}, query {number}, stage {stage}: {error}")
+                    return 0, False
+                if not same(answer, right):
+                    wrong.append(f"{name}, query {number}, stage {stage}: {len(answer)} rows, not those of DuckDB ({len(right)})")
+                return stages, hit
+
+            stages, _ = once(None)
+            chosen = [1 + (stages - 1) * turn // max(1, args.kill - 1) for turn in range(args.kill)]
+            hit = sum(once(stage)[1] for stage in chosen)
+            hits[name] += hit
+            cells.append(f"{stages} | {hit} of {args.kill}")
+        print(f"| {number} | " + " | ".join(cells) + " |", flush=True)
+    print("\n" + "; ".join(f"{name}: {hit} kills hit a query that was under way" for name, hit in hits.items()))
+    return wrong
+
+
+def measured(args: argparse.Namespace, data: Path, texts: dict[int, str], reference: Peer, scratch: Path) -> list[str]:
+    """Prints what each query takes by each tool; gives what was wrong."""
+    names, wrong = args.tools.split(","), []
+
+    def tool(name: str) -> Forebay | Peer:
+        kind, _, count = name.partition(":")
+        if kind in ("forebay", "ballista"):
+            return Forebay(args, data, scratch, int(count or 1))
+        return Peer(args, data, scratch, name, reference.program)
+
+    tools = {name: tool(name) for name in names}
+    print(f"TPC-H, scale factor {args.scale:g}; medians of {args.runs}; wall s, CPU s, peak MiB of the largest process\n")
+    print("| query | " + " | ".join(f"{name} wall | CPU | MiB" for name in names) + " |")
+    print("| --- |" + " ---: | ---: | ---: |" * len(names))
+    walls: dict[str, list[float]] = {name: [] for name in names}
+    for number in map(int, args.queries.split(",")):
+        _, right = reference.run(number, texts[number])
+        figures: dict[str, list[dict]] = {name: [] for name in names}
+        for turn in range(args.runs):
+            for name in names[turn % len(names):] + names[: turn % len(names)]:
+                try:
+                    taken, answer = tools[name].run(number, texts[number])
+                except RuntimeError as error:
+                    wrong.append(f"{name}, query {number}: {error}")
+                    continue
+                figures[name].append(taken)
+                if turn == 0 and not same(answer, right):
+                    wrong.append(f"{name}, query {number}: {len(answer)} rows, not those of DuckDB ({len(right)})")
+        cells = []
+        for name in names:
+            median = {key: statistics.median(taken[key] for taken in figures[name]) for key in ("wall", "cpu", "peak")} if figures[name] else None
+            walls[name].append(median["wall"] if median else math.nan)
+            cells.append(f"{median['wall']:.2f} | {median['cpu']:.2f} | {median['peak']:.0f}" if median else "- | - | -")
+        print(f"| {number} | " + " | ".join(cells) + " |", flush=True)
+    means = {name: math.exp(statistics.fmean(map(math.log, walls[name]))) for name in names}
+    print("\n" + "; ".join(f"{name}: geometric mean {mean:.3f} s, {mean / means[names[0]]:.2f} of {names[0]}'s, sum {sum(walls[name]):.1f} s" for name, mean in means.items()))
+    return wrong
+
+
 def main() -> int:
     args = arguments()
     tools, peers = python("requirements.txt"), python("peers.txt")
     data, texts = made(args.scale, tools), queries(tools)
-    names, wrong = args.tools.split(","), []
     with tempfile.TemporaryDirectory(prefix="forebay-tpch-") as scratch:
         reference = Peer(args, data, Path(scratch), "duckdb", peers)
-
-        def tool(name: str) -> Forebay | Peer:
-            kind, _, count = name.partition(":")
-            if kind in ("forebay", "ballista"):
-                return Forebay(args, data, Path(scratch), int(count or 1))
-            return Peer(args, data, Path(scratch), name, peers)
-
-        measured = {name: tool(name) for name in names}
-        print(f"TPC-H, scale factor {args.scale:g}; medians of {args.runs}; wall s, CPU s, peak MiB of the largest process\n")
-        print("| query | " + " | ".join(f"{name} wall | CPU | MiB" for name in names) + " |")
-        print("| --- |" + " ---: | ---: | ---: |" * len(names))
-        walls: dict[str, list[float]] = {name: [] for name in names}
-        for number in map(int, args.queries.split(",")):
-            _, right = reference.run(number, texts[number])
-            figures: dict[str, list[dict]] = {name: [] for name in names}
-            for turn in range(args.runs):
-                for name in names[turn % len(names):] + names[: turn % len(names)]:
-                    try:
-                        taken, answer = measured[name].run(number, texts[number])
-                    except RuntimeError as error:
-                        wrong.append(f"{name}, query {number}: {error}")
-                        continue
-                    figures[name].append(taken)
-                    if turn == 0 and not same(answer, right):
-                        wrong.append(f"{name}, query {number}: {len(answer)} rows, not those of DuckDB ({len(right)})")
-            cells = []
-            for name in names:
-                median = {key: statistics.median(taken[key] for taken in figures[name]) for key in ("wall", "cpu", "peak")} if figures[name] else None
-                walls[name].append(median["wall"] if median else math.nan)
-                cells.append(f"{median['wall']:.2f} | {median['cpu']:.2f} | {median['peak']:.0f}" if median else "- | - | -")
-            print(f"| {number} | " + " | ".join(cells) + " |", flush=True)
-        means = {name: math.exp(statistics.fmean(map(math.log, walls[name]))) for name in names}
-        print("\n" + "; ".join(f"{name}: geometric mean {mean:.3f} s, {mean / means[names[0]]:.2f} of {names[0]}'s, sum {sum(walls[name]):.1f} s" for name, mean in means.items()))
+        wrong = (kills if args.kill else measured)(args, data, texts, reference, Path(scratch))
     for what in wrong:
         print(what, file=sys.stderr)
     return 1 if wrong else 0

@@ -162,9 +162,8 @@ async fn serve(
     let mut scheduler = Ballista::new(address, members, codec, Arc::new(config), metrics);
     scheduler.init().await.map_err(begin)?;
     let desk = Desk::new(scheduler.clone());
-    let service = SchedulerGrpcServer::new(desk.clone())
-        .max_decoding_message_size(LARGEST)
-        .max_encoding_message_size(LARGEST);
+    let service =
+        SchedulerGrpcServer::new(desk.clone()).max_decoding_message_size(LARGEST).max_encoding_message_size(LARGEST);
     let router = Server::builder().tls_config(server_tls(&cluster))?.add_service(service);
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     tokio::select! {

@@ -112,7 +112,8 @@ impl SchedulerGrpc for Desk {
     async fn poll_work(&self, request: Request<PollWorkParams>) -> Result<Response<PollWorkResult>, Status> {
         let asked = request.get_ref();
         let executor = asked.metadata.clone().unwrap_or_default();
-        let cores = executor.specification.map(|of| ballista_core::serde::scheduler::ExecutorSpecification::from(of).vcores);
+        let cores =
+            executor.specification.map(|of| ballista_core::serde::scheduler::ExecutorSpecification::from(of).vcores);
         let has_nothing = asked.task_status.is_empty() && cores.is_some_and(|cores| asked.num_free_vcores >= cores);
         let since = self.asks(&executor.id);
         let reply = self.scheduler.poll_work(request).await?;
@@ -149,10 +150,7 @@ impl SchedulerGrpc for Desk {
         refused()
     }
 
-    async fn heart_beat_from_executor(
-        &self,
-        _: Request<HeartBeatParams>,
-    ) -> Result<Response<HeartBeatResult>, Status> {
+    async fn heart_beat_from_executor(&self, _: Request<HeartBeatParams>) -> Result<Response<HeartBeatResult>, Status> {
         refused()
     }
 

@@ -95,7 +95,11 @@ async fn end_of(mut told: Streaming<GetJobStatusResult>) -> String {
 }
 
 /// Asks for an executor over and over, until a query has ended.
-async fn asked_until(scene: &mut Scene, (executor, free): (&str, u32), told: Streaming<GetJobStatusResult>) -> Duration {
+async fn asked_until(
+    scene: &mut Scene,
+    (executor, free): (&str, u32),
+    told: Streaming<GetJobStatusResult>,
+) -> Duration {
     let began = tokio::time::Instant::now();
     let end = tokio::spawn(end_of(told));
     while !end.is_finished() {

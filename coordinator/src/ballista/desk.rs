@@ -21,6 +21,7 @@ use ballista_core::{
         RegisterExecutorResult, RemoveSessionParams, RemoveSessionResult, UpdateTaskStatusParams,
         UpdateTaskStatusResult, scheduler_grpc_server::SchedulerGrpc,
     },
+    serde::scheduler::ExecutorSpecification,
 };
 use futures::{Stream, StreamExt};
 use tokio::time::Instant;
@@ -112,8 +113,10 @@ impl SchedulerGrpc for Desk {
     async fn poll_work(&self, request: Request<PollWorkParams>) -> Result<Response<PollWorkResult>, Status> {
         let asked = request.get_ref();
         let executor = asked.metadata.clone().unwrap_or_default();
-        let cores =
-            executor.specification.map(|of| ballista_core::serde::scheduler::ExecutorSpecification::from(of).vcores);
+        let cores = executor.specification.map(|all| {
+            let all: ExecutorSpecification = all.into();
+            all.vcores
+        });
         let has_nothing = asked.task_status.is_empty() && cores.is_some_and(|cores| asked.num_free_vcores >= cores);
         let since = self.asks(&executor.id);
         let reply = self.scheduler.poll_work(request).await?;

@@ -16,7 +16,7 @@ use ballista_core::{
 };
 use datafusion::{
     arrow::datatypes::{DataType, Field, Schema},
-    physical_plan::empty::EmptyExec,
+    physical_plan::{ExecutionPlan, empty::EmptyExec, union::UnionExec},
 };
 use datafusion_proto::physical_plan::AsExecutionPlan;
 use forebay_jobs::spec::parse::job_file;
@@ -44,8 +44,8 @@ impl Scene {
         let address = Endpoint::from_shared(scheduler.cluster().address.clone()).unwrap();
         let channel = endpoint(scheduler.cluster(), &address).unwrap().connect_lazy();
         let schema = Schema::new(vec![Field::new("a", DataType::Int64, true)]);
-        let plan: Arc<dyn datafusion::physical_plan::ExecutionPlan> =
-            Arc::new(EmptyExec::new(Arc::new(schema)).with_partitions(2));
+        let part: Arc<dyn ExecutionPlan> = Arc::new(EmptyExec::new(Arc::new(schema)));
+        let plan = UnionExec::try_new(vec![Arc::clone(&part), part]).unwrap();
         let mut bytes = Vec::new();
         let node = PhysicalPlanNode::try_from_physical_plan(plan, &Codec::new(&volume, &job)).unwrap();
         node.try_encode(&mut bytes).unwrap();

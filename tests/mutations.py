@@ -30,6 +30,8 @@ WORKERS = "coordinator/src/run/workers.rs"
 SENT = "coordinator/src/driver/workers.rs"
 SESSION = "coordinator/src/driver/session.rs"
 JOURNAL = "coordinator/src/journal.rs"
+SCHEDULER = "coordinator/src/ballista.rs"
+DESK = "coordinator/src/ballista/desk.rs"
 
 # What goes wrong, where, and how.
 MUTATIONS = [
@@ -141,6 +143,12 @@ MUTATIONS = [
     ("a group cut off by a crash is damage", JOURNAL,
      "let Some((content, after)) = body.split_at_checked(length as usize) else { break };",
      "let Some((content, after)) = body.split_at_checked(length as usize) else { return Err(wrong(rest)) };"),
+    ("a task of a stage that nobody knows of is waited for", DESK,
+     "let is_lost = tasks.iter().any(", "let is_lost = tasks.iter().take(0).any("),
+    ("a query whose stages rest is waited for", DESK, "let rests = tasks.is_empty()", "let rests = tasks.len() > 9"),
+    ("an executor that has something to do is taken for idle", DESK, "asked.num_free_vcores >= cores", "asked.num_free_vcores < cores"),
+    ("a query goes on without an executor that had a part in it", SCHEDULER,
+     "        desk.give_up(job.clone()).await;", "        desk.forget(job.as_str());"),
 ]
 
 

@@ -6,9 +6,15 @@
 //!
 //! An executor is lost when its worker's stream ends, or when it has not asked for long. Then every query under way is
 //! given up, and whoever waits for it begins it again. Ballista would repeat the stages that are lost; but a stage of
-//! which some tasks are done, and that is rolled back, hands on what they have made a second time.
+//! which some tasks are done, and that is rolled back, hands on what they have made a second time. The same is done with a
+//! query of which nothing will come any more (`desk`).
+
+mod desk;
+#[cfg(test)]
+mod tests;
 
 use std::{
+    collections::BTreeMap,
     io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -47,6 +53,7 @@ use tonic::{
     transport::{Server, server::TcpIncoming},
 };
 
+use self::desk::Desk;
 use crate::server::{ServerError, reached_at};
 
 /// An executor that has not asked for work for so long is lost; it asks each second, also while it has enough to do.
@@ -154,20 +161,21 @@ async fn serve(
     let address = cluster.address.trim_start_matches("https://").to_owned();
     let mut scheduler = Ballista::new(address, members, codec, Arc::new(config), metrics);
     scheduler.init().await.map_err(begin)?;
-    let service = SchedulerGrpcServer::new(scheduler.clone())
-        .max_decoding_message_size(LARGEST)
-        .max_encoding_message_size(LARGEST);
+    let desk = Desk::new(scheduler.clone());
+    let service =
+        SchedulerGrpcServer::new(desk.clone()).max_decoding_message_size(LARGEST).max_encoding_message_size(LARGEST);
     let router = Server::builder().tls_config(server_tls(&cluster))?.add_service(service);
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     tokio::select! {
         served = router.serve_with_incoming(incoming) => Ok(served?),
-        () = watch(&scheduler, lost) => Ok(()),
+        () = watch(&scheduler, &desk, lost) => Ok(()),
     }
 }
 
 /// Gives up what executors that are lost were to do.
-async fn watch(scheduler: &Ballista, mut lost: mpsc::UnboundedReceiver<WorkerId>) {
+async fn watch(scheduler: &Ballista, desk: &Desk, mut lost: mpsc::UnboundedReceiver<WorkerId>) {
     let mut look = tokio::time::interval(LOOK);
+    let mut resting = BTreeMap::new();
     loop {
         let worker = tokio::select! {
             worker = lost.recv() => match worker {
@@ -182,19 +190,22 @@ async fn watch(scheduler: &Ballista, mut lost: mpsc::UnboundedReceiver<WorkerId>
             let is_its = worker.as_ref().is_some_and(|worker| executor.id.starts_with(&format!("{worker}.")));
             let is_silent = heard.is_none_or(|heard| now.saturating_sub(heard) > SILENCE);
             if is_its || is_silent {
-                give_up(scheduler, executor.id).await;
+                is_gone(scheduler, desk, executor.id).await;
             }
+        }
+        for job in desk.stalled(&mut resting).await {
+            tracing::warn!(%job, "nobody tells what became of its tasks: it is begun again");
+            desk.give_up(job).await;
         }
     }
 }
 
-async fn give_up(scheduler: &Ballista, executor: String) {
+async fn is_gone(scheduler: &Ballista, desk: &Desk, executor: String) {
     tracing::info!(executor, "is gone: what it executed is begun again");
     for job in scheduler.state.task_manager.get_running_job_cache().keys() {
-        if let Err(error) = scheduler.cancel_job(job.clone()).await {
-            tracing::warn!(%error, "a query could not be given up");
-        }
+        desk.give_up(job.clone()).await;
     }
+    desk.forget(&executor);
     let stopped = ExecutorStoppedParams { executor_id: executor, reason: "its worker is lost".to_owned() };
     if let Err(error) = scheduler.executor_stopped(Request::new(stopped)).await {
         tracing::warn!(%error, "an executor could not be removed");

@@ -1,20 +1,16 @@
 //! A query in all workers of its run: the answer is that of one worker, whoever is killed, and nobody else gets in.
 
+mod strangers;
+
 use std::{fs, path::Path, sync::Arc};
 
 use arrow::array::{ArrayRef, Int64Array, RecordBatch};
-use arrow_flight::{Criteria, flight_service_client::FlightServiceClient};
-use ballista_core::serde::protobuf::{GetJobStatusParams, scheduler_grpc_client::SchedulerGrpcClient};
 use parquet::arrow::ArrowWriter;
-use rustix::process::Pid;
 use serde_json::Value;
-use tonic::{
-    Code,
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
-};
 
 use crate::support::{
     Cluster, eventually,
+    namespace::start_in_namespace,
     processes::{Running, kill},
     published,
 };
@@ -185,80 +181,32 @@ async fn a_coordinator_that_is_killed_takes_its_scheduler_along_and_the_next_one
     workers.into_iter().for_each(|worker| drop(worker.outcome().code(0)));
 }
 
-/// How somebody calls a port: with what of the run's.
-fn caller(address: &str, certificate: &str, key: Option<(&str, &str)>) -> Channel {
-    let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(certificate)).domain_name("forebay");
-    let tls = match key {
-        Some((certificate, key)) => tls.identity(Identity::from_pem(certificate, key)),
-        None => tls,
-    };
-    Endpoint::from_shared(address.to_owned()).unwrap().tls_config(tls).unwrap().connect_lazy()
-}
-
-/// The ports on which a process listens on this host.
-fn ports(pid: Pid) -> Vec<u16> {
-    let pid = pid.as_raw_nonzero();
-    let sockets: Vec<_> = fs::read_dir(format!("/proc/{pid}/fd"))
-        .unwrap()
-        .flatten()
-        .filter_map(|fd| {
-            let target = fs::read_link(fd.path()).ok()?.to_str()?.to_owned();
-            Some(target.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned())
-        })
-        .collect();
-    let table = fs::read_to_string(format!("/proc/{pid}/net/tcp")).unwrap();
-    table
-        .lines()
-        .skip(1)
-        .filter_map(|line| {
-            let fields: Vec<_> = line.split_whitespace().collect();
-            // State 0A is that of listening: proc(5).
-            let is_its = fields[3] == "0A" && sockets.iter().any(|socket| socket == fields[9]);
-            assert!(!is_its || fields[1].starts_with("0100007F:"), "it listens elsewhere: {line}");
-            is_its.then(|| u16::from_str_radix(fields[1].split_once(':').unwrap().1, 16).unwrap())
-        })
-        .collect()
-}
-
 #[tokio::test(flavor = "multi_thread")]
-async fn who_has_not_the_run_s_key_is_refused_by_each_port() {
-    let long = Long::begin().await;
-    let link = long.link();
-    let shared = &link["cluster"];
-    let of = |name: &str| shared[name].as_str().unwrap();
-    let (address, certificate, key) = (of("address"), of("certificate"), of("key"));
-    let other = rcgen::generate_simple_self_signed(["forebay".to_owned()]).unwrap();
-    let (other_certificate, other_key) = (other.cert.pem(), other.signing_key.serialize_pem());
-    let strangers = [None, Some((other_certificate.as_str(), other_key.as_str()))];
-
-    let ask = async |key| {
-        let mut scheduler = SchedulerGrpcClient::new(caller(address, certificate, key));
-        scheduler.get_job_status(GetJobStatusParams { job_id: "none".to_owned() }).await.map(drop)
+async fn each_worker_may_have_the_volume_at_a_path_of_its_own() {
+    let cluster = cluster().await;
+    let (_, query) = QUERIES[0];
+    let run = |id: &'static str, rest: &str| {
+        let file = job(&cluster, id, query, rest);
+        cluster.terminal().start(["--listen", "127.0.0.1", "run", &file, "--id", id, "--json"])
     };
-    ask(Some((certificate, key))).await.unwrap();
-    for stranger in strangers {
-        let refused = ask(stranger).await.unwrap_err();
-        assert_ne!(refused.code(), Code::Ok);
-        assert!(std::error::Error::source(&refused).is_some(), "by the transport, and not by the service: {refused:?}");
-    }
-
-    for worker in &long.workers {
-        let ports = ports(worker.pid());
-        assert_eq!(ports.len(), 1, "an executor's");
-        let address = format!("https://127.0.0.1:{}", ports[0]);
-        let ask = async |key| {
-            let mut executor = FlightServiceClient::new(caller(&address, certificate, key));
-            executor.list_flights(Criteria::default()).await.map(drop)
-        };
-        // It is let in, and the service has nothing of the kind.
-        assert_eq!(ask(Some((certificate, key))).await.unwrap_err().code(), Code::Unimplemented);
-        for stranger in strangers {
-            let refused = ask(stranger).await.unwrap_err();
-            assert_ne!(refused.code(), Code::Unimplemented, "{refused:?}");
-        }
-    }
-    let result = long.coordinator.outcome().json(0);
-    assert_eq!(result["tasks"]["attempts"], 1, "nobody was disturbed: {result}");
+    let expected = text(&run("one", "engine = 'datafusion'\n").outcome().json(0));
+    let coordinator = run("two", "engine = 'ballista'\n[workers]\nfleet = 'external'\ncount = 2\n");
+    let link = cluster.run_dir("two").join("epochs/1/link.json");
+    eventually("there is a coordinator", || link.exists());
+    let volume = cluster.volume().display();
+    let workers = ["a", "b"].map(|name| {
+        // The coordinator's path holds nothing there.
+        let text = format!(
+            "mount -t tmpfs tmpfs /mnt; mkdir -p /mnt/{name}/volume; mount --bind {volume} /mnt/{name}/volume
+             mount -t tmpfs tmpfs {volume}; test ! -e {volume}/volume.json
+             exec $forebay --volume /mnt/{name}/volume worker --run two --slots 1 --name {name}"
+        );
+        start_in_namespace(&cluster.terminal(), &text)
+    });
+    let result = coordinator.outcome().json(0);
+    assert_eq!(text(&result), expected);
+    assert_eq!((&result["tasks"]["attempts"], figure(&cluster, "two", "queries")), (&1.into(), 1.0), "{result}");
+    workers.into_iter().for_each(|worker| drop(worker.outcome().code(0)));
 }
 
 #[tokio::test(flavor = "multi_thread")]

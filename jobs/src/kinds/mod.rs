@@ -186,7 +186,7 @@ pub enum TaskError {
         source: std::io::Error,
     },
     /// What several workers were to do together did not come to its end.
-    #[error("the query's stages were lost: {0}")]
+    #[error("the query's stages were lost: {0}. In one worker there are none: engine = \"datafusion\" in [sql]")]
     Cluster(String),
     /// The engine that was chosen cannot execute the query.
     #[error("the engine cannot execute the query: {0}")]

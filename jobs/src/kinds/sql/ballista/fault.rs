@@ -4,7 +4,7 @@
 //! whether the memory was too small) is told in the text, where the error is still whole, and read from it again.
 
 use ballista_core::error::BallistaError;
-use datafusion::error::DataFusionError;
+use datafusion::{arrow::error::ArrowError, error::DataFusionError};
 use serde::{Deserialize, Serialize};
 
 use super::super::{bad::BadRecord, blame, cause, execute::is_exhausted, held::NotHeld, passing, readable};
@@ -26,38 +26,53 @@ pub(super) struct Fault {
 
 /// The same error, which a text can carry. What Ballista itself tries again stays as it is.
 pub fn told(error: DataFusionError) -> DataFusionError {
-    let whole = within(&error);
-    let is_ballistas = matches!(whole.find_root(), DataFusionError::External(inner) if inner.is::<BallistaError>());
-    let is_known = cause::<NotHeld>(whole).is_some() || cause::<BadRecord>(whole).is_some();
-    if is_ballistas || (!is_known && passing(whole).is_some()) {
-        return error;
-    }
-    let message = match (cause::<NotHeld>(whole), cause::<BadRecord>(whole)) {
-        (Some(not_held), _) => not_held.to_string(),
-        (_, Some(record)) => record.to_string(),
-        _ => readable(whole),
-    };
-    let of_bytes = !is_known && blame::is_of_bytes(whole.find_root());
-    let fault = Fault { message, exhausted: is_exhausted(whole), of_bytes };
-    match serde_json::to_string(&fault) {
-        // A text of a text of it must stay readable.
-        Ok(text) => DataFusionError::Execution(format!("{BEGINS}{}{ENDS}", hex(&text))),
-        Err(_) => error,
+    // A text of a text of it must stay readable.
+    match fault(&error).and_then(|fault| serde_json::to_string(&fault).ok()) {
+        Some(text) => DataFusionError::Execution(format!("{BEGINS}{}{ENDS}", hex(&text))),
+        None => error,
     }
 }
 
-/// The error of DataFusion's that one of Ballista's carries, as what writes a stage's rows gives it.
-fn within(error: &DataFusionError) -> &DataFusionError {
-    match error.find_root() {
-        DataFusionError::External(inner) => match inner.downcast_ref() {
-            Some(BallistaError::DataFusionError(inner)) => within(inner),
-            _ => error,
-        },
-        _ => error,
+/// What there is to tell of an error: nothing of one that is Ballista's own, or that another try may get past.
+fn fault(error: &DataFusionError) -> Option<Fault> {
+    let root = error.find_root();
+    let ballistas = match root {
+        DataFusionError::Shared(inner) => return fault(inner),
+        DataFusionError::External(inner) => inner.downcast_ref::<BallistaError>(),
+        _ => None,
+    };
+    match ballistas {
+        // These pass on what the query failed with.
+        Some(BallistaError::DataFusionError(inner)) => return fault(inner),
+        Some(BallistaError::ArrowError(inner)) => return fault_of_arrow(inner),
+        Some(_) => return None,
+        None => {}
+    }
+    let message = match (cause::<NotHeld>(root), cause::<BadRecord>(root)) {
+        (Some(not_held), _) => not_held.to_string(),
+        (_, Some(record)) => record.to_string(),
+        _ if passing(root).is_some() => return None,
+        _ => {
+            return Some(Fault { of_bytes: blame::is_of_bytes(root), ..Fault::of(readable(root), is_exhausted(root)) });
+        }
+    };
+    Some(Fault::of(message, false))
+}
+
+fn fault_of_arrow(error: &ArrowError) -> Option<Fault> {
+    match error {
+        // Of what lies between stages, which another try makes anew.
+        ArrowError::IpcError(_) | ArrowError::IoError(..) | ArrowError::ExternalError(_) => None,
+        ArrowError::ParquetError(_) => Some(Fault { of_bytes: true, ..Fault::of(error.to_string(), false) }),
+        _ => Some(Fault::of(error.to_string(), false)),
     }
 }
 
 impl Fault {
+    fn of(message: String, exhausted: bool) -> Self {
+        Self { message, exhausted, of_bytes: false }
+    }
+
     /// What the text of an error tells.
     pub(super) fn in_text(text: &str) -> Option<Self> {
         let (_, rest) = text.split_once(BEGINS)?;
@@ -102,14 +117,27 @@ mod tests {
         assert!(matches!(&error, TaskError::BadInput(text) if *text == message), "{error}");
         let error = arrives(DataFusionError::ResourcesExhausted("no room".to_owned())).unwrap();
         assert!(is_exhausted(&error), "{error}");
-        let carried =
-            BallistaError::DataFusionError(Box::new(DataFusionError::ResourcesExhausted("no room".to_owned())));
-        let error = arrives(DataFusionError::Shared(carried.into_datafusion().into())).unwrap();
-        assert!(is_exhausted(&error), "{error}");
         let error = arrives(DataFusionError::ParquetError(Box::new(
             datafusion::parquet::errors::ParquetError::General("torn".to_owned()),
         )));
         assert!(blame::is_of_bytes(error.unwrap().find_root()));
+    }
+
+    #[test]
+    fn what_ballista_passes_on_is_told_as_what_it_is() {
+        let passed_on = |error: DataFusionError| {
+            let error = BallistaError::DataFusionError(Box::new(error)).into_datafusion();
+            DataFusionError::Shared(std::sync::Arc::new(error))
+        };
+        let error = arrives(passed_on(DataFusionError::ResourcesExhausted("no room".to_owned()))).unwrap();
+        assert!(is_exhausted(&error), "{error}");
+        let record = BadRecord { key: "a".to_owned(), line: 3, why: "b".to_owned() };
+        let error = arrives(passed_on(DataFusionError::External(Box::new(record.clone())))).unwrap_err();
+        assert!(matches!(&error, TaskError::BadInput(text) if *text == record.to_string()), "{error}");
+        let error = BallistaError::from(ArrowError::DivideByZero).into_datafusion();
+        assert!(arrives(error).unwrap_err().to_string().contains("Divide by zero"));
+        let error = told(BallistaError::from(ArrowError::IpcError("torn".to_owned())).into_datafusion());
+        assert!(matches!(error, DataFusionError::External(_)), "{error}");
     }
 
     #[test]

@@ -12,8 +12,8 @@ use ballista_core::{
     execution_plans::ShuffleReaderExec,
     serde::{
         protobuf::{
-            CancelJobParams, ExecuteQueryParams, FailedJob, KeyValuePair, SuccessfulJob, execute_query_params::Query,
-            job_status::Status, scheduler_grpc_client::SchedulerGrpcClient,
+            CancelJobParams, ExecuteQueryParams, FailedJob, GetJobStatusParams, JobStatus, KeyValuePair, SuccessfulJob,
+            execute_query_params::Query, job_status::Status, scheduler_grpc_client::SchedulerGrpcClient,
         },
         scheduler::PartitionLocation,
     },
@@ -34,6 +34,8 @@ use crate::{kinds::TaskError, wire::Cluster};
 
 /// What the scheduler says of a job that was given up.
 const CANCELLED: &str = "Cancelled";
+/// What a scheduler has not said for so long it is asked for: it says a thing once, and does not wait until it is heard.
+const SILENCE: Duration = Duration::from_secs(10);
 /// How long the scheduler is given to hear that a job is to end.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -116,8 +118,14 @@ impl Job {
             _ => Lost::Away(format!("the scheduler: {}", status.message())),
         };
         let mut told = scheduler.execute_query_push(request).await.map_err(broken)?.into_inner();
-        while let Some(status) = told.message().await.map_err(broken)? {
-            let Some(status) = status.status else { continue };
+        loop {
+            let status = match tokio::time::timeout(SILENCE, told.message()).await {
+                Ok(Ok(Some(status))) => status.status,
+                Ok(Ok(None)) => return Err(Lost::Away("the scheduler ended".to_owned())),
+                Ok(Err(status)) => return Err(broken(status)),
+                Err(_) => self.asked(&mut scheduler).await.map_err(broken)?,
+            };
+            let Some(status) = status else { continue };
             *self.id.lock().unwrap_or_else(PoisonError::into_inner) = Some(status.job_id);
             match status.status {
                 Some(Status::Successful(done)) => return Ok(done),
@@ -125,7 +133,13 @@ impl Job {
                 Some(Status::Running(_) | Status::Queued(_)) | None => {}
             }
         }
-        Err(Lost::Away("the scheduler ended".to_owned()))
+    }
+
+    /// How the job stands; none if nothing was heard of it yet.
+    async fn asked(&self, scheduler: &mut SchedulerGrpcClient<Channel>) -> Result<Option<JobStatus>, tonic::Status> {
+        let id = self.id.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(job_id) = id else { return Ok(None) };
+        Ok(scheduler.get_job_status(GetJobStatusParams { job_id }).await?.into_inner().status)
     }
 
     /// Ends the job at the scheduler, if it is there.
@@ -157,6 +171,7 @@ fn failure(failed: &FailedJob) -> Lost {
     match Fault::in_text(text) {
         Some(fault) => fault.error().map_or_else(Lost::Task, Lost::Query),
         None if never_began => Lost::Unfit(text.clone()),
+        None if text == CANCELLED => Lost::Passing("a worker was lost that had a part in it".to_owned()),
         None => Lost::Passing(text.clone()),
     }
 }

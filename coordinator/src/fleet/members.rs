@@ -24,7 +24,7 @@ pub(super) const ENDS_IN_A_ROW: u32 = 5;
 /// From one try that fails to the next, at first and at most.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// How long a member may be at work without having said hello.
-pub(super) const HELLO: Duration = Duration::from_secs(120);
+pub(super) const HELLO: Duration = Duration::from_secs(300);
 /// How long a worker may take to end by itself once its link said so, or is gone.
 pub(super) const BY_ITSELF: Duration = Duration::from_secs(5);
 /// How long more may wait for their places than are wanted.

@@ -8,6 +8,7 @@ pub mod external;
 pub mod local;
 pub mod managed;
 mod members;
+pub mod slurm;
 
 use forebay_jobs::id::WorkerId;
 use futures::future::BoxFuture;

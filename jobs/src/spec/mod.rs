@@ -7,7 +7,11 @@ pub mod parse;
 pub mod size;
 pub mod table;
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use forebay_datasets::{
     columns::Columns,
@@ -32,6 +36,9 @@ pub struct JobSpec {
     pub split: SplitSpec,
     /// Who does it.
     pub workers: WorkersSpec,
+    /// Where Slurm starts them; none with another fleet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slurm: Option<SlurmSpec>,
     /// What happens when an attempt fails.
     pub retry: RetrySpec,
     /// `FOREBAY_PARAM_<NAME>`, and `${params.name}` in `argv`, `shell` and `query`.
@@ -424,8 +431,29 @@ impl WorkersSpec {
 pub enum FleetKind {
     /// Processes on this host.
     Local,
+    /// Slurm does, as array tasks.
+    Slurm,
     /// Somebody else does.
     External,
+}
+
+/// `[slurm]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlurmSpec {
+    /// None: the cluster's default.
+    pub partition: Option<String>,
+    /// None: the user's default.
+    pub account: Option<String>,
+    /// None: the account's default.
+    pub qos: Option<String>,
+    /// What each worker has beside its cpus, memory and gpus.
+    pub gres: Option<String>,
+    /// Further options of `sbatch`.
+    pub options: Vec<String>,
+    /// Lines of shell that come before the worker.
+    pub setup: Vec<String>,
+    /// The program, as nodes know it; none: as this host does.
+    pub program: Option<PathBuf>,
 }
 
 /// `[retry]`

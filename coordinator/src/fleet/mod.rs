@@ -8,6 +8,8 @@ pub mod external;
 pub mod local;
 pub mod managed;
 mod members;
+#[cfg(test)]
+mod simulation;
 pub mod slurm;
 
 use forebay_jobs::id::WorkerId;

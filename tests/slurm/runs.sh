@@ -5,6 +5,10 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 export FOREBAY=${FOREBAY:-${CARGO_TARGET_DIR:-$here/../../target}/debug/forebay}
+if ! unshare --fork --pid --mount-proc --net true 2>/dev/null; then
+    echo "skipped: no processes and network of its own can be made here"
+    exit
+fi
 [[ -n ${SLURM_ROOT:-} ]] || exec "$here/cluster.sh" 4 2 "$here/runs.sh"
 
 work=$SLURM_ROOT/work
@@ -138,7 +142,7 @@ ends cancelled
 echo "== a partition that is not there"
 sed -e "s/^count = 4/count = 1/" -e "\$a [slurm]\npartition = \"nowhere\"" "$work/plain.toml" >"$work/wrong.toml"
 if "$FOREBAY" --volume "$work/v" --listen 127.0.0.1 run "$work/wrong.toml" --id wrong 2>"$work/wrong.said"; then fail "it ran"; fi
-grep -q "partition.*sinfo -s" "$work/wrong.said" || fail "it does not say what is wrong"
+grep -q "sinfo -s" "$work/wrong.said" || fail "it does not say what is wrong"
 
 echo "== a program that nodes do not have"
 sed -e "s/^count = 4/count = 8/" -e "\$a [slurm]\nprogram = \"/nowhere/forebay\"" "$work/plain.toml" >"$work/gone.toml"

@@ -54,8 +54,8 @@ impl Agenda {
         Self { members, limits, starting: false, listing: false, stopping: false, list, called, closing: None }
     }
 
-    /// What is due; it counts as under way from now on.
-    pub(super) fn begin(&mut self, now: Instant) -> Vec<Errand> {
+    /// What is due; it counts as under way from now on. The nonce is another one each time.
+    pub(super) fn begin(&mut self, nonce: u32, now: Instant) -> Vec<Errand> {
         let mut errands = Vec::new();
         if !self.listing && self.list.0 <= now && self.members.has_something_to_list() {
             self.listing = true;
@@ -69,7 +69,7 @@ impl Agenda {
             }
         }
         if !self.starting
-            && let Some(call) = self.members.next_call(now)
+            && let Some(call) = self.members.next_call(nonce, now)
         {
             (self.starting, self.called) = (true, true);
             errands.push(Errand::Start(call));

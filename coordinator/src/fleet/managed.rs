@@ -76,7 +76,7 @@ impl<E: Engine> Managed<E> {
 
     /// Does what is due, waits for the next thing that happens, and takes note of it. All of its waits can be dropped.
     async fn step(&mut self) {
-        for errand in self.agenda.begin(Instant::now()) {
+        for errand in self.agenda.begin(rand::random(), Instant::now()) {
             self.send(errand);
         }
         let due_at = self.agenda.due_at(Instant::now());

@@ -222,8 +222,8 @@ impl Members {
         u32::try_from(counted + unseen.sum::<usize>()).unwrap_or(u32::MAX)
     }
 
-    /// The next call to make, if one is due; it counts as under way from now on.
-    pub(super) fn next_call(&mut self, now: Instant) -> Option<Call> {
+    /// The next call to make, if one is due; it counts as under way from now on. The nonce makes its token.
+    pub(super) fn next_call(&mut self, nonce: u32, now: Instant) -> Option<Call> {
         if self.failed || self.listed.is_none() || self.not_before.is_some_and(|at| at > now) {
             return None;
         }
@@ -239,7 +239,7 @@ impl Members {
         if count == 0 {
             return None;
         }
-        let token = self.tag.fresh(self.epoch);
+        let token = self.tag.fresh(self.epoch, nonce);
         self.open.insert(token.clone(), Open { count, tried_at: None });
         Some(Call { token, count, again: false })
     }

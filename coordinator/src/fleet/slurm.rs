@@ -29,8 +29,9 @@ use super::{
 
 /// Tasks of one array. Without `MaxArraySize` in its configuration Slurm takes 1,001.
 const BATCH: u32 = 500;
-/// Slurm tells a worker so many seconds before its time is up, or up to a minute earlier.
-const WARNING: u32 = 30;
+/// Slurm tells a worker so many seconds before its time is up, or up to a minute earlier. A worker that knows its time
+/// has begun to end by then; this is for one whose time was cut.
+const WARNING: u32 = 12;
 /// Jobs in one call of `scancel`.
 const STOPPED_AT_ONCE: usize = 500;
 /// Why a job waits that will wait for ever, unless somebody changes something.

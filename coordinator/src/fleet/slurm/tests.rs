@@ -15,7 +15,7 @@ fn slurm(rest: &str) -> Slurm {
 }
 
 fn call(slurm: &Slurm) -> Call {
-    Call { token: slurm.tag.fresh(Epoch(3)), count: 20, again: false }
+    Call { token: slurm.tag.fresh(Epoch(3), 7), count: 20, again: false }
 }
 
 #[test]
@@ -54,7 +54,7 @@ fn only_jobs_of_the_run_are_seen_whatever_else_the_user_has() {
     assert_eq!(state("CONFIGURING"), State::Queued);
     assert_eq!(state("NODE_FAIL"), State::Ended { why: "Slurm says NODE_FAIL, None".into() });
     assert_eq!(state("SOMETHING_NEW"), State::Running);
-    let other = Tag::of("another volume", &"a.run".parse().unwrap()).fresh(Epoch(1));
+    let other = Tag::of("another volume", &"a.run".parse().unwrap()).fresh(Epoch(1), 7);
     for (job, task, name) in [
         ("17", "3", "a script.sh".to_owned()),
         ("17", "3", format!("a.run.{other}")),

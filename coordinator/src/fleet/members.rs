@@ -228,9 +228,8 @@ impl Members {
             return None;
         }
         let (expected, wanted) = (self.expected(), self.wanted);
-        let needed = |open: &Open| expected.saturating_sub(open.count) < wanted;
-        // What it may have started is asked for under its token.
-        let again = self.open.iter_mut().find(|(_, open)| open.tried_at.is_some() && needed(open));
+        // What a call may have started is asked for under its token, if all of it is wanted; else lists will tell.
+        let again = self.open.iter_mut().find(|(_, open)| open.tried_at.is_some() && expected <= wanted);
         if let Some((token, open)) = again {
             open.tried_at = None;
             return Some(Call { token: token.clone(), count: open.count, again: true });
@@ -247,7 +246,8 @@ impl Members {
     /// Whether a call would be made later, and when.
     pub(super) fn next_call_at(&self, now: Instant) -> Option<Instant> {
         let wants = !self.failed && self.listed.is_some() && self.wanted > 0;
-        let may = self.expected() < self.wanted || self.open.values().any(|open| open.tried_at.is_some());
+        let may = self.expected() < self.wanted
+            || (self.expected() == self.wanted && self.open.values().any(|open| open.tried_at.is_some()));
         self.not_before.filter(|at| wants && may && *at > now)
     }
 

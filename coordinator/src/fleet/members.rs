@@ -377,7 +377,7 @@ impl Members {
         let Some(why) = why.filter(|_| is_early && self.closing.is_none()) else { return };
         self.back_off(self.ends_in_a_row, now);
         self.ends_in_a_row += 1;
-        tracing::warn!(member = %id, "it ended before it could join: {why}");
+        tracing::info!(member = %id, "it ended before it could join: {why}");
         if self.ends_in_a_row >= ENDS_IN_A_ROW {
             let failure = format!("{ENDS_IN_A_ROW} workers in a row ended before they could join ({id}: {why})");
             self.fail(failure, Some(id.clone()));

@@ -109,7 +109,7 @@ fn errors_point_at_what_is_wrong() {
         (format!("{command}[workers]\nmemory = \"1MiB\""), "a slot would have less than 16 MiB of memory", "\"1MiB\""),
         (format!("{command}[workers]\ngpus = 3\nslots = 2"), "2 slots cannot have the same number of 3 gpus each", "3"),
         (format!("{command}[workers]\nfleet = \"ecs\""), "the fleet `ecs` is not supported by this version", "\"ecs\""),
-        (format!("{command}[slurm]\nqos = \"a\""), "[slurm] means nothing to this fleet", "[slurm]\nqos = \"a\""),
+        (format!("{command}[slurm]\nqos = \"a\""), "[slurm] means nothing to this fleet", "[slurm]"),
         (format!("{command}{slurm}partition = \"a b\""), "`a b` is no name that Slurm knows", "\"a b\""),
         (format!("{command}{slurm}account = \"-x\""), "`-x` is no name that Slurm knows", "\"-x\""),
         (format!("{command}{slurm}options = [\"-p x\"]"), "`-p x` is no long option of sbatch", "\"-p x\""),

@@ -385,7 +385,7 @@ impl Members {
     }
 
     /// Whom to ask to end now; they count as asked.
-    pub(super) fn to_stop(&mut self, now: Instant) -> Vec<MemberId> {
+    pub(super) fn whom_to_stop(&mut self, now: Instant) -> Vec<MemberId> {
         let surplus = self.expected().saturating_sub(self.wanted);
         self.surplus_since = self.surplus_since.or(Some(now)).filter(|_| surplus > 0);
         let surplus = if self.surplus_since.is_some_and(|at| at + SURPLUS <= now) { surplus as usize } else { 0 };
@@ -405,7 +405,7 @@ impl Members {
     }
 
     /// When somebody will have to be asked to end.
-    pub(super) fn to_stop_at(&self) -> Option<Instant> {
+    pub(super) fn stops_at(&self) -> Option<Instant> {
         let due = self.members.values().filter_map(|member| due(member, self.closing).map(|(at, _)| at));
         let has_waiting = self.members.values().any(Member::waits);
         due.chain(self.surplus_since.map(|at| at + SURPLUS).filter(|_| has_waiting)).min()

@@ -59,8 +59,12 @@ use crate::{
     commit::chain,
     fleet::{
         Fleet,
+        command::WorkerCommand,
+        engine::Tag,
         external::External,
         local::{Local, LocalConfig},
+        managed::Managed,
+        slurm::Slurm,
     },
     journal::JournalError,
     lease::{self, Claim, LeaseError},
@@ -177,7 +181,7 @@ async fn conduct(
     let host = Host::here();
     let fit = match wanted.fleet {
         FleetKind::Local => host.holds(wanted)?,
-        FleetKind::External => u32::MAX,
+        FleetKind::Slurm | FleetKind::External => u32::MAX,
     };
     (options.tell)(RunProgress::Coordinating { epoch: claim.epoch });
     let (epoch, epoch_dir) = (claim.epoch, claim.dir.clone());
@@ -208,19 +212,30 @@ async fn conduct(
     };
     let mut server = Server::start(config, sender).await?;
     server.announce(&epoch_dir)?;
+    let command = WorkerCommand {
+        program: options.worker_program.clone(),
+        volume: volume.root().to_owned(),
+        run: run.id().clone(),
+        slots: wanted.slots_of(if wanted.fleet == FleetKind::Local { host.cores } else { 0 }),
+        pretend: options.pretend,
+    };
     let mut fleet: Box<dyn Fleet> = match wanted.fleet {
         FleetKind::External => Box::new(External),
+        FleetKind::Slurm => {
+            let (spec, tag) = (run.job().slurm.clone().unwrap_or_default(), Tag::of(volume.id(), run.id()));
+            let program = spec.program.clone().unwrap_or_else(|| command.program.clone());
+            let command = WorkerCommand { program, ..command };
+            let engine = Slurm::new(command, tag.clone(), wanted.clone(), spec, run.logs_dir());
+            let unreadable = |error| VolumeError::io("read", &epoch_dir, error);
+            Box::new(Managed::open(engine, tag, epoch, &epoch_dir).map_err(unreadable)?)
+        }
         FleetKind::Local => Box::new(Local::new(LocalConfig {
-            program: options.worker_program.clone(),
-            volume: volume.root().to_owned(),
-            run: run.id().clone(),
+            command,
             epoch,
-            slots: wanted.slots_of(host.cores),
             fit,
             gpus: (host.gpus, wanted.gpus),
             time: wanted.time,
             logs: run.logs_dir(),
-            pretend: options.pretend,
         })),
     };
     let tell = Arc::clone(&options.tell);

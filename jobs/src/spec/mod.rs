@@ -9,7 +9,7 @@ pub mod size;
 pub mod table;
 mod work;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +32,9 @@ pub struct JobSpec {
     pub split: SplitSpec,
     /// Who does it.
     pub workers: WorkersSpec,
+    /// Where Slurm starts them; none with another fleet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slurm: Option<SlurmSpec>,
     /// What happens when an attempt fails.
     pub retry: RetrySpec,
     /// `FOREBAY_PARAM_<NAME>`, and `${params.name}` in `argv`, `shell` and `query`.
@@ -171,8 +174,29 @@ impl WorkersSpec {
 pub enum FleetKind {
     /// Processes on this host.
     Local,
+    /// Slurm does, as array tasks.
+    Slurm,
     /// Somebody else does.
     External,
+}
+
+/// `[slurm]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlurmSpec {
+    /// None: the cluster's default.
+    pub partition: Option<String>,
+    /// None: the user's default.
+    pub account: Option<String>,
+    /// None: the account's default.
+    pub qos: Option<String>,
+    /// What each worker has beside its cpus, memory and gpus.
+    pub gres: Option<String>,
+    /// Further options of `sbatch`.
+    pub options: Vec<String>,
+    /// Lines of shell that come before the worker.
+    pub setup: Vec<String>,
+    /// The program, as nodes know it; none: as this host does.
+    pub program: Option<PathBuf>,
 }
 
 /// `[retry]`

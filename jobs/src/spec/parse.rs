@@ -9,6 +9,7 @@ mod error;
 mod limits;
 mod params;
 mod raw;
+mod slurm;
 mod tables;
 mod work;
 
@@ -56,10 +57,11 @@ pub fn job_file(text: &str, base: &Path, overrides: &[(String, String)]) -> Resu
         limits::check_gang(&raw.workers, &raw.retry)?;
     }
     let workers = limits::workers(raw.workers)?;
+    let slurm = slurm::slurm(raw.slurm, workers.fleet)?;
     let retry = limits::retry(raw.retry, &work)?;
     let output = dataset::output(raw.output, base, &dataset, &work)?;
     let reuse = limits::reuse(raw.reuse.as_ref())?;
-    let job = JobSpec { name, dataset, work, split, workers, retry, params, output, reuse };
+    let job = JobSpec { name, dataset, work, split, workers, slurm, retry, params, output, reuse };
     match early_start.filter(|early| *early.get_ref() && !starts_early(&job)) {
         None => Ok(job),
         Some(early) => Err(SpecError::at(&early, "no task of this job can start before all of its dataset is staged")

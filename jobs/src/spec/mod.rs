@@ -3,6 +3,7 @@
 //! [`parse::job_file`] turns a TOML text into a [`JobSpec`] or into an error that points at the line. A `JobSpec`
 //! serialises to a job file again, which is what a run keeps.
 
+pub mod ecs;
 pub mod parse;
 pub mod size;
 pub mod table;
@@ -16,7 +17,7 @@ use forebay_datasets::{
 };
 use serde::{Deserialize, Serialize};
 
-use self::table::TableSpec;
+use self::{ecs::EcsSpec, table::TableSpec};
 use crate::kinds::{mapreduce, sql};
 
 /// A whole job, every default resolved.
@@ -32,6 +33,9 @@ pub struct JobSpec {
     pub split: SplitSpec,
     /// Who does it.
     pub workers: WorkersSpec,
+    /// In what they run, if their fleet is ECS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ecs: Option<EcsSpec>,
     /// What happens when an attempt fails.
     pub retry: RetrySpec,
     /// `FOREBAY_PARAM_<NAME>`, and `${params.name}` in `argv`, `shell` and `query`.
@@ -70,7 +74,7 @@ impl JobSpec {
             Work::Sql(sql) => (false, sql::changes_each_time(&sql.query)),
             Work::Mapreduce(_) => (false, None),
         };
-        if self.native().is_some() && self.workers.fleet == FleetKind::External {
+        if self.native().is_some() && self.workers.fleet != FleetKind::Local {
             return Some(
                 "the native map and reduce are in workers that others start, and nobody compares their code".to_owned(),
             );
@@ -424,6 +428,8 @@ impl WorkersSpec {
 pub enum FleetKind {
     /// Processes on this host.
     Local,
+    /// Amazon ECS.
+    Ecs,
     /// Somebody else does.
     External,
 }

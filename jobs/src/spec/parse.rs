@@ -5,6 +5,7 @@
 //! has no effect is an error, and so is what a later version will bring.
 
 mod dataset;
+mod ecs;
 mod error;
 mod limits;
 mod params;
@@ -18,7 +19,7 @@ use toml::Spanned;
 
 pub use self::error::SpecError;
 use self::{raw::RawJob, work::Context};
-use super::{JobSpec, Work};
+use super::{FleetKind, JobSpec, Work};
 use crate::plan::starts_early;
 
 /// Reads a job file. Relative paths in it are relative to `base`; `overrides` replace `[params]`.
@@ -55,11 +56,29 @@ pub fn job_file(text: &str, base: &Path, overrides: &[(String, String)]) -> Resu
     if matches!(&work, Work::Command(command) if command.gang) {
         limits::check_gang(&raw.workers, &raw.retry)?;
     }
+    let fleet = raw.workers.fleet.as_ref().map(Spanned::span);
+    let time = raw.workers.time.as_ref().map(Spanned::span);
     let workers = limits::workers(raw.workers)?;
+    let ecs = match (raw.ecs, workers.fleet) {
+        (Some(_), FleetKind::Ecs) if time.is_some() => {
+            let message = "a task of ECS has no end that is known before".to_owned();
+            return Err(SpecError { message, help: Some("remove time".to_owned()), span: time });
+        }
+        (Some(raw), FleetKind::Ecs) => Some(ecs::ecs(raw.into_inner(), &workers)?),
+        (Some(raw), _) => {
+            let error = SpecError::at(&raw, "[ecs] has no effect with another fleet");
+            return Err(error.help("remove it, or write fleet = \"ecs\" under [workers]"));
+        }
+        (None, FleetKind::Ecs) => {
+            let message = "the fleet is ecs, and the table [ecs] is missing".to_owned();
+            return Err(SpecError { message, help: Some("add it: docs/ecs.md has one".to_owned()), span: fleet });
+        }
+        (None, _) => None,
+    };
     let retry = limits::retry(raw.retry, &work)?;
     let output = dataset::output(raw.output, base, &dataset, &work)?;
     let reuse = limits::reuse(raw.reuse.as_ref())?;
-    let job = JobSpec { name, dataset, work, split, workers, retry, params, output, reuse };
+    let job = JobSpec { name, dataset, work, split, workers, ecs, retry, params, output, reuse };
     match early_start.filter(|early| *early.get_ref() && !starts_early(&job)) {
         None => Ok(job),
         Some(early) => Err(SpecError::at(&early, "no task of this job can start before all of its dataset is staged")
@@ -91,6 +110,10 @@ fn positive(number: Option<&Spanned<u32>>, default: u32, most: u32) -> Result<u3
         Some(number) => Err(SpecError::at(number, format!("{} is out of range", number.get_ref()))
             .help(format!("it is from 1 to {most}"))),
     }
+}
+
+fn sized<T>(text: &Spanned<String>, parse: fn(&str) -> Result<T, String>) -> Result<T, SpecError> {
+    parse(text.get_ref()).map_err(|message| SpecError::at(text, message))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What all clients of AWS have in common: credentials, regions and endpoints as the AWS SDK finds them, proxies and
 //! certificates as the environment names them, over one kind of TLS.
 
-use std::{fs, sync::Arc};
+use std::{fs, sync::Arc, time::Duration};
 
 use aws_config::{BehaviorVersion, ConfigLoader, Region, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
 use aws_smithy_http_client::{
@@ -12,6 +12,10 @@ use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, pem::PemObject},
 };
+
+pub(crate) const CONNECT: Duration = Duration::from_secs(5);
+pub(crate) const READ: Duration = Duration::from_secs(30);
+const ATTEMPT: Duration = Duration::from_secs(60);
 
 /// `AWS_CA_BUNDLE` names a file that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -27,8 +31,8 @@ pub struct BadCertificates {
 ///
 /// # Errors
 /// [`BadCertificates`]
-pub async fn config(region: Option<&str>, timeouts: TimeoutConfig) -> Result<SdkConfig, BadCertificates> {
-    let loader = loader(&Authorities::of_environment()?, timeouts);
+pub async fn config(region: Option<&str>) -> Result<SdkConfig, BadCertificates> {
+    let loader = loader(&Authorities::of_environment()?);
     let loader = match region {
         Some(region) => loader.region(Region::new(region.to_owned())),
         None => loader,
@@ -36,7 +40,9 @@ pub async fn config(region: Option<&str>, timeouts: TimeoutConfig) -> Result<Sdk
     Ok(loader.load().await)
 }
 
-pub(crate) fn loader(authorities: &Authorities, timeouts: TimeoutConfig) -> ConfigLoader {
+pub(crate) fn loader(authorities: &Authorities) -> ConfigLoader {
+    let timeouts =
+        TimeoutConfig::builder().connect_timeout(CONNECT).read_timeout(READ).operation_attempt_timeout(ATTEMPT);
     let (proxy, context) = (ProxyConfig::from_env(), authorities.for_sdk());
     let http = aws_smithy_http_client::Builder::new().build_with_connector_fn(move |settings, _components| {
         let mut connector = aws_smithy_http_client::Connector::builder().proxy_config(proxy.clone());
@@ -44,7 +50,7 @@ pub(crate) fn loader(authorities: &Authorities, timeouts: TimeoutConfig) -> Conf
         connector.tls_provider(Provider::Rustls(CryptoMode::Ring)).tls_context(context.clone()).build()
     });
     let loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http);
-    loader.retry_config(RetryConfig::disabled()).timeout_config(timeouts)
+    loader.retry_config(RetryConfig::disabled()).timeout_config(timeouts.build())
 }
 
 /// Who vouches for servers: the system's certificates, and those of `AWS_CA_BUNDLE` where it is set.

@@ -102,8 +102,8 @@ mod tests {
     fn calls_without_an_answer_are_open_whatever_epoch_they_are_of_and_a_torn_line_spoils_no_other() {
         let dir = tempfile::tempdir().unwrap();
         let tag = Tag::of("v", &"r".parse().unwrap());
-        let call = |epoch| Call { token: tag.fresh(Epoch(epoch)), count: epoch + 2, again: false };
-        let (first, second, third) = (call(1), call(1), call(2));
+        let call = |epoch, nonce| Call { token: tag.fresh(Epoch(epoch), nonce), count: epoch + 2, again: false };
+        let (first, second, third) = (call(1, 1), call(1, 2), call(2, 3));
         for name in ["1.sealed", "2"] {
             fs::create_dir(dir.path().join(name)).unwrap();
         }

@@ -160,9 +160,9 @@ impl Tag {
         Some(Token { epoch: Epoch(epoch.parse().ok()?), text: text.to_owned() }).filter(|_| is_nonce)
     }
 
-    /// A token that nobody has used.
-    pub(super) fn fresh(&self, epoch: Epoch) -> Token {
-        Token { epoch, text: format!("{}-{epoch}-{:08x}", self.0, rand::random::<u32>()) }
+    /// A token that nobody has used, if the nonce is one.
+    pub(super) fn fresh(&self, epoch: Epoch, nonce: u32) -> Token {
+        Token { epoch, text: format!("{}-{epoch}-{nonce:08x}", self.0) }
     }
 }
 

@@ -24,7 +24,7 @@ pub(super) const ENDS_IN_A_ROW: u32 = 5;
 /// From one try that fails to the next, at first and at most.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// How long a member may be at work without having said hello.
-pub(super) const HELLO: Duration = Duration::from_secs(120);
+pub(super) const HELLO: Duration = Duration::from_secs(300);
 /// How long a worker may take to end by itself once its link said so, or is gone.
 pub(super) const BY_ITSELF: Duration = Duration::from_secs(5);
 /// How long more may wait for their places than are wanted.
@@ -222,8 +222,8 @@ impl Members {
         u32::try_from(counted + unseen.sum::<usize>()).unwrap_or(u32::MAX)
     }
 
-    /// The next call to make, if one is due; it counts as under way from now on.
-    pub(super) fn next_call(&mut self, now: Instant) -> Option<Call> {
+    /// The next call to make, if one is due; it counts as under way from now on. The nonce makes its token.
+    pub(super) fn next_call(&mut self, nonce: u32, now: Instant) -> Option<Call> {
         if self.failed || self.listed.is_none() || self.not_before.is_some_and(|at| at > now) {
             return None;
         }
@@ -239,7 +239,7 @@ impl Members {
         if count == 0 {
             return None;
         }
-        let token = self.tag.fresh(self.epoch);
+        let token = self.tag.fresh(self.epoch, nonce);
         self.open.insert(token.clone(), Open { count, tried_at: None });
         Some(Call { token, count, again: false })
     }

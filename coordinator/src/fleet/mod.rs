@@ -1,12 +1,17 @@
 //! Fleets start and stop workers, and know nothing of tasks.
 
+mod agenda;
 mod calls;
 pub mod command;
+pub mod ecs;
 pub mod engine;
 pub mod external;
 pub mod local;
 pub mod managed;
 mod members;
+#[cfg(test)]
+mod simulation;
+pub mod slurm;
 
 use forebay_jobs::id::WorkerId;
 use futures::future::BoxFuture;

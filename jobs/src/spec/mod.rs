@@ -8,7 +8,11 @@ pub mod parse;
 pub mod size;
 pub mod table;
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use forebay_datasets::{
     columns::Columns,
@@ -33,6 +37,9 @@ pub struct JobSpec {
     pub split: SplitSpec,
     /// Who does it.
     pub workers: WorkersSpec,
+    /// Where Slurm starts them; none with another fleet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slurm: Option<SlurmSpec>,
     /// In what they run, if their fleet is ECS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ecs: Option<EcsSpec>,
@@ -54,6 +61,16 @@ impl JobSpec {
             Work::Mapreduce(MapReduceSpec { map: Mapper::Native(name), .. }) => Some(name),
             Work::Mapreduce(_) | Work::Command(_) | Work::Sql(_) => None,
         }
+    }
+
+    /// Attempts at once in each worker, on hosts with so many cores if they are this host's processes.
+    pub fn slots(&self, cores: u32) -> u32 {
+        let there = match (self.workers.fleet, &self.ecs) {
+            (FleetKind::Local, _) => cores,
+            (FleetKind::Ecs, Some(ecs)) => (ecs.cpu / 1024).saturating_mul(self.workers.count),
+            (FleetKind::Ecs | FleetKind::Slurm | FleetKind::External, _) => 0,
+        };
+        self.workers.slots_of(there)
     }
 
     /// Whether its tasks only work together, all at once.
@@ -428,10 +445,31 @@ impl WorkersSpec {
 pub enum FleetKind {
     /// Processes on this host.
     Local,
+    /// Slurm does, as array tasks.
+    Slurm,
     /// Amazon ECS.
     Ecs,
     /// Somebody else does.
     External,
+}
+
+/// `[slurm]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlurmSpec {
+    /// None: the cluster's default.
+    pub partition: Option<String>,
+    /// None: the user's default.
+    pub account: Option<String>,
+    /// None: the account's default.
+    pub qos: Option<String>,
+    /// What each worker has beside its cpus, memory and gpus.
+    pub gres: Option<String>,
+    /// Further options of `sbatch`.
+    pub options: Vec<String>,
+    /// Lines of shell that come before the worker.
+    pub setup: Vec<String>,
+    /// The program, as nodes know it; none: as this host does.
+    pub program: Option<PathBuf>,
 }
 
 /// `[retry]`

@@ -10,6 +10,7 @@ mod error;
 mod limits;
 mod params;
 mod raw;
+mod slurm;
 mod tables;
 mod work;
 
@@ -19,7 +20,7 @@ use toml::Spanned;
 
 pub use self::error::SpecError;
 use self::{raw::RawJob, work::Context};
-use super::{FleetKind, JobSpec, Work};
+use super::{JobSpec, Work};
 use crate::plan::starts_early;
 
 /// Reads a job file. Relative paths in it are relative to `base`; `overrides` replace `[params]`.
@@ -59,26 +60,12 @@ pub fn job_file(text: &str, base: &Path, overrides: &[(String, String)]) -> Resu
     let fleet = raw.workers.fleet.as_ref().map(Spanned::span);
     let time = raw.workers.time.as_ref().map(Spanned::span);
     let workers = limits::workers(raw.workers)?;
-    let ecs = match (raw.ecs, workers.fleet) {
-        (Some(_), FleetKind::Ecs) if time.is_some() => {
-            let message = "a task of ECS has no end that is known before".to_owned();
-            return Err(SpecError { message, help: Some("remove time".to_owned()), span: time });
-        }
-        (Some(raw), FleetKind::Ecs) => Some(ecs::ecs(raw.into_inner(), &workers)?),
-        (Some(raw), _) => {
-            let error = SpecError::at(&raw, "[ecs] has no effect with another fleet");
-            return Err(error.help("remove it, or write fleet = \"ecs\" under [workers]"));
-        }
-        (None, FleetKind::Ecs) => {
-            let message = "the fleet is ecs, and the table [ecs] is missing".to_owned();
-            return Err(SpecError { message, help: Some("add it: docs/ecs.md has one".to_owned()), span: fleet });
-        }
-        (None, _) => None,
-    };
+    let slurm = slurm::slurm(raw.slurm, workers.fleet)?;
+    let ecs = ecs::table(raw.ecs, &workers, fleet, time)?;
     let retry = limits::retry(raw.retry, &work)?;
     let output = dataset::output(raw.output, base, &dataset, &work)?;
     let reuse = limits::reuse(raw.reuse.as_ref())?;
-    let job = JobSpec { name, dataset, work, split, workers, ecs, retry, params, output, reuse };
+    let job = JobSpec { name, dataset, work, split, workers, slurm, ecs, retry, params, output, reuse };
     match early_start.filter(|early| *early.get_ref() && !starts_early(&job)) {
         None => Ok(job),
         Some(early) => Err(SpecError::at(&early, "no task of this job can start before all of its dataset is staged")

@@ -135,11 +135,10 @@ mod tests {
         }
         let of = |reason: &str| failure(&Failure::builder().reason(reason).build()).class;
         assert_eq!(of("Capacity is unavailable at this time. Please try again later"), Class::Capacity);
-        assert_eq!([of("RESOURCE:MEMORY"), of("AGENT"), of("ATTRIBUTE")], [
-            Class::Capacity,
-            Class::Capacity,
-            Class::Permanent
-        ]);
+        assert_eq!(
+            [of("RESOURCE:MEMORY"), of("AGENT"), of("ATTRIBUTE")],
+            [Class::Capacity, Class::Capacity, Class::Permanent]
+        );
     }
 
     #[test]
@@ -176,7 +175,8 @@ mod tests {
 
     #[test]
     fn a_task_that_is_to_stop_is_ending_though_it_runs() {
-        let task = |last: &str, desired: &str| state(&Task::builder().last_status(last).desired_status(desired).build());
+        let task =
+            |last: &str, desired: &str| state(&Task::builder().last_status(last).desired_status(desired).build());
         assert_eq!(task("RUNNING", "RUNNING"), State::Running);
         assert_eq!(task("RUNNING", "STOPPED"), State::Ending);
         assert_eq!(task("DEPROVISIONING", "STOPPED"), State::Ending);

@@ -70,7 +70,8 @@ pub(super) fn of(spec: &EcsSpec, gpus: u32, region: &str) -> RegisterTaskDefinit
     let container = match log.is_empty() {
         true => container,
         false => {
-            let log = LogConfiguration::builder().log_driver(LogDriver::Awslogs).set_options(Some(HashMap::from_iter(log)));
+            let log =
+                LogConfiguration::builder().log_driver(LogDriver::Awslogs).set_options(Some(HashMap::from_iter(log)));
             container.log_configuration(log.build().expect("it has a driver"))
         }
     };
@@ -79,7 +80,8 @@ pub(super) fn of(spec: &EcsSpec, gpus: u32, region: &str) -> RegisterTaskDefinit
 
 fn log(spec: &EcsSpec, region: &str) -> BTreeMap<String, String> {
     let Some(group) = &spec.log_group else { return BTreeMap::new() };
-    let options = [("awslogs-group", group.as_str()), ("awslogs-region", region), ("awslogs-stream-prefix", LOG_PREFIX)];
+    let options =
+        [("awslogs-group", group.as_str()), ("awslogs-region", region), ("awslogs-stream-prefix", LOG_PREFIX)];
     options.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
@@ -88,7 +90,11 @@ fn volume(storage: &Storage) -> Volume {
     match storage {
         Storage::Efs { file_system, access_point, root, tls, iam } => {
             let mut efs = EfsVolumeConfiguration::builder().file_system_id(file_system).root_directory(root);
-            efs = efs.transit_encryption(if *tls { EfsTransitEncryption::Enabled } else { EfsTransitEncryption::Disabled });
+            efs = efs.transit_encryption(if *tls {
+                EfsTransitEncryption::Enabled
+            } else {
+                EfsTransitEncryption::Disabled
+            });
             if access_point.is_some() || *iam {
                 let iam = if *iam { EfsAuthorizationConfigIam::Enabled } else { EfsAuthorizationConfigIam::Disabled };
                 let may = EfsAuthorizationConfig::builder().iam(iam).set_access_point_id(access_point.clone());

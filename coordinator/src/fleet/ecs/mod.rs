@@ -81,7 +81,8 @@ impl Ecs {
         let never = |why: String| EngineError::new(Class::Permanent, why);
         let shared = aws::config(spec.region.as_deref()).await.map_err(|error| never(error.to_string()))?;
         let region = shared.region().map(ToString::to_string);
-        let region = region.ok_or_else(|| never("no AWS region is set up: set AWS_REGION, or [ecs] region".to_owned()))?;
+        let region =
+            region.ok_or_else(|| never("no AWS region is set up: set AWS_REGION, or [ecs] region".to_owned()))?;
         let mut config = config::Builder::from(&shared);
         if let Some(endpoint) = &spec.endpoint {
             config = config.endpoint_url(endpoint);

@@ -13,16 +13,12 @@ mod upload;
 use std::{
     error::Error,
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
 use aws_config::SdkConfig;
 use aws_sdk_s3::{
     Client,
-    config::{
-        ConfigBag, Intercept, Region, ResponseChecksumValidation, RuntimeComponents, SharedCredentialsProvider,
-        timeout::TimeoutConfig,
-    },
+    config::{ConfigBag, Intercept, Region, ResponseChecksumValidation, RuntimeComponents, SharedCredentialsProvider},
     types::RequestPayer,
 };
 use aws_smithy_async::time::SharedTimeSource;
@@ -37,11 +33,7 @@ use self::{
     sign::{ServerTime, Signer},
 };
 use super::{S3Options, SourceError};
-use crate::aws::{self, Authorities};
-
-const CONNECT: Duration = Duration::from_secs(5);
-const READ: Duration = Duration::from_secs(30);
-const ATTEMPT: Duration = Duration::from_secs(60);
+use crate::aws::{self, Authorities, CONNECT, READ};
 
 /// A bucket and a prefix in it.
 #[derive(Clone, Debug)]
@@ -65,7 +57,7 @@ impl Bucket {
     pub async fn connect(bucket: &str, prefix: &str, options: &S3Options) -> Result<Self, SourceError> {
         let authorities = Authorities::of_environment()?;
         let time = ServerTime::default();
-        let mut loader = aws::loader(&authorities, timeouts()).time_source(SharedTimeSource::new(time.clone()));
+        let mut loader = aws::loader(&authorities).time_source(SharedTimeSource::new(time.clone()));
         if options.anonymous {
             loader = loader.no_credentials();
         }
@@ -150,10 +142,6 @@ impl Bucket {
     fn full(&self, key: &str) -> String {
         format!("{}{key}", self.prefix)
     }
-}
-
-fn timeouts() -> TimeoutConfig {
-    TimeoutConfig::builder().connect_timeout(CONNECT).read_timeout(READ).operation_attempt_timeout(ATTEMPT).build()
 }
 
 fn endpoint_of_environment(shared: &SdkConfig) -> Option<String> {

@@ -1,6 +1,6 @@
 //! `[ecs]`
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use toml::Spanned;
 
@@ -10,7 +10,7 @@ use super::{
     sized,
 };
 use crate::spec::{
-    WorkersSpec,
+    FleetKind, WorkersSpec,
     ecs::{Architecture, Capacity, EcsSpec, LaunchType, Network, Provider, Storage, is_fargate},
     size,
 };
@@ -34,7 +34,32 @@ const SIZES: [(u32, u32, u32, u32); 8] = [
 /// Of all tags that a task can have, these are left to the job.
 const MOST_TAGS: usize = 40;
 
-pub(super) fn ecs(raw: RawEcs, workers: &WorkersSpec) -> Result<EcsSpec, SpecError> {
+/// The table, which is there if the fleet is ECS, and only then; `fleet` and `time` are where `[workers]` has these keys.
+pub(super) fn table(
+    raw: Option<Spanned<RawEcs>>,
+    workers: &WorkersSpec,
+    fleet: Option<Range<usize>>,
+    time: Option<Range<usize>>,
+) -> Result<Option<EcsSpec>, SpecError> {
+    match (raw, workers.fleet) {
+        (Some(_), FleetKind::Ecs) if time.is_some() => {
+            let message = "a task of ECS has no end that is known before".to_owned();
+            Err(SpecError { message, help: Some("remove time".to_owned()), span: time })
+        }
+        (Some(raw), FleetKind::Ecs) => ecs(raw.into_inner(), workers).map(Some),
+        (Some(raw), _) => {
+            let error = SpecError::at(&raw, "[ecs] has no effect with another fleet");
+            Err(error.help("remove it, or write fleet = \"ecs\" under [workers]"))
+        }
+        (None, FleetKind::Ecs) => {
+            let message = "the fleet is ecs, and the table [ecs] is missing".to_owned();
+            Err(SpecError { message, help: Some("add it: docs/ecs.md has one".to_owned()), span: fleet })
+        }
+        (None, _) => Ok(None),
+    }
+}
+
+fn ecs(raw: RawEcs, workers: &WorkersSpec) -> Result<EcsSpec, SpecError> {
     let capacity = capacity(&raw)?;
     let fargate = match &capacity {
         Capacity::LaunchType(launch) => *launch == LaunchType::Fargate,

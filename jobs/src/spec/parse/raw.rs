@@ -19,6 +19,7 @@ pub(super) struct RawJob {
     pub(super) split: Option<Spanned<RawSplit>>,
     #[serde(default)]
     pub(super) workers: RawWorkers,
+    pub(super) slurm: Option<Spanned<RawSlurm>>,
     pub(super) ecs: Option<Spanned<RawEcs>>,
     #[serde(default)]
     pub(super) retry: RawRetry,
@@ -285,6 +286,20 @@ pub(super) struct RawWorkers {
     pub(super) ramp: Option<Spanned<String>>,
     pub(super) time: Option<Spanned<String>>,
     pub(super) patience: Option<Spanned<String>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawSlurm {
+    pub(super) partition: Option<Spanned<String>>,
+    pub(super) account: Option<Spanned<String>>,
+    pub(super) qos: Option<Spanned<String>>,
+    pub(super) gres: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) options: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub(super) setup: Vec<Spanned<String>>,
+    pub(super) program: Option<Spanned<String>>,
 }
 
 #[derive(Default, Deserialize)]

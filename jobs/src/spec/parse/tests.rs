@@ -39,6 +39,7 @@ fn the_shortest_jobs_have_every_default() {
 #[test]
 fn errors_point_at_what_is_wrong() {
     let command = "[command]\nargv = [\"x\"]\n";
+    let slurm = "[workers]\nfleet = \"slurm\"\n[slurm]\n";
     let gang = "[command]\nargv = [\"x\"]\ngang = true\n";
     let sql = "[sql]\nquery = \"select 1\"\n";
     for (rest, message, place) in [
@@ -109,7 +110,18 @@ fn errors_point_at_what_is_wrong() {
         (format!("{command}[workers]\ncpus = 0"), "0 is out of range", "0"),
         (format!("{command}[workers]\nmemory = \"1MiB\""), "a slot would have less than 16 MiB of memory", "\"1MiB\""),
         (format!("{command}[workers]\ngpus = 3\nslots = 2"), "2 slots cannot have the same number of 3 gpus each", "3"),
-        (format!("{command}[workers]\nfleet = \"ecs\""), "the fleet `ecs` is not supported by this version", "\"ecs\""),
+        (
+            format!("{command}[workers]\nfleet = \"kubernetes\""),
+            "the fleet `kubernetes` is not supported by this version",
+            "\"kubernetes\"",
+        ),
+        (format!("{command}[slurm]\nqos = \"a\""), "[slurm] means nothing to this fleet", "[slurm]\nqos = \"a\""),
+        (format!("{command}{slurm}partition = \"a b\""), "`a b` is no name that Slurm knows", "\"a b\""),
+        (format!("{command}{slurm}account = \"-x\""), "`-x` is no name that Slurm knows", "\"-x\""),
+        (format!("{command}{slurm}options = [\"-p x\"]"), "`-p x` is no long option of sbatch", "\"-p x\""),
+        (format!("{command}{slurm}options = [\"--time=5\"]"), "`--time` is not an option to give here", "\"--time=5\""),
+        (format!("{command}{slurm}setup = [\"a\\nb\"]"), "this is more than one line", "\"a\\nb\""),
+        (format!("{command}{slurm}program = \"forebay\""), "nodes cannot find the program by this path", "\"forebay\""),
         (format!("{command}[workers]\ncount = 0"), "0 is out of range", "0"),
         (format!("{command}[workers]\ncount = -1"), "-1 is out of range", "-1"),
         (format!("{command}[workers]\nreaders = 0"), "0 is out of range", "0"),

@@ -73,11 +73,19 @@ pub(super) fn is_gone<E: ProvideErrorMetadata>(error: &SdkError<E>) -> bool {
 /// What a task does.
 pub(super) fn state(task: &Task) -> State {
     match (task.last_status().unwrap_or_default(), task.desired_status()) {
+        ("STOPPED" | "DELETED", _) if is_evicted(task) => State::Evicted { why: why(task) },
         ("STOPPED" | "DELETED", _) => State::Ended { why: why(task) },
         ("DEACTIVATING" | "STOPPING" | "DEPROVISIONING", _) | (_, Some("STOPPED")) => State::Ending,
         ("RUNNING", _) => State::Running,
         _ => State::Queued,
     }
+}
+
+/// Whether it was Spot, or there was no place, or its host failed: the next task may have more luck.
+fn is_evicted(task: &Task) -> bool {
+    let taken = [TaskStopCode::SpotInterruption, TaskStopCode::InfrastructureHealth, TaskStopCode::TerminationNotice];
+    task.stop_code().is_some_and(|code| taken.contains(code))
+        || task.stopped_reason().is_some_and(|reason| reason.contains("Capacity is unavailable"))
 }
 
 /// Why a task has ended, by what ECS says of it and of its container, with what to do where that is known.
@@ -149,6 +157,7 @@ mod tests {
             let task = Task::builder().last_status("STOPPED").set_stop_code(code).stopped_reason(stopped);
             match state(&task.containers(container).build()) {
                 State::Ended { why } => why,
+                State::Evicted { why } => format!("evicted: {why}"),
                 other => panic!("{other:?}"),
             }
         };
@@ -161,7 +170,7 @@ mod tests {
         );
         assert_eq!(
             ended(Some(TaskStopCode::SpotInterruption), "Your Spot Task was interrupted.", None, Some(0)),
-            "Spot took its capacity back: Your Spot Task was interrupted."
+            "evicted: Spot took its capacity back: Your Spot Task was interrupted."
         );
         let pull = "CannotPullContainerError: pull image manifest has been retried 1 time(s): not found";
         assert_eq!(

@@ -87,16 +87,31 @@ impl Ecs {
         if let Some(endpoint) = &spec.endpoint {
             config = config.endpoint_url(endpoint);
         }
+        Self::over(Client::from_conf(config.build()), region, spec, workers, command, tag)
+    }
+
+    /// The same, with a client that is there.
+    ///
+    /// # Errors
+    /// Arguments that are too long.
+    pub fn over(
+        client: Client,
+        region: String,
+        spec: &EcsSpec,
+        workers: &WorkersSpec,
+        command: WorkerCommand,
+        tag: Tag,
+    ) -> Result<Self, EngineError> {
         let volume = [MOUNT, &spec.directory].join("/").trim_end_matches('/').into();
         let (run, arguments) = (command.run.clone(), WorkerCommand { volume, ..command }.arguments());
         let overrides = serde_json::json!({ "containerOverrides": [{ "name": CONTAINER, "command": &arguments }] });
         let characters = overrides.to_string().chars().count();
         if characters > OVERRIDES {
             let why = format!("a worker's arguments take {characters} characters, and ECS takes {OVERRIDES}");
-            return Err(never(format!("{why}: shorten [ecs] directory")));
+            return Err(EngineError::new(Class::Permanent, format!("{why}: shorten [ecs] directory")));
         }
         Ok(Self {
-            client: Client::from_conf(config.build()),
+            client,
             spec: spec.clone(),
             gpus: workers.gpus,
             region,

@@ -6,7 +6,10 @@ use std::{path::Path, process::Stdio, time::Duration};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::process::{Child, Command};
+use tokio::{
+    io::AsyncReadExt,
+    process::{Child, Command},
+};
 
 use super::{Shared, Task};
 
@@ -21,10 +24,11 @@ const SCRIPT: &str = "
     mount -o remount,bind,ro /
     cd /
     program=/mnt/image/$(basename \"$program\")
-    [ \"$init\" = true ] || exec \"$program\" \"$@\"
+    [ \"$init\" = true ] || { echo; exec \"$program\" \"$@\"; }
     \"$program\" \"$@\" &
     child=$!
     trap \"kill -TERM $child\" TERM
+    echo
     while :; do
         code=0; wait $child || code=$?
         # The signal ends the waiting, and not the child.
@@ -42,7 +46,8 @@ fn texts(list: &Value) -> impl Iterator<Item = &str> {
     list.as_array().into_iter().flatten().filter_map(Value::as_str)
 }
 
-pub fn start(shared: &Shared, id: &str, task: &Task) -> Container {
+/// What is to be started; [`Container::start`] waits until it is.
+pub fn of_task(shared: &Shared, id: &str, task: &Task) -> Container {
     let (definition, overrides) = (&task.definition, &task.request["overrides"]["containerOverrides"][0]);
     let container = &definition["containerDefinitions"][0];
     let mut command = Command::new("unshare");
@@ -79,13 +84,20 @@ pub fn start(shared: &Shared, id: &str, task: &Task) -> Container {
         }
     }
     command.env("ECS_CONTAINER_METADATA_URI_V4", format!("http://{}/v4/{id}", shared.address));
-    // A log that nobody reads, unless a test fails.
-    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true).spawn().unwrap();
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
     let grace = Duration::from_secs(container["stopTimeout"].as_u64().unwrap_or(30));
     Container { child, grace, _scratch: scratch }
 }
 
 impl Container {
+    /// Waits until its process 1 hears signals.
+    pub async fn start(&mut self) {
+        let mut out = self.child.stdout.take().unwrap();
+        // Nothing comes of one that ends at once, which is seen by whoever waits for it.
+        let _ = out.read_u8().await;
+        tokio::spawn(async move { tokio::io::copy(&mut out, &mut tokio::io::sink()).await });
+    }
+
     /// Its exit code, as Docker tells it.
     pub async fn wait(&mut self) -> i32 {
         use std::os::unix::process::ExitStatusExt;

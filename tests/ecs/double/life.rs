@@ -38,8 +38,9 @@ pub async fn of_task(shared: Arc<Shared>, id: String) {
     }
     let mut running = {
         let state = shared.lock();
-        container::start(&shared, &id, &state.tasks[&id])
+        container::of_task(&shared, &id, &state.tasks[&id])
     };
+    running.start().await;
     to("RUNNING");
     let exit = tokio::select! {
         exit = running.wait() => exit,

@@ -2,10 +2,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
-use aws_sdk_ecs::{
-    Client,
-    config::{BehaviorVersion, Credentials, Region, retry::RetryConfig},
-};
+use aws_sdk_ecs::Client;
 use forebay_coordinator::fleet::{
     command::WorkerCommand,
     ecs::Ecs,
@@ -14,7 +11,7 @@ use forebay_coordinator::fleet::{
 use forebay_jobs::{id::MemberId, spec::parse};
 use tempfile::TempDir;
 
-use crate::double::{self, Faults};
+use crate::double::{self, Faults, client};
 
 pub const EFS: &str = "fs-0123456789abcdef0";
 
@@ -22,19 +19,6 @@ pub struct Fixture {
     pub server: double::Ecs,
     dir: TempDir,
     tag: Tag,
-}
-
-/// A client of a server on loopback.
-pub fn client(endpoint: &str) -> Client {
-    let http = aws_smithy_http_client::Builder::new().build_http();
-    let config = aws_sdk_ecs::Config::builder()
-        .behavior_version(BehaviorVersion::latest())
-        .region(Region::new("us-east-1"))
-        .credentials_provider(Credentials::new("AKID", "secret", None, None, "test"))
-        .retry_config(RetryConfig::disabled())
-        .http_client(http)
-        .endpoint_url(endpoint);
-    Client::from_conf(config.build())
 }
 
 /// An engine for the run `r`, with these keys of `[ecs]`.

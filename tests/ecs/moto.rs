@@ -9,7 +9,8 @@ use std::{
 use forebay_coordinator::fleet::engine::{Call, Engine, Tag};
 
 use crate::{
-    engine::{EFS, client, engine},
+    double::client,
+    engine::{EFS, engine},
     support::eventually,
 };
 

@@ -231,9 +231,8 @@ impl Members {
             return None;
         }
         let (expected, wanted) = (self.expected(), self.wanted);
-        let needed = |open: &Open| expected.saturating_sub(open.count) < wanted;
-        // What it may have started is asked for under its token.
-        let again = self.open.iter_mut().find(|(_, open)| open.tried_at.is_some() && needed(open));
+        // What a call may have started is asked for under its token, if all of it is wanted; else lists will tell.
+        let again = self.open.iter_mut().find(|(_, open)| open.tried_at.is_some() && expected <= wanted);
         if let Some((token, open)) = again {
             open.tried_at = None;
             return Some(Call { token: token.clone(), count: open.count, again: true });
@@ -250,7 +249,8 @@ impl Members {
     /// Whether a call would be made later, and when.
     pub(super) fn next_call_at(&self, now: Instant) -> Option<Instant> {
         let wants = !self.failed && self.listed.is_some() && self.wanted > 0;
-        let may = self.expected() < self.wanted || self.open.values().any(|open| open.tried_at.is_some());
+        let may = self.expected() < self.wanted
+            || (self.expected() == self.wanted && self.open.values().any(|open| open.tried_at.is_some()));
         self.waits_until().filter(|at| wants && may && *at > now)
     }
 
@@ -392,7 +392,7 @@ impl Members {
         let Some(why) = why.filter(|_| is_early && self.closing.is_none()) else { return };
         self.not_before = self.not_before.max(Some(now + backoff(self.ends_in_a_row)));
         self.ends_in_a_row += 1;
-        tracing::warn!(member = %id, "it ended before it could join: {why}");
+        tracing::info!(member = %id, "it ended before it could join: {why}");
         if self.ends_in_a_row >= ENDS_IN_A_ROW {
             let failure = format!("{ENDS_IN_A_ROW} workers in a row ended before they could join ({id}: {why})");
             self.fail(failure, Some(id.clone()));

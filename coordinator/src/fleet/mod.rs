@@ -3,6 +3,8 @@
 mod agenda;
 mod calls;
 pub mod command;
+#[cfg(test)]
+mod conformance;
 pub mod ecs;
 pub mod engine;
 pub mod external;

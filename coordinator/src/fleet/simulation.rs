@@ -143,7 +143,8 @@ impl World {
     fn drive(&mut self) {
         let adopted = self.here.iter().filter(|worker| !self.agenda.members.has(worker)).count();
         self.agenda.members.want(self.wanted.saturating_sub(u32::try_from(adopted).unwrap()));
-        for errand in self.agenda.begin(self.now) {
+        let nonce = self.rng.u32(..);
+        for errand in self.agenda.begin(nonce, self.now) {
             match &errand {
                 Errand::Start(call) => drop(self.called.insert(call.token.clone(), call.count)),
                 Errand::Stop(members) => members.iter().for_each(|member| {
@@ -233,7 +234,6 @@ impl World {
 
     fn start(&mut self, call: &Call) -> Result<Started, EngineError> {
         if let Some(members) = self.started.get(&call.token) {
-            assert!(call.again);
             return Ok(Started { members: members.clone(), refused: None });
         }
         let refused = |class| EngineError::new(class, "no");

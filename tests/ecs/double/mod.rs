@@ -6,7 +6,10 @@
 //! Requests are kept with their times. Where `FOREBAY_TEST_ECS_REQUESTS` names a directory, they are written there, for
 //! `validate.py`.
 
+#![allow(dead_code, reason = "each test binary uses its part")]
+
 mod actions;
+mod client;
 mod container;
 mod life;
 mod rules;
@@ -26,6 +29,7 @@ use serde_json::Value;
 use tokio::{net::TcpListener, sync::watch, task::AbortHandle};
 use tokio_util::sync::CancellationToken;
 
+pub use self::client::client;
 use self::rules::Bucket;
 
 /// What is to go wrong.

@@ -305,3 +305,6 @@ fn member_of(arn: &str) -> Option<MemberId> {
 fn task_of(member: &MemberId) -> Option<&str> {
     member.as_str().strip_prefix(PREFIX)
 }
+
+#[cfg(test)]
+mod tests;

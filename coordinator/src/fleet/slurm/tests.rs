@@ -2,6 +2,31 @@ use forebay_jobs::id::Epoch;
 
 use super::*;
 
+/// Whose tasks sleep, in a directory that is there.
+fn real(dir: &std::path::Path, rest: &str) -> Slurm {
+    let program = dir.join("program");
+    std::fs::write(&program, "#!/bin/sh\nexec sleep 600\n").unwrap();
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut slurm = slurm(rest);
+    (slurm.command.program, slurm.command.volume, slurm.logs) = (program, dir.to_owned(), dir.to_owned());
+    slurm.command.slots = 1;
+    slurm
+}
+
+#[tokio::test]
+#[ignore = "needs a Slurm: tests/slurm/cluster.sh has one; .ci/run has it"]
+async fn slurm_keeps_an_engines_promises() {
+    if env::var_os("SLURM_CONF").is_none() {
+        return println!("skipped: there is no Slurm");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let slurm = real(dir.path(), "");
+    crate::fleet::conformance::keeps_its_promises(&slurm, &slurm.tag).await;
+    let wrong = real(dir.path(), "[slurm]\npartition = 'nowhere'\n");
+    let error = wrong.start(&call(&wrong)).await.unwrap_err();
+    assert!(error.class == Class::Permanent && error.why.contains("sinfo -s"), "{error}");
+}
+
 fn slurm(rest: &str) -> Slurm {
     let text = format!(
         "name = 'n'\n[dataset]\nsource = 'file:///x'\n[command]\nargv = ['true']\n[workers]\nfleet = 'slurm'\n{rest}"

@@ -40,6 +40,10 @@ def problems(action, body):
             if shape.enum and value not in shape.enum:
                 found.append(f"{path} is {value}, and none of {shape.enum}")
             pattern = shape.metadata.get("pattern")
+            # Python has no \\p{…}.
+            classes = {r"\\p{L}": r"[^\\W\\d_]", r"\\p{Z}": r"\\s", r"\\p{N}": r"\\d"}
+            for name, same in classes.items():
+                pattern = pattern and pattern.replace(f"[{name}", f"[{same.strip('[]')}").replace(name, same)
             if pattern and not re.fullmatch(pattern, value):
                 found.append(f"{path} is {value}, which is not like {pattern}")
 

@@ -17,6 +17,7 @@ SLURM_ROOT=$(mktemp -d)
 export SLURM_ROOT SLURM_CONF=$SLURM_ROOT/slurm.conf
 trap 'rm -rf "$SLURM_ROOT"' EXIT
 chmod 755 "$SLURM_ROOT"
+from=$PWD
 cd "$SLURM_ROOT"
 mkdir state spool
 (umask 077 && head -c 1024 /dev/urandom >munge.key)
@@ -60,4 +61,5 @@ for _ in $(seq 100); do
     sleep 0.2
 done
 sinfo -h -o "%D nodes of %c cpus: %T"
+cd "$from"
 "$@"

@@ -62,7 +62,7 @@ impl Agenda {
             errands.push(Errand::List(self.members.known()));
         }
         if !self.stopping {
-            let stop = self.members.to_stop(now);
+            let stop = self.members.whom_to_stop(now);
             if !stop.is_empty() {
                 self.stopping = true;
                 errands.push(Errand::Stop(stop));
@@ -80,7 +80,7 @@ impl Agenda {
     /// When something will be due that is not yet.
     pub(super) fn due_at(&self, now: Instant) -> Option<Instant> {
         let list = Some(self.list.0).filter(|_| !self.listing && self.members.has_something_to_list());
-        let stop = self.members.to_stop_at().filter(|_| !self.stopping);
+        let stop = self.members.stops_at().filter(|_| !self.stopping);
         let start = self.members.next_call_at(now).filter(|_| !self.starting);
         list.into_iter().chain(stop).chain(start).min()
     }

@@ -351,6 +351,7 @@ impl Members {
         let present = workers.iter().next_back().cloned();
         if present.is_some() {
             self.ends_in_a_row = 0;
+            self.events.push_back(FleetEvent::Recognized);
         }
         let (works_since, lost_at, asked) = (None, None, None);
         let member = Member { token, state, life, workers, present, known_at: now, works_since, lost_at, asked };
@@ -400,7 +401,7 @@ impl Members {
     }
 
     /// Whom to ask to end now; they count as asked.
-    pub(super) fn to_stop(&mut self, now: Instant) -> Vec<MemberId> {
+    pub(super) fn whom_to_stop(&mut self, now: Instant) -> Vec<MemberId> {
         let surplus = self.expected().saturating_sub(self.wanted);
         self.surplus_since = self.surplus_since.or(Some(now)).filter(|_| surplus > 0);
         let surplus = if self.surplus_since.is_some_and(|at| at + SURPLUS <= now) { surplus as usize } else { 0 };
@@ -420,7 +421,7 @@ impl Members {
     }
 
     /// When somebody will have to be asked to end.
-    pub(super) fn to_stop_at(&self) -> Option<Instant> {
+    pub(super) fn stops_at(&self) -> Option<Instant> {
         let due = self.members.values().filter_map(|member| due(member, self.closing).map(|(at, _)| at));
         let has_waiting = self.members.values().any(Member::waits);
         due.chain(self.surplus_since.map(|at| at + SURPLUS).filter(|_| has_waiting)).min()
@@ -484,6 +485,19 @@ mod tests {
         members.want(count);
         members.listed(Vec::new(), now, now);
         (members, now)
+    }
+
+    #[test]
+    fn what_is_wanted_is_told_again_once_a_worker_that_came_before_its_answer_is_known() {
+        let (mut members, now) = wanting(1);
+        let call = members.next_call(1, now).unwrap();
+        let member: MemberId = "m-1".parse().unwrap();
+        let worker = WorkerId::of_member(&member, 1).unwrap();
+        members.joined(&worker);
+        assert!(!members.has(&worker) && members.event().is_none());
+        members.answered(&call, Ok(Started { members: vec![member], refused: None }), now);
+        assert!(members.has(&worker));
+        assert_eq!((members.event(), members.event()), (Some(FleetEvent::Recognized), None));
     }
 
     #[test]

@@ -115,7 +115,7 @@ fn errors_point_at_what_is_wrong() {
             "the fleet `kubernetes` is not supported by this version",
             "\"kubernetes\"",
         ),
-        (format!("{command}[slurm]\nqos = \"a\""), "[slurm] means nothing to this fleet", "[slurm]\nqos = \"a\""),
+        (format!("{command}[slurm]\nqos = \"a\""), "[slurm] means nothing to this fleet", "[slurm]"),
         (format!("{command}{slurm}partition = \"a b\""), "`a b` is no name that Slurm knows", "\"a b\""),
         (format!("{command}{slurm}account = \"-x\""), "`-x` is no name that Slurm knows", "\"-x\""),
         (format!("{command}{slurm}options = [\"-p x\"]"), "`-p x` is no long option of sbatch", "\"-p x\""),

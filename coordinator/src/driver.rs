@@ -60,6 +60,7 @@ use crate::{
     fleet::{
         Fleet,
         command::WorkerCommand,
+        ecs::Ecs,
         engine::Tag,
         external::External,
         local::{Local, LocalConfig},
@@ -181,7 +182,7 @@ async fn conduct(
     let host = Host::here();
     let fit = match wanted.fleet {
         FleetKind::Local => host.holds(wanted)?,
-        FleetKind::Slurm | FleetKind::External => u32::MAX,
+        FleetKind::Slurm | FleetKind::Ecs | FleetKind::External => u32::MAX,
     };
     (options.tell)(RunProgress::Coordinating { epoch: claim.epoch });
     let (epoch, epoch_dir) = (claim.epoch, claim.dir.clone());
@@ -216,17 +217,25 @@ async fn conduct(
         program: options.worker_program.clone(),
         volume: volume.root().to_owned(),
         run: run.id().clone(),
-        slots: wanted.slots_of(if wanted.fleet == FleetKind::Local { host.cores } else { 0 }),
+        slots: run.job().slots(host.cores),
         pretend: options.pretend,
     };
+    let tag = Tag::of(volume.id(), run.id());
+    let unreadable = |error| VolumeError::io("read", &epoch_dir, error);
     let mut fleet: Box<dyn Fleet> = match wanted.fleet {
         FleetKind::External => Box::new(External),
+        FleetKind::Ecs => {
+            let spec =
+                run.job().ecs.as_ref().ok_or_else(|| CoordinateError::Fleet("the job has no [ecs]".to_owned()))?;
+            let engine = Ecs::new(spec, wanted, command, tag.clone()).await;
+            let engine = engine.map_err(|error| CoordinateError::Fleet(error.why))?;
+            Box::new(Managed::open(engine, tag, epoch, &epoch_dir).map_err(unreadable)?)
+        }
         FleetKind::Slurm => {
-            let (spec, tag) = (run.job().slurm.clone().unwrap_or_default(), Tag::of(volume.id(), run.id()));
+            let spec = run.job().slurm.clone().unwrap_or_default();
             let program = spec.program.clone().unwrap_or_else(|| command.program.clone());
             let command = WorkerCommand { program, ..command };
             let engine = Slurm::new(command, tag.clone(), wanted.clone(), spec, run.logs_dir());
-            let unreadable = |error| VolumeError::io("read", &epoch_dir, error);
             Box::new(Managed::open(engine, tag, epoch, &epoch_dir).map_err(unreadable)?)
         }
         FleetKind::Local => Box::new(Local::new(LocalConfig {

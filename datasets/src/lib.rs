@@ -3,6 +3,7 @@
 //! Data flows one way: [`source`] → [`stage`] → [`snapshot`] → [`split`] → [`read`] → [`output`]. Nothing here knows
 //! of jobs, workers, or attempts.
 
+pub mod aws;
 pub mod checksum;
 pub mod columns;
 pub mod diff;

@@ -233,11 +233,11 @@ impl Plan {
         let (members, wanted) = (self.phases()[0], &job.workers);
         let (workers, slots) = match wanted.fleet {
             FleetKind::External => return Ok(()),
-            FleetKind::Slurm => (wanted.count, wanted.slots_of(0)),
+            FleetKind::Slurm | FleetKind::Ecs => (wanted.count, job.slots(0)),
             // That not even one worker fits is told where workers are started.
             FleetKind::Local => {
                 let workers = host.holds(wanted).map_or(wanted.count, |fit| fit.min(wanted.count));
-                (workers, wanted.slots_of(host.cores))
+                (workers, job.slots(host.cores))
             }
         };
         let slots = u64::from(workers) * u64::from(slots);

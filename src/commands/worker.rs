@@ -1,5 +1,7 @@
 //! `forebay worker`: what a fleet starts.
 
+mod ecs;
+
 use std::{
     env,
     time::{Duration, UNIX_EPOCH},
@@ -17,15 +19,21 @@ use crate::{
 };
 
 /// A name that no other process has. One that an engine runs tells as what.
-fn name() -> WorkerId {
-    let of_member = member(|name| env::var(name).ok());
+async fn name() -> Result<WorkerId, CliError> {
+    let of_member = match env::var(ecs::METADATA) {
+        Ok(base) => Some(ecs::member(&base).await.map_err(|error| {
+            let message = format!("ECS does not say which task this is, at {base}: {error}");
+            CliError::new(Exit::OutOfReach, message)
+        })?),
+        Err(_) => member(|name| env::var(name).ok()),
+    };
     if let Some(worker) = of_member.and_then(|member| WorkerId::of_member(&member, rand::random()).ok()) {
-        return worker;
+        return Ok(worker);
     }
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let plain = |char: char| if char.is_ascii_alphanumeric() || char == '-' { char } else { '-' };
     let host: String = host.chars().take(40).map(plain).collect();
-    format!("at-{host}-{}", std::process::id()).parse().expect("letters, digits and hyphens are an id")
+    Ok(format!("at-{host}-{}", std::process::id()).parse().expect("letters, digits and hyphens are an id"))
 }
 
 /// What an engine runs this process as, by what it has put into the environment. Of an array of Slurm's, each task.
@@ -35,10 +43,14 @@ fn member(var: impl Fn(&str) -> Option<String>) -> Option<MemberId> {
 }
 
 pub async fn execute(global: &Global, args: &WorkerArgs, natives: &Natives) -> Result<Exit, CliError> {
+    let worker = match &args.name {
+        Some(name) => name.clone(),
+        None => name().await?,
+    };
     let config = WorkerConfig {
         volume_root: global.volume.clone(),
         run: args.run.clone(),
-        worker: args.name.clone().unwrap_or_else(name),
+        worker,
         slots: args.slots.map(Into::into),
         until: args.until.map(|until| UNIX_EPOCH + Duration::from_secs(until)),
         pretend: args.pretend,

@@ -40,7 +40,7 @@ use tonic::Status;
 
 use self::{
     board::{Board, Place},
-    line::{Line, News},
+    line::{Line, News, RETRY},
 };
 pub use crate::link::LinkError;
 use crate::{
@@ -131,7 +131,7 @@ pub async fn run(config: WorkerConfig, natives: Natives) -> Result<(), WorkerErr
 }
 
 /// As [`run`]; `told` stands for the signals. The first drains, the second ends at once.
-async fn run_until(config: WorkerConfig, natives: Natives, told: mpsc::Receiver<()>) -> Result<(), WorkerError> {
+async fn run_until(config: WorkerConfig, natives: Natives, mut told: mpsc::Receiver<()>) -> Result<(), WorkerError> {
     resources::raise_open_files();
     let volume = Volume::open(&config.volume_root)?;
     let run_dir = volume.run_dir(config.run.as_str());
@@ -147,7 +147,8 @@ async fn run_until(config: WorkerConfig, natives: Natives, told: mpsc::Receiver<
         until,
         natives: natives.names(),
     };
-    let link = link::connect(&config.run, &run_dir, me.hello(&volume, BTreeSet::new())).await?;
+    let hello = || me.hello(&volume, BTreeSet::new());
+    let Some(link) = first_link(&me, hello, &mut told).await? else { return Ok(()) };
     tracing::info!(run = %config.run, worker = %config.worker, epoch = %link.epoch, slots, "joined");
     become_subreaper();
     let guard = Guard::start().inspect_err(|error| {
@@ -189,6 +190,34 @@ async fn run_until(config: WorkerConfig, natives: Natives, told: mpsc::Receiver<
     };
     agent.join_cluster();
     agent.work(told).await
+}
+
+/// The link to the coordinator; none if there is nothing to be done. Whoever asked an engine for this worker may have died
+/// since then, and a successor wants it: so such a worker waits for one.
+async fn first_link(
+    me: &Me,
+    hello: impl Fn() -> FromWorker,
+    told: &mut mpsc::Receiver<()>,
+) -> Result<Option<Link>, WorkerError> {
+    let since = Instant::now();
+    loop {
+        let error = match link::connect(&me.run, &me.run_dir, hello()).await {
+            Ok(link) => return Ok(Some(link)),
+            Err(error) => error,
+        };
+        let may_come = matches!(error, LinkError::None { .. } | LinkError::Connect { .. });
+        if me.worker.member().is_none() || !may_come || since.elapsed() > IDLE {
+            return Err(error.into());
+        }
+        if me.run_dir.join(kept::RESULT).exists() {
+            return Ok(None);
+        }
+        tokio::select! {
+            // Nobody tells a worker that there is a coordinator.
+            () = tokio::time::sleep(RETRY) => {}
+            _ = told.recv() => return Ok(None),
+        }
+    }
 }
 
 /// Who this worker is.

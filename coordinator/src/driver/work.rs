@@ -288,6 +288,8 @@ impl<'a> Work<'a> {
                 self.workers.ended(&worker);
                 self.look_soon();
             }
+            // What is wanted of it is told it each time round.
+            FleetEvent::Recognized => {}
             // Whoever is at work goes on; without anybody the run is interrupted.
             FleetEvent::Failed { error } => self.fleet_failure = Some(error),
         }

@@ -10,7 +10,8 @@ use super::engine::{Call, Engine, State, Tag, Token};
 /// Members that exist, and what they are marked with, as lists tell it.
 async fn exist<E: Engine>(engine: &E) -> BTreeMap<MemberId, Token> {
     let list = engine.list(&[]).await.unwrap();
-    let exist = list.into_iter().filter(|sighting| !matches!(sighting.state, State::Ended { .. }));
+    let exist =
+        list.into_iter().filter(|sighting| !matches!(sighting.state, State::Ended { .. } | State::Evicted { .. }));
     exist.map(|sighting| (sighting.member, sighting.token)).collect()
 }
 

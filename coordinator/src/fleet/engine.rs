@@ -104,6 +104,11 @@ pub enum State {
         /// How, in the engine's words.
         why: String,
     },
+    /// It has ended since its place was taken from it, or was never there: that tells nothing of the worker.
+    Evicted {
+        /// How, in the engine's words.
+        why: String,
+    },
 }
 
 /// What an engine did not do.

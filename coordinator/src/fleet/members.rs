@@ -82,7 +82,9 @@ pub(super) struct Members {
     open: BTreeMap<Token, Open>,
     /// When the last list was begun that came to an answer.
     listed: Option<Instant>,
-    /// No call that starts members is made before.
+    /// No call that starts members is made before: after one there is a pause, and a longer one after a refusal.
+    paced_until: Option<Instant>,
+    /// Nor before this, after members that ended early.
     not_before: Option<Instant>,
     /// Tries in a row that did not start what was asked for.
     refusals: u32,
@@ -110,6 +112,7 @@ impl Members {
             early: BTreeMap::new(),
             open,
             listed: None,
+            paced_until: None,
             not_before: None,
             refusals: 0,
             ends_in_a_row: 0,
@@ -135,7 +138,7 @@ impl Members {
             Some(member) => {
                 member.workers.insert(worker.clone());
                 (member.present, member.lost_at) = (Some(worker.clone()), None);
-                (self.ends_in_a_row, self.refusals, self.not_before) = (0, 0, None);
+                (self.ends_in_a_row, self.not_before) = (0, None);
             }
             None => drop(self.early.entry(id).or_default().insert(worker.clone())),
         }
@@ -224,7 +227,7 @@ impl Members {
 
     /// The next call to make, if one is due; it counts as under way from now on. The nonce makes its token.
     pub(super) fn next_call(&mut self, nonce: u32, now: Instant) -> Option<Call> {
-        if self.failed || self.listed.is_none() || self.not_before.is_some_and(|at| at > now) {
+        if self.failed || self.listed.is_none() || self.waits_until().is_some_and(|at| at > now) {
             return None;
         }
         let (expected, wanted) = (self.expected(), self.wanted);
@@ -248,12 +251,16 @@ impl Members {
         let wants = !self.failed && self.listed.is_some() && self.wanted > 0;
         let may = self.expected() < self.wanted
             || (self.expected() == self.wanted && self.open.values().any(|open| open.tried_at.is_some()));
-        self.not_before.filter(|at| wants && may && *at > now)
+        self.waits_until().filter(|at| wants && may && *at > now)
+    }
+
+    fn waits_until(&self) -> Option<Instant> {
+        self.paced_until.max(self.not_before)
     }
 
     /// What came of a call.
     pub(super) fn answered(&mut self, call: &Call, answer: Result<Started, EngineError>, now: Instant) {
-        self.not_before = Some(now + self.limits.pause);
+        self.paced_until = Some(now + self.limits.pause);
         let (started, refused) = match answer {
             Ok(Started { members, refused }) => (Some(members), refused),
             Err(error) => (None, Some(error)),
@@ -282,7 +289,7 @@ impl Members {
                     "workers could not be started, and are asked for again: {}",
                     error.why
                 );
-                self.back_off(self.refusals, now);
+                self.paced_until = self.paced_until.max(Some(now + backoff(self.refusals)));
                 self.refusals += 1;
             }
         }
@@ -297,11 +304,6 @@ impl Members {
         }
     }
 
-    fn back_off(&mut self, tries: u32, now: Instant) {
-        let wait = BACKOFF.0.saturating_mul(2_u32.saturating_pow(tries)).min(BACKOFF.1);
-        self.not_before = self.not_before.max(Some(now + wait));
-    }
-
     /// What a list tells that was begun at `begun`.
     pub(super) fn listed(&mut self, sightings: Vec<Sighting>, begun: Instant, now: Instant) {
         self.listed = Some(begun);
@@ -311,13 +313,19 @@ impl Members {
         for Sighting { member, token, state, life } in sightings {
             let is_known = self.members.contains_key(&member);
             match (state, self.ended.get(&member)) {
+                (State::Ended { .. } | State::Evicted { .. }, Some(_)) => {}
                 (State::Ended { why }, None) => {
                     if !is_known {
                         self.found(member.clone(), token, State::Ending, life, now);
                     }
                     self.end(&member, &why, now);
                 }
-                (State::Ended { .. }, Some(_)) => {}
+                (State::Evicted { why }, None) => {
+                    tracing::info!(%member, "its place was taken: {why}");
+                    if self.remove(&member, now).is_some_and(|member| member.present.is_none()) {
+                        self.paced_until = self.paced_until.max(Some(now + backoff(0)));
+                    }
+                }
                 // The list is older than its end.
                 (_, Some(at)) if !settled(*at) => {}
                 (state, _) => {
@@ -343,6 +351,7 @@ impl Members {
         let present = workers.iter().next_back().cloned();
         if present.is_some() {
             self.ends_in_a_row = 0;
+            self.events.push_back(FleetEvent::Recognized);
         }
         let (works_since, lost_at, asked) = (None, None, None);
         let member = Member { token, state, life, workers, present, known_at: now, works_since, lost_at, asked };
@@ -364,18 +373,25 @@ impl Members {
     }
 
     /// A member has ended, and so have all of its workers, as far as its engine knows.
-    fn end(&mut self, id: &MemberId, why: &str, now: Instant) {
-        let Some(member) = self.members.remove(id) else { return };
+    fn remove(&mut self, id: &MemberId, now: Instant) -> Option<Member> {
         self.ended.insert(id.clone(), now);
+        let mut member = self.members.remove(id)?;
+        let workers = std::mem::take(&mut member.workers);
+        self.events.extend(workers.into_iter().map(|worker| FleetEvent::Ended { worker }));
+        Some(member)
+    }
+
+    /// The same, and whether it tells that others will end that way.
+    fn end(&mut self, id: &MemberId, why: &str, now: Instant) {
+        let Some(member) = self.remove(id, now) else { return };
         let why = match member.asked {
             Some((_, Why::NotNeeded)) => None,
             Some((_, Why::Silent)) => Some(format!("in {} s it did not say hello", HELLO.as_secs())),
             None => Some(why.to_owned()),
         };
         let is_early = member.present.is_none() && member.token.epoch() == self.epoch;
-        self.events.extend(member.workers.into_iter().map(|worker| FleetEvent::Ended { worker }));
         let Some(why) = why.filter(|_| is_early && self.closing.is_none()) else { return };
-        self.back_off(self.ends_in_a_row, now);
+        self.not_before = self.not_before.max(Some(now + backoff(self.ends_in_a_row)));
         self.ends_in_a_row += 1;
         tracing::info!(member = %id, "it ended before it could join: {why}");
         if self.ends_in_a_row >= ENDS_IN_A_ROW {
@@ -419,6 +435,10 @@ impl Member {
     }
 }
 
+fn backoff(tries: u32) -> Duration {
+    BACKOFF.0.saturating_mul(2_u32.saturating_pow(tries)).min(BACKOFF.1)
+}
+
 /// When a member has to be asked to end.
 fn due(member: &Member, closing: Option<Instant>) -> Option<(Instant, Why)> {
     let closing = closing.map(|at| match &member.present {
@@ -431,5 +451,75 @@ fn due(member: &Member, closing: Option<Instant>) -> Option<(Instant, Why)> {
     match member.asked {
         None => first,
         Some((asked, why)) => Some((asked + ASK_AGAIN, why)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits {
+        batch: 1,
+        pause: Duration::from_millis(500),
+        settle: Duration::from_secs(60),
+        poll: (Duration::from_secs(1), Duration::from_secs(10)),
+        call: Duration::from_secs(60),
+    };
+
+    /// As many calls as are wanted, each at the moment it is due, that start a member each.
+    fn start(members: &mut Members, count: u32, now: &mut Instant) -> Vec<(MemberId, Token)> {
+        let mut call = |nonce| {
+            *now = members.next_call_at(*now).unwrap_or(*now);
+            let call = members.next_call(nonce, *now).unwrap();
+            let member: MemberId = format!("m-{nonce}").parse().unwrap();
+            let started = Started { members: vec![member.clone()], refused: None };
+            members.answered(&call, Ok(started), *now);
+            (member, call.token)
+        };
+        (0..count).map(&mut call).collect()
+    }
+
+    fn wanting(count: u32) -> (Members, Instant) {
+        let (tag, now) = (Tag::of("v", &"r".parse().unwrap()), Instant::now());
+        let mut members = Members::new(tag, Epoch(1), LIMITS, Earlier::default(), now);
+        members.want(count);
+        members.listed(Vec::new(), now, now);
+        (members, now)
+    }
+
+    #[test]
+    fn what_is_wanted_is_told_again_once_a_worker_that_came_before_its_answer_is_known() {
+        let (mut members, now) = wanting(1);
+        let call = members.next_call(1, now).unwrap();
+        let member: MemberId = "m-1".parse().unwrap();
+        let worker = WorkerId::of_member(&member, 1).unwrap();
+        members.joined(&worker);
+        assert!(!members.has(&worker) && members.event().is_none());
+        members.answered(&call, Ok(Started { members: vec![member], refused: None }), now);
+        assert!(members.has(&worker));
+        assert_eq!((members.event(), members.event()), (Some(FleetEvent::Recognized), None));
+    }
+
+    #[test]
+    fn a_worker_that_joins_does_not_shorten_the_pause_between_calls() {
+        let (mut members, mut now) = wanting(2);
+        let started = start(&mut members, 1, &mut now);
+        members.joined(&WorkerId::of_member(&started[0].0, 1).unwrap());
+        assert!(members.next_call(7, now + LIMITS.pause / 2).is_none());
+        assert_eq!(members.next_call_at(now), Some(now + LIMITS.pause));
+        assert!(members.next_call(7, now + LIMITS.pause).is_some());
+    }
+
+    #[test]
+    fn those_whose_places_were_taken_do_not_count_as_workers_that_cannot_work() {
+        for (evicted, fails) in [(true, false), (false, true)] {
+            let (mut members, mut now) = wanting(ENDS_IN_A_ROW);
+            let started = start(&mut members, ENDS_IN_A_ROW, &mut now);
+            let state = |why: String| if evicted { State::Evicted { why } } else { State::Ended { why } };
+            let ended = |(member, token)| Sighting { member, token, state: state("so".to_owned()), life: 0 };
+            members.listed(started.into_iter().map(ended).collect(), now, now);
+            assert_eq!(members.take_failure().is_some(), fails);
+            assert_eq!(members.known(), []);
+        }
     }
 }

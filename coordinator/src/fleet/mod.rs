@@ -5,6 +5,7 @@ mod calls;
 pub mod command;
 #[cfg(test)]
 mod conformance;
+pub mod ecs;
 pub mod engine;
 pub mod external;
 pub mod local;
@@ -25,6 +26,8 @@ pub enum FleetEvent {
         /// Which.
         worker: WorkerId,
     },
+    /// Workers that said hello turn out to be its own: from now on they count among those that it is to have.
+    Recognized,
     /// Workers cannot be started, and trying again does not help.
     Failed {
         /// Why, with what the last one said.

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf, time::Duration};
 
-use crate::{checksum::Algorithm, columns::FooterError};
+use crate::{aws::BadCertificates, checksum::Algorithm, columns::FooterError};
 
 /// What a user can do about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,13 +80,8 @@ pub enum SourceError {
         why: String,
     },
     /// `AWS_CA_BUNDLE` names a file that cannot be used.
-    #[error("AWS_CA_BUNDLE: the certificates in {path} cannot be used: {why}")]
-    BadCertificates {
-        /// The file.
-        path: String,
-        /// What is wrong.
-        why: String,
-    },
+    #[error(transparent)]
+    BadCertificates(#[from] BadCertificates),
     /// The bucket is in another region than it was looked for in.
     #[error("the bucket `{bucket}` is in region {region}")]
     Elsewhere {
@@ -195,7 +190,7 @@ impl SourceError {
     /// What a user can do.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::BadUrl { .. } | Self::BadGlob { .. } | Self::BadKeys { .. } | Self::BadCertificates { .. } => {
+            Self::BadUrl { .. } | Self::BadGlob { .. } | Self::BadKeys { .. } | Self::BadCertificates(_) => {
                 ErrorKind::Usage
             }
             Self::Absent { .. } | Self::Empty { .. } | Self::Missing { .. } | Self::Gone { .. } => ErrorKind::NotFound,

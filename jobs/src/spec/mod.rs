@@ -4,6 +4,7 @@
 //! serialises to a job file again, which is what a run keeps.
 
 mod dataset;
+pub mod ecs;
 pub mod parse;
 pub mod size;
 pub mod table;
@@ -13,6 +14,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use self::ecs::EcsSpec;
 pub use self::{
     dataset::{ColumnsSpec, DatasetSpec, KeysSpec, OnBadRecord, S3Spec},
     work::{CommandSpec, Engine, MapReduceSpec, Mapper, Program, SqlSpec, Work},
@@ -35,6 +37,9 @@ pub struct JobSpec {
     /// Where Slurm starts them; none with another fleet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slurm: Option<SlurmSpec>,
+    /// In what they run, if their fleet is ECS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ecs: Option<EcsSpec>,
     /// What happens when an attempt fails.
     pub retry: RetrySpec,
     /// `FOREBAY_PARAM_<NAME>`, and `${params.name}` in `argv`, `shell` and `query`.
@@ -55,6 +60,16 @@ impl JobSpec {
         }
     }
 
+    /// Attempts at once in each worker, on hosts with so many cores if they are this host's processes.
+    pub fn slots(&self, cores: u32) -> u32 {
+        let there = match (self.workers.fleet, &self.ecs) {
+            (FleetKind::Local, _) => cores,
+            (FleetKind::Ecs, Some(ecs)) => (ecs.cpu / 1024).saturating_mul(self.workers.count),
+            (FleetKind::Ecs | FleetKind::Slurm | FleetKind::External, _) => 0,
+        };
+        self.workers.slots_of(there)
+    }
+
     /// Whether its tasks only work together, all at once.
     pub fn is_gang(&self) -> bool {
         matches!(&self.work, Work::Command(command) if command.gang)
@@ -73,7 +88,7 @@ impl JobSpec {
             Work::Sql(sql) => (false, sql::changes_each_time(&sql.query)),
             Work::Mapreduce(_) => (false, None),
         };
-        if self.native().is_some() && self.workers.fleet == FleetKind::External {
+        if self.native().is_some() && self.workers.fleet != FleetKind::Local {
             return Some(
                 "the native map and reduce are in workers that others start, and nobody compares their code".to_owned(),
             );
@@ -176,6 +191,8 @@ pub enum FleetKind {
     Local,
     /// Slurm does, as array tasks.
     Slurm,
+    /// Amazon ECS.
+    Ecs,
     /// Somebody else does.
     External,
 }

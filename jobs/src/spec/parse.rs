@@ -5,6 +5,7 @@
 //! has no effect is an error, and so is what a later version will bring.
 
 mod dataset;
+mod ecs;
 mod error;
 mod limits;
 mod params;
@@ -56,12 +57,15 @@ pub fn job_file(text: &str, base: &Path, overrides: &[(String, String)]) -> Resu
     if matches!(&work, Work::Command(command) if command.gang) {
         limits::check_gang(&raw.workers, &raw.retry)?;
     }
+    let fleet = raw.workers.fleet.as_ref().map(Spanned::span);
+    let time = raw.workers.time.as_ref().map(Spanned::span);
     let workers = limits::workers(raw.workers)?;
     let slurm = slurm::slurm(raw.slurm, workers.fleet)?;
+    let ecs = ecs::table(raw.ecs, &workers, fleet, time)?;
     let retry = limits::retry(raw.retry, &work)?;
     let output = dataset::output(raw.output, base, &dataset, &work)?;
     let reuse = limits::reuse(raw.reuse.as_ref())?;
-    let job = JobSpec { name, dataset, work, split, workers, slurm, retry, params, output, reuse };
+    let job = JobSpec { name, dataset, work, split, workers, slurm, ecs, retry, params, output, reuse };
     match early_start.filter(|early| *early.get_ref() && !starts_early(&job)) {
         None => Ok(job),
         Some(early) => Err(SpecError::at(&early, "no task of this job can start before all of its dataset is staged")
@@ -93,6 +97,10 @@ fn positive(number: Option<&Spanned<u32>>, default: u32, most: u32) -> Result<u3
         Some(number) => Err(SpecError::at(number, format!("{} is out of range", number.get_ref()))
             .help(format!("it is from 1 to {most}"))),
     }
+}
+
+fn sized<T>(text: &Spanned<String>, parse: fn(&str) -> Result<T, String>) -> Result<T, SpecError> {
+    parse(text.get_ref()).map_err(|message| SpecError::at(text, message))
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use tonic::Status;
 use crate::link::{self, Link};
 
 /// Between two tries to reach a coordinator.
-const RETRY: Duration = Duration::from_secs(1);
+pub(super) const RETRY: Duration = Duration::from_secs(1);
 
 /// The stream, or what is done to have one again.
 pub(super) enum Line {

@@ -220,6 +220,29 @@ async fn a_worker_that_is_dropped_takes_its_programs_with_it() {
 }
 
 #[tokio::test]
+async fn a_worker_of_an_engine_waits_for_the_next_coordinator_and_another_one_does_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let run_dir = Volume::open_or_create(dir.path()).unwrap().run_dir("r");
+    fs::create_dir_all(run_dir.join("epochs/1.sealed")).unwrap();
+    let start = |worker: &str| {
+        let (tell, told) = mpsc::channel(2);
+        let (volume_root, worker) = (dir.path().to_owned(), worker.parse().unwrap());
+        let (run, slots) = ("r".parse().unwrap(), Some(1));
+        let config = WorkerConfig { volume_root, run, worker, slots, until: None, pretend: false };
+        (tell, tokio::spawn(run_until(config, native::natives(), told)))
+    };
+    let (_tell, other) = start("w");
+    assert!(matches!(other.await.unwrap(), Err(WorkerError::Link(LinkError::None { .. }))));
+    let (tell, first) = start("ecs-1.00000001");
+    let (_tell, second) = start("ecs-2.00000001");
+    tell.send(()).await.unwrap();
+    first.await.unwrap().unwrap();
+    assert!(!second.is_finished());
+    fs::write(run_dir.join(kept::RESULT), "{}").unwrap();
+    second.await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn a_worker_whose_run_has_ended_without_it_ends() {
     let mut this = Fixture::start("[command]\nargv = ['sleep', '1000']").await;
     this.assign([(0, nothing())]);

@@ -12,30 +12,17 @@ mod upload;
 
 use std::{
     error::Error,
-    fs,
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
 use aws_config::SdkConfig;
 use aws_sdk_s3::{
     Client,
-    config::{
-        BehaviorVersion, ConfigBag, Intercept, Region, ResponseChecksumValidation, RuntimeComponents,
-        SharedCredentialsProvider, retry::RetryConfig, timeout::TimeoutConfig,
-    },
+    config::{ConfigBag, Intercept, Region, ResponseChecksumValidation, RuntimeComponents, SharedCredentialsProvider},
     types::RequestPayer,
 };
 use aws_smithy_async::time::SharedTimeSource;
-use aws_smithy_http_client::{
-    proxy::ProxyConfig,
-    tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode},
-};
 use aws_smithy_runtime_api::client::interceptors::{context::BeforeTransmitInterceptorContextRef, dyn_dispatch_hint};
-use rustls::{
-    ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, pem::PemObject},
-};
 use tokio::runtime::Handle;
 
 pub use self::get::S3Reader;
@@ -46,10 +33,7 @@ use self::{
     sign::{ServerTime, Signer},
 };
 use super::{S3Options, SourceError};
-
-const CONNECT: Duration = Duration::from_secs(5);
-const READ: Duration = Duration::from_secs(30);
-const ATTEMPT: Duration = Duration::from_secs(60);
+use crate::aws::{self, Authorities, CONNECT, READ};
 
 /// A bucket and a prefix in it.
 #[derive(Clone, Debug)]
@@ -72,21 +56,8 @@ impl Bucket {
     /// [`SourceError::BadCertificates`] for a file of certificates that cannot be used.
     pub async fn connect(bucket: &str, prefix: &str, options: &S3Options) -> Result<Self, SourceError> {
         let authorities = Authorities::of_environment()?;
-        let proxy = ProxyConfig::from_env();
-        let context = authorities.for_sdk();
-        let http = aws_smithy_http_client::Builder::new().build_with_connector_fn(move |settings, _components| {
-            let mut connector = aws_smithy_http_client::Connector::builder().proxy_config(proxy.clone());
-            connector.set_connector_settings(settings.cloned());
-            connector.tls_provider(Provider::Rustls(CryptoMode::Ring)).tls_context(context.clone()).build()
-        });
         let time = ServerTime::default();
-        let timeouts =
-            TimeoutConfig::builder().connect_timeout(CONNECT).read_timeout(READ).operation_attempt_timeout(ATTEMPT);
-        let mut loader = aws_config::defaults(BehaviorVersion::latest())
-            .http_client(http)
-            .time_source(SharedTimeSource::new(time.clone()))
-            .retry_config(RetryConfig::disabled())
-            .timeout_config(timeouts.build());
+        let mut loader = aws::loader(&authorities).time_source(SharedTimeSource::new(time.clone()));
         if options.anonymous {
             loader = loader.no_credentials();
         }
@@ -232,55 +203,6 @@ fn sigv4_region(authorization: &str) -> Option<&str> {
     match (scope.next(), scope.next(), scope.next()) {
         (Some("aws4_request"), Some("s3"), region) => region,
         _ => None,
-    }
-}
-
-/// Who vouches for servers: the system's certificates, and those of `AWS_CA_BUNDLE` where it is set.
-#[derive(Clone, Debug)]
-struct Authorities {
-    bundle: Option<(String, Vec<u8>)>,
-}
-
-impl Authorities {
-    fn of_environment() -> Result<Self, SourceError> {
-        let path = std::env::var("AWS_CA_BUNDLE").ok().filter(|path| !path.is_empty());
-        let bundle = path.map(|path| match fs::read(&path) {
-            Ok(pem) => Ok((path, pem)),
-            Err(error) => Err(SourceError::BadCertificates { path, why: error.to_string() }),
-        });
-        let authorities = Self { bundle: bundle.transpose()? };
-        authorities.certificates()?;
-        Ok(authorities)
-    }
-
-    fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, SourceError> {
-        let Some((path, pem)) = &self.bundle else { return Ok(Vec::new()) };
-        let bad = |why| SourceError::BadCertificates { path: path.clone(), why };
-        let found: Vec<_> =
-            CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(|e| bad(format!("{e:?}")))?;
-        match found.is_empty() {
-            true => Err(bad("it holds no PEM certificate".to_owned())),
-            false => Ok(found),
-        }
-    }
-
-    fn for_sdk(&self) -> TlsContext {
-        let store = TrustStore::empty().with_native_roots(true);
-        let store = match &self.bundle {
-            Some((_, pem)) => store.with_pem_certificate(pem.clone()),
-            None => store,
-        };
-        TlsContext::builder().with_trust_store(store).build().expect("a trust store alone is a whole context")
-    }
-
-    fn for_lanes(&self) -> Result<Arc<ClientConfig>, SourceError> {
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        roots.add_parsable_certificates(self.certificates()?);
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-        let config = config.expect("ring has the default versions").with_root_certificates(roots);
-        Ok(Arc::new(config.with_no_client_auth()))
     }
 }
 

@@ -278,7 +278,7 @@ fn version(text: &Spanned<String>) -> Result<Option<String>, SpecError> {
     }
 }
 
-fn endpoint(text: &Spanned<String>) -> Result<String, SpecError> {
+pub(super) fn endpoint(text: &Spanned<String>) -> Result<String, SpecError> {
     let given = text.get_ref();
     let fits = url::Url::parse(given).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
     match fits {

@@ -7,6 +7,7 @@ use toml::Spanned;
 use super::{
     SpecError, positive,
     raw::{RawRetry, RawSplit, RawWorkers},
+    sized,
 };
 use crate::kinds::mapreduce;
 use crate::spec::{
@@ -66,7 +67,7 @@ pub(super) fn split(raw: Option<Spanned<RawSplit>>, work: &Work) -> Result<Split
     Ok(SplitSpec { by, size })
 }
 
-const FLEETS: &str = "use local, slurm, or external and start `forebay worker` yourself";
+const FLEETS: &str = "use local, slurm, ecs, or external and start `forebay worker` yourself";
 /// With less hardly a program starts.
 const LEAST_MEMORY: u64 = 16 << 20;
 /// A worker drains 15 s before its time is up.
@@ -116,7 +117,8 @@ pub(super) fn workers(raw: RawWorkers) -> Result<WorkersSpec, SpecError> {
             "local" => FleetKind::Local,
             "slurm" => FleetKind::Slurm,
             "external" => FleetKind::External,
-            later @ ("ecs" | "kubernetes") => {
+            "ecs" => FleetKind::Ecs,
+            later @ "kubernetes" => {
                 let error = SpecError::at(fleet, format!("the fleet `{later}` is not supported by this version"));
                 return Err(error.help(FLEETS));
             }
@@ -186,8 +188,4 @@ pub(super) fn retry(raw: RawRetry, work: &Work) -> Result<RetrySpec, SpecError> 
         speculate: raw.speculate.is_none_or(Spanned::into_inner),
         resplit: resplit.is_none_or(Spanned::into_inner),
     })
-}
-
-fn sized<T>(text: &Spanned<String>, parse: fn(&str) -> Result<T, String>) -> Result<T, SpecError> {
-    parse(text.get_ref()).map_err(|message| SpecError::at(text, message))
 }

@@ -20,6 +20,7 @@ pub(super) struct RawJob {
     #[serde(default)]
     pub(super) workers: RawWorkers,
     pub(super) slurm: Option<Spanned<RawSlurm>>,
+    pub(super) ecs: Option<Spanned<RawEcs>>,
     #[serde(default)]
     pub(super) retry: RawRetry,
     #[serde(default)]
@@ -322,4 +323,59 @@ pub(super) struct RawOutput {
     pub(super) endpoint: Option<Spanned<String>>,
     pub(super) region: Option<String>,
     pub(super) path_style: Option<bool>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawEcs {
+    pub(super) cluster: Option<Spanned<String>>,
+    pub(super) image: Spanned<String>,
+    pub(super) launch_type: Option<Spanned<String>>,
+    pub(super) capacity: Option<Spanned<Vec<RawProvider>>>,
+    pub(super) platform_version: Option<Spanned<String>>,
+    pub(super) architecture: Option<Spanned<String>>,
+    pub(super) vcpus: Option<Spanned<toml::Value>>,
+    pub(super) memory: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) subnets: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub(super) security_groups: Vec<Spanned<String>>,
+    pub(super) public_ip: Option<Spanned<bool>>,
+    pub(super) execution_role: Option<Spanned<String>>,
+    pub(super) task_role: Option<Spanned<String>>,
+    pub(super) efs: Option<Spanned<RawEfs>>,
+    pub(super) s3files: Option<Spanned<RawS3Files>>,
+    pub(super) host_path: Option<Spanned<String>>,
+    pub(super) directory: Option<Spanned<String>>,
+    pub(super) log_group: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) tags: BTreeMap<String, Spanned<String>>,
+    pub(super) endpoint: Option<Spanned<String>>,
+    pub(super) region: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawProvider {
+    pub(super) provider: Spanned<String>,
+    pub(super) weight: Option<Spanned<u32>>,
+    pub(super) base: Option<Spanned<u32>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawEfs {
+    pub(super) file_system: Spanned<String>,
+    pub(super) access_point: Option<Spanned<String>>,
+    pub(super) root_directory: Option<Spanned<String>>,
+    pub(super) transit_encryption: Option<Spanned<bool>>,
+    pub(super) iam: Option<Spanned<bool>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawS3Files {
+    pub(super) file_system: Spanned<String>,
+    pub(super) access_point: Option<Spanned<String>>,
+    pub(super) root_directory: Option<Spanned<String>>,
 }

@@ -63,6 +63,7 @@ use crate::{
     commit::{CommitError, chain},
     fleet::{
         Fleet,
+        command::WorkerCommand,
         external::External,
         local::{Local, LocalConfig},
     },
@@ -348,16 +349,18 @@ async fn conduct(
     let mut fleet: Box<dyn Fleet> = match wanted.fleet {
         FleetKind::External => Box::new(External),
         FleetKind::Local => Box::new(Local::new(LocalConfig {
-            program: options.worker_program.clone(),
-            volume: volume.root().to_owned(),
-            run: run.id().clone(),
+            command: WorkerCommand {
+                program: options.worker_program.clone(),
+                volume: volume.root().to_owned(),
+                run: run.id().clone(),
+                slots: wanted.slots_of(host.cores),
+                pretend: options.pretend,
+            },
             epoch,
-            slots: wanted.slots_of(host.cores),
             fit,
             gpus: (host.gpus, wanted.gpus),
             time: wanted.time,
             logs: run.logs_dir(),
-            pretend: options.pretend,
         })),
     };
     let tell = Arc::clone(&options.tell);

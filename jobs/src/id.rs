@@ -14,6 +14,11 @@ pub struct RunId(Arc<str>);
 #[serde(try_from = "String", into = "String")]
 pub struct WorkerId(Arc<str>);
 
+/// Names what an engine such as Slurm runs a worker as, such as `slurm-17_3`. The same characters as a [`RunId`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MemberId(Arc<str>);
+
 /// Why a text is no id.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -65,6 +70,25 @@ macro_rules! text_id {
 }
 text_id!(RunId, "run");
 text_id!(WorkerId, "worker");
+text_id!(MemberId, "member");
+
+impl WorkerId {
+    /// The name of a process that an engine runs as `member`. The nonce is the process's own: an engine that begins a
+    /// member anew while its old process still runs has two workers.
+    ///
+    /// # Errors
+    /// A member's name of more than 55 characters leaves no room for it.
+    pub fn of_member(member: &MemberId, nonce: u32) -> Result<Self, IdError> {
+        format!("{member}.{nonce:08x}").parse()
+    }
+
+    /// What an engine runs it as, if one does.
+    pub fn member(&self) -> Option<MemberId> {
+        let (member, nonce) = self.as_str().rsplit_once('.')?;
+        let is_nonce = nonce.len() == 8 && nonce.bytes().all(|byte| byte.is_ascii_hexdigit());
+        member.parse().ok().filter(|_| is_nonce)
+    }
+}
 
 /// The number of a coordinator's lease on a run, from 1. What an older epoch writes no longer counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -182,6 +206,17 @@ mod tests {
         }
         let error = "a/b".parse::<WorkerId>().unwrap_err().to_string();
         assert!(error.starts_with("`a/b` is no worker id"), "{error}");
+    }
+
+    #[test]
+    fn a_worker_of_an_engine_tells_its_member_and_no_other_worker_does() {
+        let member: MemberId = "slurm-17_3".parse().unwrap();
+        let worker = WorkerId::of_member(&member, 0xab).unwrap();
+        assert_eq!((worker.as_str(), worker.member()), ("slurm-17_3.000000ab", Some(member)));
+        for other in ["local-1-2", "at-host.example-33", "a.b", "at-host.12345678x"] {
+            assert_eq!(other.parse::<WorkerId>().unwrap().member(), None, "{other}");
+        }
+        assert!(WorkerId::of_member(&"m".repeat(56).parse().unwrap(), 1).is_err());
     }
 
     #[test]

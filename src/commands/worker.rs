@@ -1,8 +1,14 @@
 //! `forebay worker`: what a fleet starts.
 
-use std::time::{Duration, UNIX_EPOCH};
+use std::{
+    env,
+    time::{Duration, UNIX_EPOCH},
+};
 
-use forebay_jobs::{id::WorkerId, kinds::mapreduce::native::Natives};
+use forebay_jobs::{
+    id::{MemberId, WorkerId},
+    kinds::mapreduce::native::Natives,
+};
 use forebay_worker::WorkerConfig;
 
 use crate::{
@@ -10,12 +16,22 @@ use crate::{
     error::{CliError, Exit},
 };
 
-/// A name that no other process has, of letters that a worker's may have.
+/// A name that no other process has. One that an engine runs tells as what.
 fn name() -> WorkerId {
+    let of_member = member(|name| env::var(name).ok());
+    if let Some(worker) = of_member.and_then(|member| WorkerId::of_member(&member, rand::random()).ok()) {
+        return worker;
+    }
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let plain = |char: char| if char.is_ascii_alphanumeric() || char == '-' { char } else { '-' };
     let host: String = host.chars().take(40).map(plain).collect();
     format!("at-{host}-{}", std::process::id()).parse().expect("letters, digits and hyphens are an id")
+}
+
+/// What an engine runs this process as, by what it has put into the environment. Of an array of Slurm's, each task.
+fn member(var: impl Fn(&str) -> Option<String>) -> Option<MemberId> {
+    let slurm = || Some(format!("slurm-{}_{}", var("SLURM_ARRAY_JOB_ID")?, var("SLURM_ARRAY_TASK_ID")?));
+    slurm()?.parse().ok()
 }
 
 pub async fn execute(global: &Global, args: &WorkerArgs, natives: &Natives) -> Result<Exit, CliError> {
@@ -29,4 +45,21 @@ pub async fn execute(global: &Global, args: &WorkerArgs, natives: &Natives) -> R
     };
     forebay_worker::run(config, natives.clone()).await?;
     Ok(Exit::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_array_task_of_slurm_is_a_member_and_other_processes_are_none() {
+        let of = |vars: &[(&str, &str)]| {
+            let vars: Vec<_> = vars.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+            member(move |name| vars.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone()))
+        };
+        let task = [("SLURM_JOB_ID", "19"), ("SLURM_ARRAY_JOB_ID", "17"), ("SLURM_ARRAY_TASK_ID", "3")];
+        assert_eq!(of(&task), Some("slurm-17_3".parse().unwrap()));
+        assert_eq!(of(&task[..1]), None);
+        assert_eq!(of(&[]), None);
+    }
 }

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use forebay_jobs::id::{Epoch, RunId, WorkerId};
+use forebay_jobs::id::{Epoch, WorkerId};
 use futures::future::BoxFuture;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::{
@@ -22,7 +22,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Fleet, FleetEvent};
+use super::{Fleet, FleetEvent, command::WorkerCommand};
 
 /// So many workers that end in a row without having said hello mean that none ever will.
 const ENDS_IN_A_ROW: u32 = 5;
@@ -51,16 +51,10 @@ const SECRETS: [&str; 9] = [
 /// What local workers are started with.
 #[derive(Clone, Debug)]
 pub struct LocalConfig {
-    /// The program, whose subcommand `worker` they run.
-    pub program: PathBuf,
-    /// The volume's root.
-    pub volume: PathBuf,
-    /// The run they work for.
-    pub run: RunId,
+    /// What is started.
+    pub command: WorkerCommand,
     /// The coordinator's epoch: part of their names.
     pub epoch: Epoch,
-    /// Slots of each.
-    pub slots: u32,
     /// How many this host holds at once.
     pub fit: u32,
     /// The host's GPUs, and how many each has to itself.
@@ -69,8 +63,6 @@ pub struct LocalConfig {
     pub time: Option<Duration>,
     /// Where their standard error goes, one file a worker.
     pub logs: PathBuf,
-    /// Whether they do nothing, and say that it is done.
-    pub pretend: bool,
 }
 
 /// The workers on this host.
@@ -127,7 +119,7 @@ impl Local {
             self.not_before = None;
             if let Err(error) = self.start() {
                 self.ended_early();
-                let program = self.config.program.display();
+                let program = self.config.command.program.display();
                 if self.ends_in_a_row >= ENDS_IN_A_ROW {
                     let failure = format!("cannot start {program} as a worker: {error}");
                     self.fail(failure);
@@ -140,15 +132,12 @@ impl Local {
         self.started += 1;
         let name = format!("local-{}-{}", self.config.epoch, self.started);
         let worker: WorkerId = name.parse().expect("letters, digits and hyphens are an id");
-        let mut command = Command::new(&self.config.program);
-        command.arg("worker").arg("--volume").arg(&self.config.volume);
-        command.args(["--run", self.config.run.as_str(), "--name", worker.as_str()]);
-        command.args(["--slots", &self.config.slots.to_string()]);
+        let mut command = Command::new(&self.config.command.program);
+        command.args(self.config.command.arguments()).args(["--name", worker.as_str()]);
         if let Some(until) = self.config.time.and_then(|time| SystemTime::now().checked_add(time)) {
             let until = until.duration_since(UNIX_EPOCH).unwrap_or_default();
             command.args(["--until", &until.as_secs().to_string()]);
         }
-        command.args(self.config.pretend.then_some("--pretend"));
         SECRETS.iter().for_each(|name| {
             command.env_remove(name);
         });
@@ -338,23 +327,20 @@ mod tests {
 
     use super::*;
 
-    /// A fleet whose program is a shell script; its `$7` is the worker's name.
+    /// A fleet whose program is a shell script; its `$9` is the worker's name.
     fn fleet(script: &str) -> (tempfile::TempDir, Local) {
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("program");
         fs::write(&program, format!("#!/bin/sh\ncd {}\n{script}\n", dir.path().display())).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let (volume, run) = (dir.path().to_owned(), "r".parse().unwrap());
         let config = LocalConfig {
-            program,
-            volume: dir.path().to_owned(),
-            run: "r".parse().unwrap(),
+            command: WorkerCommand { program, volume, run, slots: 3, pretend: false },
             epoch: Epoch(2),
-            slots: 3,
             logs: dir.path().to_owned(),
             fit: u32::MAX,
             gpus: (Vec::new(), 0),
             time: None,
-            pretend: false,
         };
         (dir, Local::new(config))
     }
@@ -366,14 +352,14 @@ mod tests {
         assert_eq!(fleet.observe().await, FleetEvent::Ended { worker: "local-2-1".parse().unwrap() });
         let arguments = fs::read_to_string(dir.path().join("arguments")).unwrap();
         let volume = dir.path().display();
-        assert_eq!(arguments.trim(), format!("worker --volume {volume} --run r --name local-2-1 --slots 3"));
+        assert_eq!(arguments.trim(), format!("worker --volume {volume} --run r --slots 3 --name local-2-1"));
         assert!(!dir.path().join("local-2-1.stderr").exists());
         fleet.stop_all().await;
     }
 
     #[tokio::test]
     async fn a_worker_that_ends_is_replaced_and_one_too_many_is_not_started() {
-        let (_dir, mut fleet) = fleet("test $7 = local-2-1 || exec sleep 60");
+        let (_dir, mut fleet) = fleet("test $9 = local-2-1 || exec sleep 60");
         fleet.want(1);
         fleet.want(1);
         fleet.joined(&"local-2-1".parse().unwrap());
@@ -400,7 +386,7 @@ mod tests {
     #[tokio::test]
     async fn a_program_that_is_not_there_is_a_failure_at_once() {
         let (_dir, mut fleet) = fleet("");
-        fleet.config.program = "/nowhere/forebay".into();
+        fleet.config.command.program = "/nowhere/forebay".into();
         fleet.want(2);
         let FleetEvent::Failed { error } = fleet.observe().await else { panic!() };
         assert!(error.contains("/nowhere/forebay"), "{error}");

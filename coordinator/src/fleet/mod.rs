@@ -1,7 +1,12 @@
 //! Fleets start and stop workers, and know nothing of tasks.
 
+mod calls;
+pub mod command;
+pub mod engine;
 pub mod external;
 pub mod local;
+pub mod managed;
+mod members;
 
 use forebay_jobs::id::WorkerId;
 use futures::future::BoxFuture;

@@ -32,7 +32,7 @@ pub struct Cli {
 /// Options of every command.
 #[derive(Debug, Args)]
 pub struct Global {
-    /// Where a coordinator listens for its workers [default: this host alone; with the fleet `external` everywhere]
+    /// Where a coordinator listens for its workers [default: this host alone; with the fleets `external` and `kubernetes` everywhere]
     #[arg(long, global = true, env = "FOREBAY_LISTEN", hide_env = true, value_name = "ADDRESS")]
     pub listen: Option<IpAddr>,
     /// Directory on the shared file system that holds datasets and runs
@@ -127,6 +127,9 @@ pub struct WorkerArgs {
     /// When this worker is taken away, in seconds since 1970: it drains in time [default: Slurm's, in a Slurm job]
     #[arg(long, env = "SLURM_JOB_END_TIME", hide_env = true)]
     pub until: Option<u64>,
+    /// How long this worker may exist from now on, such as 4h: it drains in time
+    #[arg(long, value_parser = size::duration, value_name = "TIME")]
+    pub time: Option<Duration>,
     /// Do none of the tasks, and report them as done: only to measure what coordinating costs
     #[arg(long, hide = true)]
     pub pretend: bool,

@@ -31,7 +31,7 @@ mod tests;
 mod work;
 mod workers;
 
-use std::{net::IpAddr, path::PathBuf, sync::Arc};
+use std::{io, net::IpAddr, path::PathBuf, sync::Arc};
 
 use forebay_datasets::{
     output::{self, OutputError},
@@ -64,8 +64,11 @@ use crate::{
     fleet::{
         Fleet,
         command::WorkerCommand,
+        engine::Tag,
         external::External,
+        kubernetes::{Kubernetes, PodConfig},
         local::{Local, LocalConfig},
+        managed::Managed,
     },
     journal::JournalError,
     lease::{self, Claim, LeaseError},
@@ -144,6 +147,9 @@ pub enum CoordinateError {
     /// No worker could ever hold a task.
     #[error(transparent)]
     Unfit(#[from] Unfit),
+    /// What earlier coordinators have started cannot be read.
+    #[error("what workers this run has cannot be read")]
+    Earlier(#[source] io::Error),
     /// No worker can be started.
     #[error("no worker can be started: {0}")]
     Fleet(String),
@@ -315,7 +321,7 @@ async fn conduct(
     let host = Host::here();
     let fit = match wanted.fleet {
         FleetKind::Local => host.holds(wanted)?,
-        FleetKind::External => u32::MAX,
+        FleetKind::External | FleetKind::Kubernetes => u32::MAX,
     };
     (options.tell)(RunProgress::Coordinating { epoch: claim.epoch });
     let (epoch, epoch_dir) = (claim.epoch, claim.dir.clone());
@@ -348,12 +354,19 @@ async fn conduct(
     server.announce(&epoch_dir)?;
     let mut fleet: Box<dyn Fleet> = match wanted.fleet {
         FleetKind::External => Box::new(External),
+        FleetKind::Kubernetes => {
+            let tag = Tag::of(volume.id(), run.id());
+            let pods = PodConfig::new(run.job(), &tag, (volume.root(), run.id()), options.pretend);
+            let engine = Kubernetes::open(pods.map_err(CoordinateError::Fleet)?).await;
+            let engine = engine.map_err(CoordinateError::Fleet)?;
+            Box::new(Managed::open(engine, tag, epoch, &epoch_dir).map_err(CoordinateError::Earlier)?)
+        }
         FleetKind::Local => Box::new(Local::new(LocalConfig {
             command: WorkerCommand {
                 program: options.worker_program.clone(),
                 volume: volume.root().to_owned(),
                 run: run.id().clone(),
-                slots: wanted.slots_of(host.cores),
+                slots: Some(wanted.slots_of(host.cores)),
                 pretend: options.pretend,
             },
             epoch,

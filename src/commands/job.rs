@@ -33,7 +33,7 @@ pub fn read(args: &JobArgs) -> Result<(String, JobSpec), CliError> {
 /// Whether what a job file calls for is compiled into this program, where this program is what its workers will be.
 pub fn check_native(path: &Path, text: &str, job: &JobSpec, natives: &Natives) -> Result<(), CliError> {
     match natives.check(job) {
-        Err(NativeError::Absent { .. }) if job.workers.fleet == FleetKind::External => Ok(()),
+        Err(NativeError::Absent { .. }) if job.workers.fleet != FleetKind::Local => Ok(()),
         Err(error) => {
             let named = job.native().and_then(|name| Some((text.find("native")?, name)));
             let found = named.and_then(|(at, name)| Some((at + text[at..].find(name)?, name)));

@@ -13,8 +13,8 @@ pub struct WorkerCommand {
     pub volume: PathBuf,
     /// The run to work for.
     pub run: RunId,
-    /// Attempts at once.
-    pub slots: u32,
+    /// Attempts at once; none: as many as it finds cores.
+    pub slots: Option<u32>,
     /// Whether nothing is done, and said to be.
     pub pretend: bool,
 }
@@ -24,7 +24,11 @@ impl WorkerCommand {
     pub fn arguments(&self) -> Vec<String> {
         let volume = self.volume.display().to_string();
         let fixed = ["worker", "--volume", &volume, "--run", self.run.as_str()].map(str::to_owned);
-        let slots = ["--slots".to_owned(), self.slots.to_string()];
-        fixed.into_iter().chain(slots).chain(self.pretend.then(|| "--pretend".to_owned())).collect()
+        let slots = self.slots.map(|slots| ["--slots".to_owned(), slots.to_string()]);
+        fixed
+            .into_iter()
+            .chain(slots.into_iter().flatten())
+            .chain(self.pretend.then(|| "--pretend".to_owned()))
+            .collect()
     }
 }

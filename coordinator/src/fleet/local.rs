@@ -335,7 +335,7 @@ mod tests {
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         let (volume, run) = (dir.path().to_owned(), "r".parse().unwrap());
         let config = LocalConfig {
-            command: WorkerCommand { program, volume, run, slots: 3, pretend: false },
+            command: WorkerCommand { program, volume, run, slots: Some(3), pretend: false },
             epoch: Epoch(2),
             logs: dir.path().to_owned(),
             fit: u32::MAX,

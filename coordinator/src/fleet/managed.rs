@@ -216,7 +216,7 @@ impl<E: Engine> Fleet for Managed<E> {
     }
 
     fn joined(&mut self, worker: &WorkerId) {
-        self.members.joined(worker);
+        self.members.joined(worker, Instant::now());
     }
 
     fn started(&self, worker: &WorkerId) -> bool {

@@ -41,6 +41,8 @@ struct Member {
     workers: BTreeSet<WorkerId>,
     /// The worker of its present life, once that said hello.
     present: Option<WorkerId>,
+    /// When that last said so.
+    present_since: Instant,
     /// When it was first heard of.
     known_at: Instant,
     /// When it was first seen at work in this life.
@@ -129,12 +131,12 @@ impl Members {
         std::mem::replace(&mut self.wanted, wanted) < wanted
     }
 
-    pub(super) fn joined(&mut self, worker: &WorkerId) {
+    pub(super) fn joined(&mut self, worker: &WorkerId, now: Instant) {
         let Some(id) = worker.member() else { return };
         match self.members.get_mut(&id) {
             Some(member) => {
                 member.workers.insert(worker.clone());
-                (member.present, member.lost_at) = (Some(worker.clone()), None);
+                (member.present, member.present_since, member.lost_at) = (Some(worker.clone()), now, None);
                 (self.ends_in_a_row, self.refusals, self.not_before) = (0, 0, None);
             }
             None => drop(self.early.entry(id).or_default().insert(worker.clone())),
@@ -304,7 +306,7 @@ impl Members {
 
     /// What a list tells that was begun at `begun`.
     pub(super) fn listed(&mut self, sightings: Vec<Sighting>, begun: Instant, now: Instant) {
-        self.listed = Some(begun);
+        let before = self.listed.replace(begun);
         let settle = self.limits.settle;
         let settled = |at: Instant| at + settle <= begun;
         let shown: BTreeSet<_> = sightings.iter().map(|sighting| sighting.member.clone()).collect();
@@ -325,7 +327,7 @@ impl Members {
                     if !is_known {
                         self.found(member.clone(), token, State::Queued, life, now);
                     }
-                    self.seen(&member, state, life, now);
+                    self.seen(&member, state, life, (before, now));
                 }
             }
         }
@@ -345,17 +347,22 @@ impl Members {
             self.ends_in_a_row = 0;
         }
         let (works_since, lost_at, asked) = (None, None, None);
-        let member = Member { token, state, life, workers, present, known_at: now, works_since, lost_at, asked };
+        let (known_at, present_since) = (now, now);
+        let member =
+            Member { token, state, life, workers, present, present_since, known_at, works_since, lost_at, asked };
         self.members.insert(id, member);
     }
 
-    fn seen(&mut self, id: &MemberId, state: State, life: u32, now: Instant) {
+    /// What a list shows of a member, after one that was begun `before`.
+    fn seen(&mut self, id: &MemberId, state: State, life: u32, (before, now): (Option<Instant>, Instant)) {
         let Some(member) = self.members.get_mut(id) else { return };
         let was_at_work = member.works_since.is_some();
         if life > member.life || (state == State::Queued && was_at_work) {
             // It is begun anew; what was its worker may be at work all the same.
             (member.life, member.works_since) = (life, None);
-            (member.present, member.lost_at) = (None, None);
+            member.lost_at = None;
+            // Who said hello since then may be of this life already.
+            member.present = member.present.take().filter(|_| before.is_none_or(|at| member.present_since >= at));
         }
         if state == State::Running {
             member.works_since.get_or_insert(now);
@@ -431,5 +438,43 @@ fn due(member: &Member, closing: Option<Instant>) -> Option<(Instant, Why)> {
     match member.asked {
         None => first,
         Some((asked, why)) => Some((asked + ASK_AGAIN, why)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_whose_hello_comes_before_the_list_that_shows_its_life_is_not_silent() {
+        let limits = Limits {
+            batch: 10,
+            pause: Duration::ZERO,
+            settle: Duration::ZERO,
+            poll: (Duration::from_secs(1), Duration::from_secs(1)),
+            call: Duration::from_secs(1),
+        };
+        let (tag, start) = (Tag::of("v", &"r".parse().unwrap()), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let (token, member): (_, MemberId) = (tag.fresh(Epoch(1)), "m".parse().unwrap());
+        let mut members = Members::new(tag, Epoch(1), limits, Earlier::default(), start);
+        members.want(1);
+        let list = |members: &mut Members, life, seconds| {
+            let (member, token) = (member.clone(), token.clone());
+            members.listed(vec![Sighting { member, token, state: State::Running, life }], at(seconds), at(seconds));
+        };
+        list(&mut members, 0, 1);
+        let hello = |nonce| WorkerId::of_member(&"m".parse().unwrap(), nonce).unwrap();
+        members.joined(&hello(1), at(2));
+        list(&mut members, 0, 3);
+        // It is begun anew and is there before anybody has looked.
+        members.joined(&hello(2), at(4));
+        list(&mut members, 1, 5);
+        let late = at(5) + HELLO;
+        assert!(members.to_stop(late).is_empty());
+        // The one of an earlier life says nothing of the next one, which is waited for.
+        list(&mut members, 1, 6);
+        list(&mut members, 2, 7);
+        assert_eq!(members.to_stop(at(7) + HELLO).len(), 1);
     }
 }

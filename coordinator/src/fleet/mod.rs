@@ -4,6 +4,7 @@ mod calls;
 pub mod command;
 pub mod engine;
 pub mod external;
+pub mod kubernetes;
 pub mod local;
 pub mod managed;
 mod members;

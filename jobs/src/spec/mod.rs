@@ -3,6 +3,7 @@
 //! [`parse::job_file`] turns a TOML text into a [`JobSpec`] or into an error that points at the line. A `JobSpec`
 //! serialises to a job file again, which is what a run keeps.
 
+pub mod kubernetes;
 pub mod parse;
 pub mod size;
 pub mod table;
@@ -16,7 +17,7 @@ use forebay_datasets::{
 };
 use serde::{Deserialize, Serialize};
 
-use self::table::TableSpec;
+use self::{kubernetes::KubernetesSpec, table::TableSpec};
 use crate::kinds::{mapreduce, sql};
 
 /// A whole job, every default resolved.
@@ -32,6 +33,9 @@ pub struct JobSpec {
     pub split: SplitSpec,
     /// Who does it.
     pub workers: WorkersSpec,
+    /// In what they run, if their fleet is Kubernetes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<KubernetesSpec>,
     /// What happens when an attempt fails.
     pub retry: RetrySpec,
     /// `FOREBAY_PARAM_<NAME>`, and `${params.name}` in `argv`, `shell` and `query`.
@@ -70,7 +74,7 @@ impl JobSpec {
             Work::Sql(sql) => (false, sql::changes_each_time(&sql.query)),
             Work::Mapreduce(_) => (false, None),
         };
-        if self.native().is_some() && self.workers.fleet == FleetKind::External {
+        if self.native().is_some() && self.workers.fleet != FleetKind::Local {
             return Some(
                 "the native map and reduce are in workers that others start, and nobody compares their code".to_owned(),
             );
@@ -412,9 +416,14 @@ pub struct WorkersSpec {
 impl WorkersSpec {
     /// Attempts at once in each worker, where so many cores are for so many workers.
     pub fn slots_of(&self, cores: u32) -> u32 {
+        self.own_slots().unwrap_or(cores / self.count.max(1)).max(1)
+    }
+
+    /// Attempts at once in each worker, if that does not hang on its host.
+    pub fn own_slots(&self) -> Option<u32> {
         let by_cpus = self.cpus.filter(|_| self.gpus == 0);
         let by_gpus = Some(self.gpus).filter(|gpus| *gpus > 0);
-        self.slots.or(by_gpus).or(by_cpus).unwrap_or(cores / self.count.max(1)).max(1)
+        self.slots.or(by_gpus).or(by_cpus)
     }
 }
 
@@ -424,6 +433,8 @@ impl WorkersSpec {
 pub enum FleetKind {
     /// Processes on this host.
     Local,
+    /// Pods of Kubernetes.
+    Kubernetes,
     /// Somebody else does.
     External,
 }

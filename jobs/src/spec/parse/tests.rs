@@ -3,6 +3,8 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 use super::*;
 use crate::spec::{ColumnsSpec, Mapper, OutputFormat, Program, SplitBy, SplitSize, SplitSpec, table::TableSpec};
 
+mod kubernetes;
+
 const HEAD: &str = "name = \"j\"\n[dataset]\nsource = \"s3://b/flights\"\n";
 
 fn parse(rest: &str) -> Result<JobSpec, SpecError> {

@@ -119,8 +119,9 @@ async fn one_that_waits_for_a_node_can_be_stopped_too() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_is_disrupted_is_begun_anew_and_who_fails_is_not() {
-    let fixture =
-        Fixture::new(&format!("test $JOB_COMPLETION_INDEX = 2 && {{ echo the reason; exit 4; }}\n{PATIENT}")).await;
+    let script = "test $JOB_COMPLETION_INDEX = 2 && { echo the reason; exit 4; }\n\
+                  trap 'exit 3' TERM; while :; do sleep 0.02; done";
+    let fixture = Fixture::new(script).await;
     let members = fixture.start(1, 3).await;
     let list = fixture.are_running(2).await;
     let list = match &state(&list, &members[2]).unwrap().state {
@@ -148,7 +149,7 @@ async fn who_is_disrupted_is_begun_anew_and_who_fails_is_not() {
     fixture.until("its node is lost and it is begun anew", |list| state(list, &members[1]).unwrap().life == 1).await;
     let list = fixture.are_running(2).await;
     assert!(list.iter().all(|sighting| sighting.life == u32::from(sighting.member != members[2])), "{list:?}");
-    assert_eq!(fixture.server.adrift() > 0, true);
+    assert!(fixture.server.adrift() > 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -162,4 +163,17 @@ async fn two_pods_of_an_index_are_one_member_and_both_are_stopped() {
     fixture.engine.stop(&members[..1]).await.unwrap();
     fixture.until("it has ended", |list| matches!(state(list, &members[0]).unwrap().state, State::Ended { .. })).await;
     fixture.until("both are gone", |_| fixture.server.left() == 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_disrupted_and_ends_in_order_has_ended() {
+    let fixture = Fixture::new(PATIENT).await;
+    let members = fixture.start(1, 1).await;
+    fixture.are_running(1).await;
+    fixture.server.evict(&fixture.pod(&members[0]));
+    fixture.until("it has ended", |list| matches!(state(list, &members[0]).unwrap().state, State::Ended { .. })).await;
+    fixture
+        .until("its Job has ended too", |_| fixture.server.jobs()[0].status.as_ref().unwrap().conditions.is_some())
+        .await;
+    assert_eq!(fixture.server.left(), 0);
 }

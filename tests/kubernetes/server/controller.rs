@@ -41,9 +41,9 @@ impl World {
         let uid = job.metadata.uid.clone();
         let mut make = Vec::new();
         for at in 0..completions {
-            let its: Vec<_> = self.pods.iter().filter(|(_, live)| owner(&live.pod) == uid && index(&live.pod) == at);
+            let its = self.pods.iter().filter(|(_, live)| owner(&live.pod) == uid && index(&live.pod) == at);
             let its: Vec<(String, Pod, Option<Instant>)> =
-                its.into_iter().map(|(name, live)| (name.clone(), live.pod.clone(), live.ended)).collect();
+                its.map(|(name, live)| (name.clone(), live.pod.clone(), live.ended)).collect();
             if its.iter().any(|(_, pod, _)| phase(pod) == "Succeeded") {
                 completed.insert(at);
             }

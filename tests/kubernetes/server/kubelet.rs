@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::Read,
-    os::unix::process::CommandExt,
+    os::unix::process::{CommandExt, ExitStatusExt},
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
@@ -17,7 +17,6 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
-use std::os::unix::process::ExitStatusExt;
 
 use super::{
     controller::{disrupt, set},

@@ -26,6 +26,7 @@ use tokio::{net::TcpListener, sync::oneshot};
 
 use self::{
     http::Rest,
+    kubelet::Container,
     world::{World, index, owner, phase},
 };
 pub use self::{
@@ -199,7 +200,7 @@ impl KubernetesServer {
 
     /// Workers that run where no pod is any more.
     pub fn adrift(&self) -> usize {
-        self.shared.world().adrift.iter_mut().filter(|container| container.has_ended().is_none()).count()
+        self.shared.world().adrift.iter_mut().map(Container::has_ended).filter(Option::is_none).count()
     }
 
     /// Pods that have not ended.

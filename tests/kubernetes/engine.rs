@@ -120,7 +120,7 @@ async fn one_that_waits_for_a_node_can_be_stopped_too() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_is_disrupted_is_begun_anew_and_who_fails_is_not() {
     let script = "test $JOB_COMPLETION_INDEX = 2 && { echo the reason; exit 4; }\n\
-                  trap 'exit 3' TERM; while :; do sleep 0.02; done";
+                  trap 'exit 3' TERM; is_ready; while :; do sleep 0.02; done";
     let fixture = Fixture::new(script).await;
     let members = fixture.start(1, 3).await;
     let list = fixture.are_running(2).await;

@@ -17,7 +17,9 @@ use tempfile::TempDir;
 use crate::server::KubernetesServer;
 
 /// Ends when it is asked to, and not before.
-pub const PATIENT: &str = "trap 'exit 0' TERM; while :; do sleep 0.02; done";
+pub const PATIENT: &str = "trap 'exit 0' TERM; is_ready; while :; do sleep 0.02; done";
+/// What scripts say once they hear signals.
+const IS_READY: &str = "is_ready() { : > ready.$FOREBAY_KUBERNETES_JOB-$JOB_COMPLETION_INDEX; }";
 
 pub struct Fixture {
     pub server: KubernetesServer,
@@ -36,7 +38,7 @@ impl Fixture {
         let dir = TempDir::new().unwrap();
         let server = KubernetesServer::start("batch");
         let program = dir.path().join("program");
-        fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::write(&program, format!("#!/bin/sh\ncd {}\n{IS_READY}\n{script}\n", dir.path().display())).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         server.kubeconfig(&dir.path().join("config"));
         let run = "r".parse().unwrap();
@@ -80,9 +82,11 @@ impl Fixture {
         }
     }
 
+    /// So many run, and hear signals.
     pub async fn are_running(&self, count: usize) -> Vec<Sighting> {
-        let running = |list: &[Sighting]| list.iter().filter(|it| it.state == State::Running).count() == count;
-        self.until("they run", running).await
+        let is_ready = |member: &MemberId| self.dir.path().join(format!("ready.{member}")).exists();
+        let runs = |it: &&Sighting| it.state == State::Running && is_ready(&it.member);
+        self.until("they run", |list| list.iter().filter(runs).count() == count).await
     }
 
     /// The pod of a member.

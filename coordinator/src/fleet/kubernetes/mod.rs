@@ -1,9 +1,10 @@
 //! Workers as pods of Kubernetes.
 //!
 //! A call is one Indexed Job, named by its token: asked for twice it is there already. Its indices are the members. None
-//! is tried again by its Job when it fails, since [`Managed`] replaces who has ended; one that was disrupted (drained,
-//! preempted, evicted, its node lost), and did not end in order, is, and keeps its place. A member is stopped by deleting its pod, an end after
-//! which its index is over; if the members that are left of a Job are to stop, the Job is deleted, and its pods after it.
+//! is tried again by its Job when it fails, since [`Managed`] replaces who has ended. One that was disrupted (drained,
+//! preempted, evicted, its node lost) and did not end in order is, and keeps its place. A member is stopped by deleting
+//! its pod, an end after which its index is over; if all members that are left of a Job are to stop, the Job is deleted,
+//! and its pods after it.
 //!
 //! [`Managed`]: super::managed::Managed
 

@@ -1,5 +1,6 @@
 //! Fleets start and stop workers, and know nothing of tasks.
 
+mod agenda;
 mod calls;
 pub mod command;
 pub mod engine;

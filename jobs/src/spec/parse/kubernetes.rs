@@ -117,7 +117,9 @@ fn object(text: &Spanned<String>) -> Result<String, SpecError> {
 /// A key of a label: a name, and before a slash whose it is.
 fn is_qualified(key: &str) -> bool {
     let (prefix, name) = key.split_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
-    prefix.is_none_or(|prefix| prefix.len() <= 253 && prefix.split('.').all(is_label)) && is_value(name) && name != ""
+    prefix.is_none_or(|prefix| prefix.len() <= 253 && prefix.split('.').all(is_label))
+        && is_value(name)
+        && !name.is_empty()
 }
 
 /// A value of a label.

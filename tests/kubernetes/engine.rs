@@ -148,7 +148,9 @@ async fn who_is_disrupted_is_begun_anew_and_who_fails_is_not() {
     fixture.server.lose_node_of(&fixture.pod(&members[1]));
     fixture.until("its node is lost and it is begun anew", |list| state(list, &members[1]).unwrap().life == 1).await;
     let list = fixture.are_running(2).await;
-    assert!(list.iter().all(|sighting| sighting.life == u32::from(sighting.member != members[2])), "{list:?}");
+    let lives = [0, 1, 2].map(|index: usize| state(&list, &members[index]).unwrap().life);
+    // The first may have been on that node too.
+    assert!(matches!(lives, [1 | 2, 1, 0]), "{list:?}");
     assert!(fixture.server.adrift() > 0);
 }
 

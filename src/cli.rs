@@ -32,7 +32,7 @@ pub struct Cli {
 /// Options of every command.
 #[derive(Debug, Args)]
 pub struct Global {
-    /// Where a coordinator listens for its workers [default: this host alone; with the fleets `external` and `kubernetes` everywhere]
+    /// Where a coordinator listens for its workers [default: this host alone; with workers on others everywhere]
     #[arg(long, global = true, env = "FOREBAY_LISTEN", hide_env = true, value_name = "ADDRESS")]
     pub listen: Option<IpAddr>,
     /// Directory on the shared file system that holds datasets and runs

@@ -31,7 +31,7 @@ mod tests;
 mod work;
 mod workers;
 
-use std::{io, net::IpAddr, path::PathBuf, sync::Arc};
+use std::{net::IpAddr, path::PathBuf, sync::Arc};
 
 use forebay_datasets::{
     output::{self, OutputError},
@@ -69,6 +69,7 @@ use crate::{
         kubernetes::{Kubernetes, PodConfig},
         local::{Local, LocalConfig},
         managed::Managed,
+        slurm::Slurm,
     },
     journal::JournalError,
     lease::{self, Claim, LeaseError},
@@ -147,9 +148,6 @@ pub enum CoordinateError {
     /// No worker could ever hold a task.
     #[error(transparent)]
     Unfit(#[from] Unfit),
-    /// What earlier coordinators have started cannot be read.
-    #[error("what workers this run has cannot be read")]
-    Earlier(#[source] io::Error),
     /// No worker can be started.
     #[error("no worker can be started: {0}")]
     Fleet(String),
@@ -321,7 +319,7 @@ async fn conduct(
     let host = Host::here();
     let fit = match wanted.fleet {
         FleetKind::Local => host.holds(wanted)?,
-        FleetKind::External | FleetKind::Kubernetes => u32::MAX,
+        FleetKind::Slurm | FleetKind::Kubernetes | FleetKind::External => u32::MAX,
     };
     (options.tell)(RunProgress::Coordinating { epoch: claim.epoch });
     let (epoch, epoch_dir) = (claim.epoch, claim.dir.clone());
@@ -352,23 +350,32 @@ async fn conduct(
     };
     let mut server = Server::start(config, sender).await?;
     server.announce(&epoch_dir)?;
+    let command = WorkerCommand {
+        program: options.worker_program.clone(),
+        volume: volume.root().to_owned(),
+        run: run.id().clone(),
+        slots: wanted.slots_of(if wanted.fleet == FleetKind::Local { host.cores } else { 0 }),
+        pretend: options.pretend,
+    };
     let mut fleet: Box<dyn Fleet> = match wanted.fleet {
         FleetKind::External => Box::new(External),
+        FleetKind::Slurm => {
+            let (spec, tag) = (run.job().slurm.clone().unwrap_or_default(), Tag::of(volume.id(), run.id()));
+            let program = spec.program.clone().unwrap_or_else(|| command.program.clone());
+            let command = WorkerCommand { program, ..command };
+            let engine = Slurm::new(command, tag.clone(), wanted.clone(), spec, run.logs_dir());
+            let unreadable = |error| VolumeError::io("read", &epoch_dir, error);
+            Box::new(Managed::open(engine, tag, epoch, &epoch_dir).map_err(unreadable)?)
+        }
         FleetKind::Kubernetes => {
             let tag = Tag::of(volume.id(), run.id());
-            let pods = PodConfig::new(run.job(), &tag, (volume.root(), run.id()), options.pretend);
-            let engine = Kubernetes::open(pods.map_err(CoordinateError::Fleet)?).await;
-            let engine = engine.map_err(CoordinateError::Fleet)?;
-            Box::new(Managed::open(engine, tag, epoch, &epoch_dir).map_err(CoordinateError::Earlier)?)
+            let pods = PodConfig::new(run.job(), &tag, command).map_err(CoordinateError::Fleet)?;
+            let engine = Kubernetes::open(pods).await.map_err(CoordinateError::Fleet)?;
+            let unreadable = |error| VolumeError::io("read", &epoch_dir, error);
+            Box::new(Managed::open(engine, tag, epoch, &epoch_dir).map_err(unreadable)?)
         }
         FleetKind::Local => Box::new(Local::new(LocalConfig {
-            command: WorkerCommand {
-                program: options.worker_program.clone(),
-                volume: volume.root().to_owned(),
-                run: run.id().clone(),
-                slots: Some(wanted.slots_of(host.cores)),
-                pretend: options.pretend,
-            },
+            command,
             epoch,
             fit,
             gpus: (host.gpus, wanted.gpus),

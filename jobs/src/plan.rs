@@ -87,7 +87,7 @@ reads whole ones: stage {source_url} without choosing columns, or name no versio
     },
     /// A gang's tasks would never run at once.
     #[error(
-        "the job's {members} tasks are a gang and run at once, and the workers that this host holds have {slots} slots: \
+        "the job's {members} tasks are a gang and run at once, and the workers that there can be have {slots} slots: \
 give [workers] more, or cut the dataset into fewer splits"
     )]
     TooFewSlots {
@@ -225,15 +225,22 @@ fn objects_of_tables<'a>(sql: &SqlSpec, objects: &'a [Object]) -> Result<Vec<&'a
 }
 
 impl Plan {
-    /// Whether the tasks of a gang can run at once in workers that this host starts; of others nobody knows before they come.
+    /// Whether the tasks of a gang can run at once in workers that the run starts; of others nobody knows before they come.
     pub fn fits(&self, job: &JobSpec, host: &Host) -> Result<(), PlanError> {
-        if !job.is_gang() || job.workers.fleet != FleetKind::Local {
+        if !job.is_gang() {
             return Ok(());
         }
         let (members, wanted) = (self.phases()[0], &job.workers);
-        // That not even one worker fits is told where workers are started.
-        let workers = host.holds(wanted).map_or(wanted.count, |fit| fit.min(wanted.count));
-        let slots = u64::from(workers) * u64::from(wanted.slots_of(host.cores));
+        let (workers, slots) = match wanted.fleet {
+            FleetKind::External => return Ok(()),
+            FleetKind::Slurm | FleetKind::Kubernetes => (wanted.count, wanted.slots_of(0)),
+            // That not even one worker fits is told where workers are started.
+            FleetKind::Local => {
+                let workers = host.holds(wanted).map_or(wanted.count, |fit| fit.min(wanted.count));
+                (workers, wanted.slots_of(host.cores))
+            }
+        };
+        let slots = u64::from(workers) * u64::from(slots);
         match u64::from(members) <= slots {
             true => Ok(()),
             false => Err(PlanError::TooFewSlots { members, slots }),

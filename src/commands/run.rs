@@ -36,7 +36,7 @@ pub async fn run(global: &Global, args: &RunArgs, natives: &Natives) -> Result<E
 
 pub async fn resume(global: &Global, run: &RunId, natives: &Natives) -> Result<Exit, CliError> {
     let (volume, run) = open_run(global, run)?;
-    if run.result()?.is_none() && run.job().workers.fleet == FleetKind::Local {
+    if run.result()?.is_none() && run.job().workers.fleet != FleetKind::External {
         natives.check(run.job())?;
     }
     let result = coordinate(global, &volume, &run, false).await?;
@@ -49,7 +49,7 @@ pub async fn coordinate(global: &Global, volume: &Volume, run: &RunDir, pretend:
     let told = Arc::clone(&view);
     let listen = match run.job().workers.fleet {
         FleetKind::Local => Ipv4Addr::LOCALHOST,
-        FleetKind::Kubernetes => Ipv4Addr::UNSPECIFIED,
+        FleetKind::Slurm | FleetKind::Kubernetes => Ipv4Addr::UNSPECIFIED,
         FleetKind::External => {
             let program = program();
             let start =

@@ -3,11 +3,11 @@
 use std::{
     fs,
     os::unix::fs::PermissionsExt,
-    path::Path,
     time::{Duration, Instant},
 };
 
 use forebay_coordinator::fleet::{
+    command::WorkerCommand,
     engine::{Call, Engine, EngineError, Sighting, State, Tag},
     kubernetes::{Kubernetes, PodConfig},
 };
@@ -50,7 +50,9 @@ impl Fixture {
             program.display()
         );
         let job = parse::job_file(&text, dir.path(), &[]).unwrap();
-        let pods = PodConfig::new(&job, &tag, (Path::new("/v"), &run), false).unwrap();
+        let slots = job.workers.slots_of(0);
+        let command = WorkerCommand { program: "x".into(), volume: "/v".into(), run, slots, pretend: false };
+        let pods = PodConfig::new(&job, &tag, command).unwrap();
         Self { server, engine: Kubernetes::open(pods).await.unwrap(), tag, dir }
     }
 

@@ -62,7 +62,7 @@ impl Agenda {
             errands.push(Errand::List(self.members.known()));
         }
         if !self.stopping {
-            let stop = self.members.to_stop(now);
+            let stop = self.members.whom_to_stop(now);
             if !stop.is_empty() {
                 self.stopping = true;
                 errands.push(Errand::Stop(stop));

@@ -6,8 +6,8 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::{self, Read, Seek, SeekFrom},
-    path::{Path, PathBuf},
+    io,
+    path::PathBuf,
     process::{ExitStatus, Stdio},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -22,7 +22,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Fleet, FleetEvent, command::WorkerCommand};
+use super::{
+    Fleet, FleetEvent,
+    command::{SECRETS, WorkerCommand, last_words},
+};
 
 /// So many workers that end in a row without having said hello mean that none ever will.
 const ENDS_IN_A_ROW: u32 = 5;
@@ -31,22 +34,6 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BY_THEMSELVES: Duration = Duration::from_secs(5);
 /// From SIGTERM to SIGKILL: a worker gives its programs 10 s.
 const GRACE: Duration = Duration::from_secs(11);
-/// As much of a worker's last words is shown.
-const LAST_WORDS: u64 = 2048;
-
-/// The credentials that the AWS SDK finds in the environment. They are the coordinator's: workers need none, and what
-/// a job's program is to have, its job file says.
-const SECRETS: [&str; 9] = [
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_SECURITY_TOKEN",
-    "AWS_WEB_IDENTITY_TOKEN_FILE",
-    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
-    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
-    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-];
 
 /// What local workers are started with.
 #[derive(Clone, Debug)]
@@ -311,16 +298,6 @@ async fn tend(
     child.wait().await
 }
 
-/// The end of what a worker wrote to its standard error.
-fn last_words(path: &Path) -> io::Result<String> {
-    let mut file = File::open(path)?;
-    let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(LAST_WORDS)))?;
-    let mut bytes = Vec::new();
-    file.take(LAST_WORDS).read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
@@ -335,7 +312,7 @@ mod tests {
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         let (volume, run) = (dir.path().to_owned(), "r".parse().unwrap());
         let config = LocalConfig {
-            command: WorkerCommand { program, volume, run, slots: Some(3), pretend: false },
+            command: WorkerCommand { program, volume, run, slots: 3, pretend: false },
             epoch: Epoch(2),
             logs: dir.path().to_owned(),
             fit: u32::MAX,

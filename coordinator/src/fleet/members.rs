@@ -24,7 +24,7 @@ pub(super) const ENDS_IN_A_ROW: u32 = 5;
 /// From one try that fails to the next, at first and at most.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// How long a member may be at work without having said hello.
-pub(super) const HELLO: Duration = Duration::from_secs(120);
+pub(super) const HELLO: Duration = Duration::from_secs(300);
 /// How long a worker may take to end by itself once its link said so, or is gone.
 pub(super) const BY_ITSELF: Duration = Duration::from_secs(5);
 /// How long more may wait for their places than are wanted.
@@ -392,7 +392,7 @@ impl Members {
     }
 
     /// Whom to ask to end now; they count as asked.
-    pub(super) fn to_stop(&mut self, now: Instant) -> Vec<MemberId> {
+    pub(super) fn whom_to_stop(&mut self, now: Instant) -> Vec<MemberId> {
         let surplus = self.expected().saturating_sub(self.wanted);
         self.surplus_since = self.surplus_since.or(Some(now)).filter(|_| surplus > 0);
         let surplus = if self.surplus_since.is_some_and(|at| at + SURPLUS <= now) { surplus as usize } else { 0 };
@@ -471,10 +471,10 @@ mod tests {
         members.joined(&hello(2), at(4));
         list(&mut members, 1, 5);
         let late = at(5) + HELLO;
-        assert!(members.to_stop(late).is_empty());
+        assert!(members.whom_to_stop(late).is_empty());
         // The one of an earlier life says nothing of the next one, which is waited for.
         list(&mut members, 1, 6);
         list(&mut members, 2, 7);
-        assert_eq!(members.to_stop(at(7) + HELLO).len(), 1);
+        assert_eq!(members.whom_to_stop(at(7) + HELLO).len(), 1);
     }
 }

@@ -9,6 +9,7 @@ pub mod kubernetes;
 pub mod local;
 pub mod managed;
 mod members;
+pub mod slurm;
 
 use forebay_jobs::id::WorkerId;
 use futures::future::BoxFuture;

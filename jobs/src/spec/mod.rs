@@ -8,7 +8,11 @@ pub mod parse;
 pub mod size;
 pub mod table;
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use forebay_datasets::{
     columns::Columns,
@@ -36,6 +40,9 @@ pub struct JobSpec {
     /// In what they run, if their fleet is Kubernetes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubernetes: Option<KubernetesSpec>,
+    /// Where Slurm starts them; none with another fleet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slurm: Option<SlurmSpec>,
     /// What happens when an attempt fails.
     pub retry: RetrySpec,
     /// `FOREBAY_PARAM_<NAME>`, and `${params.name}` in `argv`, `shell` and `query`.
@@ -416,14 +423,9 @@ pub struct WorkersSpec {
 impl WorkersSpec {
     /// Attempts at once in each worker, where so many cores are for so many workers.
     pub fn slots_of(&self, cores: u32) -> u32 {
-        self.own_slots().unwrap_or(cores / self.count.max(1)).max(1)
-    }
-
-    /// Attempts at once in each worker, if that does not hang on its host.
-    pub fn own_slots(&self) -> Option<u32> {
         let by_cpus = self.cpus.filter(|_| self.gpus == 0);
         let by_gpus = Some(self.gpus).filter(|gpus| *gpus > 0);
-        self.slots.or(by_gpus).or(by_cpus)
+        self.slots.or(by_gpus).or(by_cpus).unwrap_or(cores / self.count.max(1)).max(1)
     }
 }
 
@@ -435,8 +437,29 @@ pub enum FleetKind {
     Local,
     /// Pods of Kubernetes.
     Kubernetes,
+    /// Slurm does, as array tasks.
+    Slurm,
     /// Somebody else does.
     External,
+}
+
+/// `[slurm]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlurmSpec {
+    /// None: the cluster's default.
+    pub partition: Option<String>,
+    /// None: the user's default.
+    pub account: Option<String>,
+    /// None: the account's default.
+    pub qos: Option<String>,
+    /// What each worker has beside its cpus, memory and gpus.
+    pub gres: Option<String>,
+    /// Further options of `sbatch`.
+    pub options: Vec<String>,
+    /// Lines of shell that come before the worker.
+    pub setup: Vec<String>,
+    /// The program, as nodes know it; none: as this host does.
+    pub program: Option<PathBuf>,
 }
 
 /// `[retry]`

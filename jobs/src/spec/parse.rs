@@ -10,6 +10,7 @@ mod kubernetes;
 mod limits;
 mod params;
 mod raw;
+mod slurm;
 mod tables;
 mod work;
 
@@ -19,7 +20,7 @@ use toml::Spanned;
 
 pub use self::error::SpecError;
 use self::{raw::RawJob, work::Context};
-use super::{FleetKind, JobSpec, Work};
+use super::{JobSpec, Work};
 use crate::plan::starts_early;
 
 /// Reads a job file. Relative paths in it are relative to `base`; `overrides` replace `[params]`.
@@ -58,26 +59,12 @@ pub fn job_file(text: &str, base: &Path, overrides: &[(String, String)]) -> Resu
     }
     let fleet = raw.workers.fleet.as_ref().map(Spanned::span);
     let workers = limits::workers(raw.workers)?;
-    let kubernetes = match (raw.kubernetes, workers.fleet) {
-        (Some(raw), FleetKind::Kubernetes) => Some(kubernetes::kubernetes(raw.into_inner(), base)?),
-        (Some(raw), _) => {
-            let error = SpecError::at(&raw, "[kubernetes] has no effect with another fleet");
-            return Err(error.help("remove it, or write fleet = \"kubernetes\" under [workers]"));
-        }
-        (None, FleetKind::Kubernetes) => {
-            let message = "the fleet is kubernetes, and the table [kubernetes] is missing".to_owned();
-            return Err(SpecError {
-                message,
-                help: Some("add it: docs/kubernetes.md has one".to_owned()),
-                span: fleet,
-            });
-        }
-        (None, _) => None,
-    };
+    let slurm = slurm::slurm(raw.slurm, workers.fleet)?;
+    let kubernetes = kubernetes::kubernetes(raw.kubernetes, (workers.fleet, fleet), base)?;
     let retry = limits::retry(raw.retry, &work)?;
     let output = dataset::output(raw.output, base, &dataset, &work)?;
     let reuse = limits::reuse(raw.reuse.as_ref())?;
-    let job = JobSpec { name, dataset, work, split, workers, kubernetes, retry, params, output, reuse };
+    let job = JobSpec { name, dataset, work, split, workers, slurm, kubernetes, retry, params, output, reuse };
     match early_start.filter(|early| *early.get_ref() && !starts_early(&job)) {
         None => Ok(job),
         Some(early) => Err(SpecError::at(&early, "no task of this job can start before all of its dataset is staged")

@@ -1,13 +1,10 @@
 //! The Job that one call makes: one pod an index, none of which is tried again by Kubernetes unless it was disrupted.
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
-use forebay_jobs::{
-    id::RunId,
-    spec::{
-        JobSpec as ForebayJob, WorkersSpec,
-        kubernetes::{KubernetesSpec, Toleration},
-    },
+use forebay_jobs::spec::{
+    JobSpec as ForebayJob, WorkersSpec,
+    kubernetes::{KubernetesSpec, Toleration},
 };
 use k8s_openapi::{
     api::{
@@ -53,12 +50,11 @@ pub struct PodConfig {
 }
 
 impl PodConfig {
-    /// What a job says, for a run on a volume.
+    /// What a job says, for the workers that `command` starts on this host.
     ///
     /// # Errors
     /// What a pod cannot be: why, and what to do.
-    pub fn new(job: &ForebayJob, tag: &Tag, on: (&Path, &RunId), pretend: bool) -> Result<Self, String> {
-        let (volume, run) = on;
+    pub fn new(job: &ForebayJob, tag: &Tag, command: WorkerCommand) -> Result<Self, String> {
         let spec = job.kubernetes.clone().ok_or("the job has no [kubernetes]")?;
         let user = spec.user.unwrap_or_else(|| rustix::process::geteuid().as_raw());
         let group = spec.group.unwrap_or_else(|| rustix::process::getegid().as_raw());
@@ -67,13 +63,8 @@ impl PodConfig {
                         volume belongs, or set user under [kubernetes]"
                 .to_owned());
         }
-        let command = WorkerCommand {
-            program: spec.program.clone().into(),
-            volume: std::path::absolute(spec.mount(volume)).map_err(|error| error.to_string())?,
-            run: run.clone(),
-            slots: job.workers.own_slots(),
-            pretend,
-        };
+        let volume = std::path::absolute(spec.mount(&command.volume)).map_err(|error| error.to_string())?;
+        let command = WorkerCommand { program: spec.program.clone().into(), volume, ..command };
         Ok(Self { spec, workers: job.workers.clone(), command, tag: tag.clone(), owner: (user, group) })
     }
 

@@ -17,7 +17,7 @@ mod trouble;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -35,7 +35,10 @@ use self::{
     sight::{Member, Seen},
     trouble::Trouble,
 };
-use super::engine::{Call, Class, Engine, EngineError, Limits, Sighting, Started, State, Tag};
+use super::{
+    command::WorkerCommand,
+    engine::{Call, Class, Engine, EngineError, Limits, Sighting, Started, State, Tag},
+};
 
 /// How long what may pass by itself may take to.
 const MAY_PASS: Duration = Duration::from_secs(60);
@@ -91,7 +94,9 @@ impl Kubernetes {
     pub async fn check(job: &JobSpec, volume: &Path) -> Result<(), String> {
         let run: RunId = "check".parse().map_err(|error: IdError| error.to_string())?;
         let tag = Tag::of("", &run);
-        let engine = Self::open(PodConfig::new(job, &tag, (volume, &run), false)?).await?;
+        let (volume, slots) = (volume.to_owned(), job.workers.slots_of(0));
+        let command = WorkerCommand { program: PathBuf::new(), volume, run, slots, pretend: false };
+        let engine = Self::open(PodConfig::new(job, &tag, command)?).await?;
         let count = job.workers.count.min(engine.limits().batch);
         let job = engine.config.job(&Call { token: tag.fresh(Epoch(0)), count, again: false });
         engine.cluster.would_create(&job).await.map_err(|error| error.why)

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ops::Range,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -13,6 +14,7 @@ use super::{
     raw::{RawKubernetes, RawToleration},
 };
 use crate::spec::{
+    FleetKind,
     kubernetes::{KubernetesSpec, PullPolicy, TaintEffect, Toleration},
     size,
 };
@@ -26,7 +28,26 @@ const TTL: Duration = Duration::from_secs(600);
 /// Labels and annotations that begin so are forebay's, or the cluster's.
 const RESERVED: [&str; 4] = ["app.kubernetes.io/", "batch.kubernetes.io/", "forebay/", "job-name"];
 
-pub(super) fn kubernetes(raw: RawKubernetes, base: &Path) -> Result<KubernetesSpec, SpecError> {
+pub(super) fn kubernetes(
+    raw: Option<Spanned<RawKubernetes>>,
+    (fleet, place): (FleetKind, Option<Range<usize>>),
+    base: &Path,
+) -> Result<Option<KubernetesSpec>, SpecError> {
+    match (raw, fleet) {
+        (Some(raw), FleetKind::Kubernetes) => table(raw.into_inner(), base).map(Some),
+        (Some(raw), _) => {
+            let error = SpecError::at(&raw, "[kubernetes] means nothing to this fleet");
+            Err(error.help("write fleet = \"kubernetes\" under [workers], or remove it"))
+        }
+        (None, FleetKind::Kubernetes) => {
+            let message = "the fleet is kubernetes, and the table [kubernetes] is missing".to_owned();
+            Err(SpecError { message, help: Some("add it: docs/kubernetes.md has one".to_owned()), span: place })
+        }
+        (None, _) => Ok(None),
+    }
+}
+
+fn table(raw: RawKubernetes, base: &Path) -> Result<KubernetesSpec, SpecError> {
     let missing = |key: &str, what: &str| SpecError {
         message: format!("[kubernetes] has no {key}"),
         help: Some(format!("add {key}: {what}")),

@@ -66,7 +66,7 @@ pub(super) fn split(raw: Option<Spanned<RawSplit>>, work: &Work) -> Result<Split
     Ok(SplitSpec { by, size })
 }
 
-const FLEETS: &str = "use local, kubernetes, or external and start `forebay worker` yourself";
+const FLEETS: &str = "use local, slurm, kubernetes, or external and start `forebay worker` yourself";
 /// With less hardly a program starts.
 const LEAST_MEMORY: u64 = 16 << 20;
 /// A worker drains 15 s before its time is up.
@@ -114,9 +114,10 @@ pub(super) fn workers(raw: RawWorkers) -> Result<WorkersSpec, SpecError> {
         None => FleetKind::Local,
         Some(fleet) => match fleet.get_ref().as_str() {
             "local" => FleetKind::Local,
+            "slurm" => FleetKind::Slurm,
             "external" => FleetKind::External,
             "kubernetes" => FleetKind::Kubernetes,
-            later @ ("slurm" | "ecs") => {
+            later @ "ecs" => {
                 let error = SpecError::at(fleet, format!("the fleet `{later}` is not supported by this version"));
                 return Err(error.help(FLEETS));
             }

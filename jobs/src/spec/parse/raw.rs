@@ -20,6 +20,7 @@ pub(super) struct RawJob {
     #[serde(default)]
     pub(super) workers: RawWorkers,
     pub(super) kubernetes: Option<Spanned<RawKubernetes>>,
+    pub(super) slurm: Option<Spanned<RawSlurm>>,
     #[serde(default)]
     pub(super) retry: RawRetry,
     #[serde(default)]
@@ -285,6 +286,20 @@ pub(super) struct RawWorkers {
     pub(super) ramp: Option<Spanned<String>>,
     pub(super) time: Option<Spanned<String>>,
     pub(super) patience: Option<Spanned<String>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawSlurm {
+    pub(super) partition: Option<Spanned<String>>,
+    pub(super) account: Option<Spanned<String>>,
+    pub(super) qos: Option<Spanned<String>>,
+    pub(super) gres: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) options: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub(super) setup: Vec<Spanned<String>>,
+    pub(super) program: Option<Spanned<String>>,
 }
 
 #[derive(Default, Deserialize)]

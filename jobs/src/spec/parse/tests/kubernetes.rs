@@ -67,5 +67,5 @@ fn what_pods_cannot_be_is_told() {
     assert!(error.message.contains("no claim"), "{}", error.message);
     assert!(parse(WORK).unwrap_err().message.contains("[kubernetes] is missing"));
     let other = format!("[command]\nargv = ['a']\n{TABLE}");
-    assert!(parse(&other).unwrap_err().message.contains("no effect with another fleet"));
+    assert!(parse(&other).unwrap_err().message.contains("means nothing to this fleet"));
 }

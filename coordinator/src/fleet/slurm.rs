@@ -203,7 +203,9 @@ impl Engine for Slurm {
 /// One of Slurm's commands, with an environment that is good for workers: sbatch hands it on to them.
 fn command(name: &str) -> Command {
     let mut command = Command::new(name);
-    SECRETS.iter().for_each(|name| drop(command.env_remove(name)));
+    SECRETS.iter().for_each(|name| {
+        command.env_remove(name);
+    });
     // A coordinator may be a job of Slurm's itself, of which its workers are no part.
     let of_job = |name: &String| name.starts_with("SLURM_") && !name.starts_with("SLURM_CONF");
     env::vars_os().filter_map(|(name, _)| name.into_string().ok()).filter(of_job).for_each(|name| {

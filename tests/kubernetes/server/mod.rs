@@ -135,11 +135,6 @@ impl KubernetesServer {
         self.shared.faults.lock().unwrap().push(Fault { method, path, times, what });
     }
 
-    /// Forgets how lists go on.
-    pub fn forget_lists(&self) {
-        self.shared.rests.lock().unwrap().clear();
-    }
-
     pub fn requests(&self) -> Vec<Logged> {
         self.shared.log.lock().unwrap().clone()
     }

@@ -81,8 +81,11 @@ impl Cluster {
         let options = KubeConfigOptions { context: spec.context.clone(), ..KubeConfigOptions::default() };
         let config = match &spec.kubeconfig {
             Some(path) => {
-                let kubeconfig = Kubeconfig::read_from(path).map_err(|error| chain(&error))?;
-                Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| chain(&error))
+                let config = match Kubeconfig::read_from(path) {
+                    Ok(kubeconfig) => Config::from_custom_kubeconfig(kubeconfig, &options).await,
+                    Err(error) => Err(error),
+                };
+                config.map_err(|error| chain(&error))
             }
             None if spec.context.is_some() => Config::from_kubeconfig(&options).await.map_err(|error| chain(&error)),
             None => Config::infer().await.map_err(|error| chain(&error)),

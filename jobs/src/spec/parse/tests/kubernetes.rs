@@ -57,7 +57,7 @@ fn what_pods_cannot_be_is_told() {
         ("tolerations = [{ value = 'x' }]", "which key"),
         ("tolerations = [{ key = 'x', time = '1m' }]", "only the effect NoExecute"),
         ("tolerations = [{ key = 'x', effect = 'no' }]", "no taint has the effect"),
-        ("imagee = 'x'", "unknown field"),
+        ("imagee = 'x'", "unknown key"),
     ];
     for (more, told) in wrong {
         let error = spec(more).unwrap_err();

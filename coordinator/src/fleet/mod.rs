@@ -9,6 +9,8 @@ pub mod kubernetes;
 pub mod local;
 pub mod managed;
 mod members;
+#[cfg(test)]
+mod simulation;
 pub mod slurm;
 
 use forebay_jobs::id::WorkerId;

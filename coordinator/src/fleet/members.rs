@@ -355,14 +355,16 @@ impl Members {
 
     /// What a list shows of a member, after one that was begun `before`.
     fn seen(&mut self, id: &MemberId, state: State, life: u32, (before, now): (Option<Instant>, Instant)) {
+        let settle = self.limits.settle;
         let Some(member) = self.members.get_mut(id) else { return };
         let was_at_work = member.works_since.is_some();
         if life > member.life || (state == State::Queued && was_at_work) {
             // It is begun anew; what was its worker may be at work all the same.
             (member.life, member.works_since) = (life, None);
             member.lost_at = None;
-            // Who said hello since then may be of this life already.
-            member.present = member.present.take().filter(|_| before.is_none_or(|at| member.present_since >= at));
+            // Who said hello since what that list can have shown may be of this life already.
+            let may_be = before.is_none_or(|at| member.present_since + settle >= at);
+            member.present = member.present.take().filter(|_| may_be);
         }
         if state == State::Running {
             member.works_since.get_or_insert(now);

@@ -183,8 +183,9 @@ fn what_a_registry_refuses_is_not_waited_for() {
 fn events_are_asked_of_one_object_at_a_time_and_of_those_alone_that_keep_silent() {
     let (mut view, begun) = (View::default(), Instant::now());
     let pending = pod(1, 1, phase("Pending"));
-    let look =
-        |view: &mut View, now| view.long_silent(&sight::seen(&tag(), &[job(1, 2, json!({}))], &[pending.clone()]), now);
+    let look = |view: &mut View, now| {
+        view.long_silent(&sight::seen(&tag(), &[job(1, 2, json!({}))], std::slice::from_ref(&pending)), now)
+    };
     assert_eq!(look(&mut view, begun), None);
     let (the_job, the_pod) = (name(1), format!("{}-1-1", name(1)));
     let mut asked = [0, 1].map(|_| look(&mut view, begun + SILENT).unwrap());

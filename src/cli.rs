@@ -127,6 +127,9 @@ pub struct WorkerArgs {
     /// When this worker is taken away, in seconds since 1970: it drains in time [default: Slurm's, in a Slurm job]
     #[arg(long, env = "SLURM_JOB_END_TIME", hide_env = true)]
     pub until: Option<u64>,
+    /// How long this worker may exist from now on, such as 4h: it drains in time
+    #[arg(long, value_parser = size::duration, value_name = "TIME")]
+    pub time: Option<Duration>,
     /// Do none of the tasks, and report them as done: only to measure what coordinating costs
     #[arg(long, hide = true)]
     pub pretend: bool,

@@ -83,8 +83,9 @@ fn run(jobs: Vec<Job>) -> ExitCode {
     }
 }
 
-/// `FOREBAY_LOG=debug` shows what goes on inside; without it only warnings are shown.
+/// `FOREBAY_LOG=debug` shows what goes on inside; without it only warnings are shown. What a client of Kubernetes
+/// makes of each answer, its caller tells.
 fn log_to_stderr() {
-    let filter = EnvFilter::try_from_env("FOREBAY_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    let filter = EnvFilter::try_from_env("FOREBAY_LOG").unwrap_or_else(|_| EnvFilter::new("warn,kube_client=off"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
 }

@@ -63,6 +63,7 @@ use crate::{
         ecs::Ecs,
         engine::Tag,
         external::External,
+        kubernetes::{Kubernetes, PodConfig},
         local::{Local, LocalConfig},
         managed::Managed,
         slurm::Slurm,
@@ -182,7 +183,7 @@ async fn conduct(
     let host = Host::here();
     let fit = match wanted.fleet {
         FleetKind::Local => host.holds(wanted)?,
-        FleetKind::Slurm | FleetKind::Ecs | FleetKind::External => u32::MAX,
+        FleetKind::Slurm | FleetKind::Ecs | FleetKind::Kubernetes | FleetKind::External => u32::MAX,
     };
     (options.tell)(RunProgress::Coordinating { epoch: claim.epoch });
     let (epoch, epoch_dir) = (claim.epoch, claim.dir.clone());
@@ -236,6 +237,11 @@ async fn conduct(
             let program = spec.program.clone().unwrap_or_else(|| command.program.clone());
             let command = WorkerCommand { program, ..command };
             let engine = Slurm::new(command, tag.clone(), wanted.clone(), spec, run.logs_dir());
+            Box::new(Managed::open(engine, tag, epoch, &epoch_dir).map_err(unreadable)?)
+        }
+        FleetKind::Kubernetes => {
+            let pods = PodConfig::new(run.job(), &tag, command).map_err(CoordinateError::Fleet)?;
+            let engine = Kubernetes::open(pods).await.map_err(CoordinateError::Fleet)?;
             Box::new(Managed::open(engine, tag, epoch, &epoch_dir).map_err(unreadable)?)
         }
         FleetKind::Local => Box::new(Local::new(LocalConfig {

@@ -233,7 +233,7 @@ impl Plan {
         let (members, wanted) = (self.phases()[0], &job.workers);
         let (workers, slots) = match wanted.fleet {
             FleetKind::External => return Ok(()),
-            FleetKind::Slurm | FleetKind::Ecs => (wanted.count, job.slots(0)),
+            FleetKind::Slurm | FleetKind::Ecs | FleetKind::Kubernetes => (wanted.count, job.slots(0)),
             // That not even one worker fits is told where workers are started.
             FleetKind::Local => {
                 let workers = host.holds(wanted).map_or(wanted.count, |fit| fit.min(wanted.count));

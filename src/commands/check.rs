@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 
+use forebay_coordinator::fleet::kubernetes::Kubernetes;
 use forebay_datasets::{
     snapshot::{self, Snapshot},
     source::{Listed, Source},
@@ -31,6 +32,10 @@ pub async fn execute(global: &Global, args: &JobArgs, natives: &Natives) -> Resu
     job::check_native(&args.job, &text, &job, natives)?;
     if job.workers.fleet == FleetKind::Local {
         Host::here().holds(&job.workers)?;
+    }
+    if job.workers.fleet == FleetKind::Kubernetes {
+        let refused = |why| CliError::new(Exit::OutOfReach, format!("no worker can be started: {why}"));
+        Kubernetes::check(&job, &global.volume).await.map_err(refused)?;
     }
     let request = job.dataset.stage_request()?;
     let mut source = Source::connect(&request.url, &request.options).await?;

@@ -32,7 +32,7 @@ pub fn read(args: &JobArgs) -> Result<(String, JobSpec), CliError> {
 
 /// Whether its workers' program is not this one: whoever starts them has chosen it, or it is in an image.
 pub fn are_others(job: &JobSpec) -> bool {
-    matches!(job.workers.fleet, FleetKind::External | FleetKind::Ecs)
+    matches!(job.workers.fleet, FleetKind::External | FleetKind::Ecs | FleetKind::Kubernetes)
 }
 
 /// Whether what a job file calls for is compiled into this program, where this program is what its workers will be.

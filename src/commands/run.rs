@@ -49,7 +49,7 @@ pub async fn coordinate(global: &Global, volume: &Volume, run: &RunDir, pretend:
     let told = Arc::clone(&view);
     let listen = match run.job().workers.fleet {
         FleetKind::Local => Ipv4Addr::LOCALHOST,
-        FleetKind::Slurm | FleetKind::Ecs => Ipv4Addr::UNSPECIFIED,
+        FleetKind::Slurm | FleetKind::Ecs | FleetKind::Kubernetes => Ipv4Addr::UNSPECIFIED,
         FleetKind::External => {
             let program = program();
             let start =

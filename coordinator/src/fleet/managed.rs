@@ -142,7 +142,7 @@ impl<E: Engine> Fleet for Managed<E> {
     }
 
     fn joined(&mut self, worker: &WorkerId) {
-        self.agenda.members.joined(worker);
+        self.agenda.members.joined(worker, Instant::now());
     }
 
     fn started(&self, worker: &WorkerId) -> bool {

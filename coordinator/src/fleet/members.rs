@@ -41,6 +41,8 @@ struct Member {
     workers: BTreeSet<WorkerId>,
     /// The worker of its present life, once that said hello.
     present: Option<WorkerId>,
+    /// When that last said so.
+    present_since: Instant,
     /// When it was first heard of.
     known_at: Instant,
     /// When it was first seen at work in this life.
@@ -132,12 +134,12 @@ impl Members {
         std::mem::replace(&mut self.wanted, wanted) < wanted
     }
 
-    pub(super) fn joined(&mut self, worker: &WorkerId) {
+    pub(super) fn joined(&mut self, worker: &WorkerId, now: Instant) {
         let Some(id) = worker.member() else { return };
         match self.members.get_mut(&id) {
             Some(member) => {
                 member.workers.insert(worker.clone());
-                (member.present, member.lost_at) = (Some(worker.clone()), None);
+                (member.present, member.present_since, member.lost_at) = (Some(worker.clone()), now, None);
                 (self.ends_in_a_row, self.not_before) = (0, None);
             }
             None => drop(self.early.entry(id).or_default().insert(worker.clone())),
@@ -306,7 +308,7 @@ impl Members {
 
     /// What a list tells that was begun at `begun`.
     pub(super) fn listed(&mut self, sightings: Vec<Sighting>, begun: Instant, now: Instant) {
-        self.listed = Some(begun);
+        let before = self.listed.replace(begun);
         let settle = self.limits.settle;
         let settled = |at: Instant| at + settle <= begun;
         let shown: BTreeSet<_> = sightings.iter().map(|sighting| sighting.member.clone()).collect();
@@ -333,7 +335,7 @@ impl Members {
                     if !is_known {
                         self.found(member.clone(), token, State::Queued, life, now);
                     }
-                    self.seen(&member, state, life, now);
+                    self.seen(&member, state, life, (before, now));
                 }
             }
         }
@@ -354,17 +356,24 @@ impl Members {
             self.events.push_back(FleetEvent::Recognized);
         }
         let (works_since, lost_at, asked) = (None, None, None);
-        let member = Member { token, state, life, workers, present, known_at: now, works_since, lost_at, asked };
+        let (known_at, present_since) = (now, now);
+        let member =
+            Member { token, state, life, workers, present, present_since, known_at, works_since, lost_at, asked };
         self.members.insert(id, member);
     }
 
-    fn seen(&mut self, id: &MemberId, state: State, life: u32, now: Instant) {
+    /// What a list shows of a member, after one that was begun `before`.
+    fn seen(&mut self, id: &MemberId, state: State, life: u32, (before, now): (Option<Instant>, Instant)) {
+        let settle = self.limits.settle;
         let Some(member) = self.members.get_mut(id) else { return };
         let was_at_work = member.works_since.is_some();
         if life > member.life || (state == State::Queued && was_at_work) {
             // It is begun anew; what was its worker may be at work all the same.
             (member.life, member.works_since) = (life, None);
-            (member.present, member.lost_at) = (None, None);
+            member.lost_at = None;
+            // Who said hello since what that list can have shown may be of this life already.
+            let may_be = before.is_none_or(|at| member.present_since + settle >= at);
+            member.present = member.present.take().filter(|_| may_be);
         }
         if state == State::Running {
             member.works_since.get_or_insert(now);
@@ -493,7 +502,7 @@ mod tests {
         let call = members.next_call(1, now).unwrap();
         let member: MemberId = "m-1".parse().unwrap();
         let worker = WorkerId::of_member(&member, 1).unwrap();
-        members.joined(&worker);
+        members.joined(&worker, now);
         assert!(!members.has(&worker) && members.event().is_none());
         members.answered(&call, Ok(Started { members: vec![member], refused: None }), now);
         assert!(members.has(&worker));
@@ -504,7 +513,7 @@ mod tests {
     fn a_worker_that_joins_does_not_shorten_the_pause_between_calls() {
         let (mut members, mut now) = wanting(2);
         let started = start(&mut members, 1, &mut now);
-        members.joined(&WorkerId::of_member(&started[0].0, 1).unwrap());
+        members.joined(&WorkerId::of_member(&started[0].0, 1).unwrap(), now);
         assert!(members.next_call(7, now + LIMITS.pause / 2).is_none());
         assert_eq!(members.next_call_at(now), Some(now + LIMITS.pause));
         assert!(members.next_call(7, now + LIMITS.pause).is_some());
@@ -521,5 +530,32 @@ mod tests {
             assert_eq!(members.take_failure().is_some(), fails);
             assert_eq!(members.known(), []);
         }
+    }
+
+    #[test]
+    fn a_worker_whose_hello_comes_before_the_list_that_shows_its_life_is_not_silent() {
+        let limits = Limits { settle: Duration::ZERO, ..LIMITS };
+        let (tag, start) = (Tag::of("v", &"r".parse().unwrap()), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let (token, member): (_, MemberId) = (tag.fresh(Epoch(1), 1), "m".parse().unwrap());
+        let mut members = Members::new(tag, Epoch(1), limits, Earlier::default(), start);
+        members.want(1);
+        let list = |members: &mut Members, life, seconds| {
+            let (member, token) = (member.clone(), token.clone());
+            members.listed(vec![Sighting { member, token, state: State::Running, life }], at(seconds), at(seconds));
+        };
+        list(&mut members, 0, 1);
+        let hello = |nonce| WorkerId::of_member(&"m".parse().unwrap(), nonce).unwrap();
+        members.joined(&hello(1), at(2));
+        list(&mut members, 0, 3);
+        // It is begun anew and is there before anybody has looked.
+        members.joined(&hello(2), at(4));
+        list(&mut members, 1, 5);
+        let late = at(5) + HELLO;
+        assert!(members.whom_to_stop(late).is_empty());
+        // The one of an earlier life says nothing of the next one, which is waited for.
+        list(&mut members, 1, 6);
+        list(&mut members, 2, 7);
+        assert_eq!(members.whom_to_stop(at(7) + HELLO).len(), 1);
     }
 }

@@ -8,6 +8,7 @@ mod conformance;
 pub mod ecs;
 pub mod engine;
 pub mod external;
+pub mod kubernetes;
 pub mod local;
 pub mod managed;
 mod members;

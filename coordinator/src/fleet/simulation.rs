@@ -218,7 +218,7 @@ impl World {
                 let life = &self.members[&member];
                 if life.number == number && life.works <= self.now && life.ends.is_none_or(|ends| ends > self.now) {
                     let worker = WorkerId::of_member(&member, number).unwrap();
-                    self.agenda.members.joined(&worker);
+                    self.agenda.members.joined(&worker, self.now);
                     self.here.insert(worker);
                 }
             }

@@ -5,6 +5,7 @@
 
 mod dataset;
 pub mod ecs;
+pub mod kubernetes;
 pub mod parse;
 pub mod size;
 pub mod table;
@@ -14,7 +15,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use self::ecs::EcsSpec;
+use self::{ecs::EcsSpec, kubernetes::KubernetesSpec};
 pub use self::{
     dataset::{ColumnsSpec, DatasetSpec, KeysSpec, OnBadRecord, S3Spec},
     work::{CommandSpec, Engine, MapReduceSpec, Mapper, Program, SqlSpec, Work},
@@ -34,6 +35,9 @@ pub struct JobSpec {
     pub split: SplitSpec,
     /// Who does it.
     pub workers: WorkersSpec,
+    /// In what they run, if their fleet is Kubernetes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<KubernetesSpec>,
     /// Where Slurm starts them; none with another fleet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slurm: Option<SlurmSpec>,
@@ -65,7 +69,7 @@ impl JobSpec {
         let there = match (self.workers.fleet, &self.ecs) {
             (FleetKind::Local, _) => cores,
             (FleetKind::Ecs, Some(ecs)) => (ecs.cpu / 1024).saturating_mul(self.workers.count),
-            (FleetKind::Ecs | FleetKind::Slurm | FleetKind::External, _) => 0,
+            (FleetKind::Ecs | FleetKind::Kubernetes | FleetKind::Slurm | FleetKind::External, _) => 0,
         };
         self.workers.slots_of(there)
     }
@@ -189,6 +193,8 @@ impl WorkersSpec {
 pub enum FleetKind {
     /// Processes on this host.
     Local,
+    /// Pods of Kubernetes.
+    Kubernetes,
     /// Slurm does, as array tasks.
     Slurm,
     /// Amazon ECS.

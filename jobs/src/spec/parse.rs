@@ -7,6 +7,7 @@
 mod dataset;
 mod ecs;
 mod error;
+mod kubernetes;
 mod limits;
 mod params;
 mod raw;
@@ -61,11 +62,12 @@ pub fn job_file(text: &str, base: &Path, overrides: &[(String, String)]) -> Resu
     let time = raw.workers.time.as_ref().map(Spanned::span);
     let workers = limits::workers(raw.workers)?;
     let slurm = slurm::slurm(raw.slurm, workers.fleet)?;
-    let ecs = ecs::table(raw.ecs, &workers, fleet, time)?;
+    let ecs = ecs::table(raw.ecs, &workers, fleet.clone(), time)?;
+    let kubernetes = kubernetes::kubernetes(raw.kubernetes, (workers.fleet, fleet), base)?;
     let retry = limits::retry(raw.retry, &work)?;
     let output = dataset::output(raw.output, base, &dataset, &work)?;
     let reuse = limits::reuse(raw.reuse.as_ref())?;
-    let job = JobSpec { name, dataset, work, split, workers, slurm, ecs, retry, params, output, reuse };
+    let job = JobSpec { name, dataset, work, split, workers, slurm, ecs, kubernetes, retry, params, output, reuse };
     match early_start.filter(|early| *early.get_ref() && !starts_early(&job)) {
         None => Ok(job),
         Some(early) => Err(SpecError::at(&early, "no task of this job can start before all of its dataset is staged")

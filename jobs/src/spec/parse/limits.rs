@@ -67,7 +67,7 @@ pub(super) fn split(raw: Option<Spanned<RawSplit>>, work: &Work) -> Result<Split
     Ok(SplitSpec { by, size })
 }
 
-const FLEETS: &str = "use local, slurm, ecs, or external and start `forebay worker` yourself";
+const FLEETS: &str = "use local, slurm, ecs, kubernetes, or external and start `forebay worker` yourself";
 /// With less hardly a program starts.
 const LEAST_MEMORY: u64 = 16 << 20;
 /// A worker drains 15 s before its time is up.
@@ -118,10 +118,7 @@ pub(super) fn workers(raw: RawWorkers) -> Result<WorkersSpec, SpecError> {
             "slurm" => FleetKind::Slurm,
             "external" => FleetKind::External,
             "ecs" => FleetKind::Ecs,
-            later @ "kubernetes" => {
-                let error = SpecError::at(fleet, format!("the fleet `{later}` is not supported by this version"));
-                return Err(error.help(FLEETS));
-            }
+            "kubernetes" => FleetKind::Kubernetes,
             other => return Err(SpecError::at(fleet, format!("there is no fleet `{other}`")).help(FLEETS)),
         },
     };

@@ -19,6 +19,7 @@ pub(super) struct RawJob {
     pub(super) split: Option<Spanned<RawSplit>>,
     #[serde(default)]
     pub(super) workers: RawWorkers,
+    pub(super) kubernetes: Option<Spanned<RawKubernetes>>,
     pub(super) slurm: Option<Spanned<RawSlurm>>,
     pub(super) ecs: Option<Spanned<RawEcs>>,
     #[serde(default)]
@@ -378,4 +379,44 @@ pub(super) struct RawS3Files {
     pub(super) file_system: Spanned<String>,
     pub(super) access_point: Option<Spanned<String>>,
     pub(super) root_directory: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawKubernetes {
+    pub(super) kubeconfig: Option<String>,
+    pub(super) context: Option<String>,
+    pub(super) namespace: Option<Spanned<String>>,
+    pub(super) image: Option<Spanned<String>>,
+    pub(super) program: Option<Spanned<String>>,
+    pub(super) pull_policy: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) pull_secrets: Vec<Spanned<String>>,
+    pub(super) claim: Option<Spanned<String>>,
+    pub(super) sub_path: Option<Spanned<String>>,
+    pub(super) mount: Option<Spanned<String>>,
+    pub(super) service_account: Option<Spanned<String>>,
+    pub(super) user: Option<Spanned<u32>>,
+    pub(super) group: Option<u32>,
+    #[serde(default)]
+    pub(super) node_selector: BTreeMap<String, Spanned<String>>,
+    #[serde(default)]
+    pub(super) tolerations: Vec<Spanned<RawToleration>>,
+    pub(super) priority_class: Option<Spanned<String>>,
+    pub(super) gpu_resource: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) labels: BTreeMap<String, Spanned<String>>,
+    #[serde(default)]
+    pub(super) annotations: BTreeMap<String, Spanned<String>>,
+    pub(super) grace: Option<Spanned<String>>,
+    pub(super) ttl: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawToleration {
+    pub(super) key: Option<Spanned<String>>,
+    pub(super) value: Option<Spanned<String>>,
+    pub(super) effect: Option<Spanned<String>>,
+    pub(super) time: Option<Spanned<String>>,
 }

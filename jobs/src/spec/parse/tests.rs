@@ -4,6 +4,7 @@ use super::*;
 use crate::spec::{ColumnsSpec, Mapper, OutputFormat, Program, SplitBy, SplitSize, SplitSpec, table::TableSpec};
 
 mod ecs;
+mod kubernetes;
 
 const HEAD: &str = "name = \"j\"\n[dataset]\nsource = \"s3://b/flights\"\n";
 
@@ -110,11 +111,7 @@ fn errors_point_at_what_is_wrong() {
         (format!("{command}[workers]\ncpus = 0"), "0 is out of range", "0"),
         (format!("{command}[workers]\nmemory = \"1MiB\""), "a slot would have less than 16 MiB of memory", "\"1MiB\""),
         (format!("{command}[workers]\ngpus = 3\nslots = 2"), "2 slots cannot have the same number of 3 gpus each", "3"),
-        (
-            format!("{command}[workers]\nfleet = \"kubernetes\""),
-            "the fleet `kubernetes` is not supported by this version",
-            "\"kubernetes\"",
-        ),
+        (format!("{command}[workers]\nfleet = \"lambda\""), "there is no fleet `lambda`", "\"lambda\""),
         (format!("{command}[slurm]\nqos = \"a\""), "[slurm] means nothing to this fleet", "[slurm]"),
         (format!("{command}{slurm}partition = \"a b\""), "`a b` is no name that Slurm knows", "\"a b\""),
         (format!("{command}{slurm}account = \"-x\""), "`-x` is no name that Slurm knows", "\"-x\""),

@@ -28,6 +28,7 @@ use forebay_jobs::{
     task::{AttemptReport, Outcome},
     wire::{Cluster, FromWorker, ToWorker},
 };
+use futures::StreamExt;
 use tokio::{
     runtime::Handle,
     signal::unix::{SignalKind, signal},
@@ -154,7 +155,7 @@ async fn run_until(config: WorkerConfig, natives: Natives, told: mpsc::Receiver<
         until,
         natives: natives.names(),
     };
-    let link = link::connect(&config.run, &run_dir, me.hello(&volume, BTreeSet::new())).await?;
+    let link = link::connect(&config.run, &volume, me.hello(&volume, BTreeSet::new())).await?;
     tracing::info!(run = %config.run, worker = %config.worker, epoch = %link.epoch, slots, "joined");
     become_subreaper();
     let guard = Guard::start().inspect_err(|error| {
@@ -223,6 +224,7 @@ impl Me {
             }),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             volume: volume.id().to_owned(),
+            root: volume.root().display().to_string(),
             natives: self.natives.clone(),
         }
     }
@@ -327,7 +329,7 @@ impl Agent {
     fn call(&mut self) {
         let holds = self.board.holds().into_iter().chain(self.unnoted.keys().copied()).collect();
         let hello = self.me.hello(&self.bench.volume, holds);
-        self.line = Line::call(self.me.run.clone(), self.me.run_dir.clone(), hello);
+        self.line = Line::call(self.me.run.clone(), self.bench.volume.clone(), hello);
     }
 
     /// Executes stages for the coordinator that there is. With its coordinator a scheduler has ended.
@@ -382,8 +384,8 @@ impl Agent {
             ToWorker::Kill(attempts) => self.board.kill(&attempts.into_iter().collect()),
             ToWorker::Yield(attempts) => self.board.make_way(&attempts),
             ToWorker::Noted(attempts) => attempts.iter().for_each(|attempt| drop(self.unnoted.remove(attempt))),
-            // A second welcome says nothing new; `work` sees to the shutdown.
-            ToWorker::Welcome { .. } | ToWorker::Shutdown => {}
+            // A second welcome says nothing new, who was welcomed was looked at; `work` sees to the shutdown.
+            ToWorker::Welcome { .. } | ToWorker::Look { .. } | ToWorker::Shutdown => {}
         }
     }
 
@@ -472,7 +474,7 @@ impl Agent {
         let Line::Up(link) = std::mem::replace(&mut self.line, Line::Down(Instant::now())) else { return };
         let Link { outgoing, mut incoming, .. } = *link;
         drop(outgoing);
-        let seen = async { while let Ok(Some(_)) = incoming.message().await {} };
+        let seen = async { while let Some(Ok(_)) = incoming.next().await {} };
         if tokio::time::timeout(FAREWELL, seen).await.is_err() {
             tracing::warn!("the coordinator does not close the stream");
         }

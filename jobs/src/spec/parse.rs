@@ -55,6 +55,7 @@ pub fn job_file(text: &str, base: &Path, overrides: &[(String, String)]) -> Resu
     if matches!(&work, Work::Command(command) if command.gang) {
         limits::check_gang(&raw.workers, &raw.retry)?;
     }
+    limits::check_link(raw.workers.link.as_ref(), &work)?;
     let workers = limits::workers(raw.workers)?;
     let retry = limits::retry(raw.retry, &work)?;
     let output = dataset::output(raw.output, base, &dataset, &work)?;

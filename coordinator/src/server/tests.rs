@@ -7,8 +7,8 @@ use forebay_jobs::{
     mail,
     wire::{CancelRequest, FromWorker},
 };
-use futures::{Stream, StreamExt, stream::BoxStream};
-use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
+use futures::{StreamExt, stream::BoxStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
 use super::*;

@@ -32,6 +32,13 @@ impl Fixture {
         self.cluster.terminal().on_volume(volume).forebay(["worker", "--run", "r", "--slots", "2"])
     }
 
+    /// What a worker says that is turned away, and what to do.
+    fn refused(&self, volume: &Path) -> String {
+        let terminal = self.cluster.terminal().on_volume(volume);
+        let refused = terminal.forebay(["worker", "--run", "r", "--json"]).json(4);
+        format!("{} {}", refused["error"]["message"], refused["error"]["help"])
+    }
+
     fn id(&self) -> String {
         let shown = self.cluster.forebay(["volume", "show", "--json"]).json(0);
         shown["id"].as_str().unwrap().to_owned()
@@ -53,10 +60,6 @@ impl Fixture {
     }
 }
 
-fn words(text: &str) -> String {
-    text.replace('│', " ").split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_with_another_volume_or_a_copy_is_told_which_it_has_and_which_it_should_have() {
     let fixture = Fixture::new().await;
@@ -65,8 +68,7 @@ async fn a_worker_with_another_volume_or_a_copy_is_told_which_it_has_and_which_i
 
     // Another one, on which there is no such run.
     fixture.cluster.terminal().on_volume(&other).forebay(["volume", "check"]).code(0);
-    let refused = fixture.work(&other).code(4);
-    let (said, root) = (words(&refused.stderr), other.display().to_string());
+    let (said, root) = (fixture.refused(&other), other.display().to_string());
     assert!(
         said.contains("there is no run `r` on volume") && said.contains(&root) && said.contains("volume show"),
         "{said}"
@@ -74,8 +76,7 @@ async fn a_worker_with_another_volume_or_a_copy_is_told_which_it_has_and_which_i
 
     // A copy has the same id, and all that the run had written by then.
     fixture.copy(&copy);
-    let refused = fixture.work(&copy).code(4);
-    let (said, root) = (words(&refused.stderr), copy.display().to_string());
+    let (said, root) = (fixture.refused(&copy), copy.display().to_string());
     let (ours, here) = (
         fixture.cluster.volume().display().to_string(),
         rustix::system::uname().nodename().to_str().unwrap().to_owned(),
@@ -89,8 +90,7 @@ async fn a_worker_with_another_volume_or_a_copy_is_told_which_it_has_and_which_i
     let description = changed.join("volume.json");
     let text = fs::read_to_string(&description).unwrap();
     fs::write(&description, text.replace(&id, "0123456789abcdef")).unwrap();
-    let refused = fixture.work(&changed).code(4);
-    let said = words(&refused.stderr);
+    let said = fixture.refused(&changed);
     for part in ["has another volume: 0123456789abcdef", &id, &ours, "--volume"] {
         assert!(said.contains(part), "{part}: {said}");
     }

@@ -1,4 +1,4 @@
-"""Runs a whole command and tells what it took, with all that it starts, however it is started.
+"""What benchmarks share. Runs a whole command and tells what it took, with all that it starts, however it is started.
 
 A program of its own, `measure.py REPORT SECONDS COMMAND...`, because it becomes the parent of what the command leaves
 behind, and because what the kernel reports as a child's peak memory begins with that of the process it was forked from.
@@ -15,9 +15,26 @@ import sys
 import time
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER, prctl(2)
 # Between two samples of the first process's own time; the last one before its end is the figure.
 SAMPLE = 0.005
+
+
+def cache(bench: str) -> Path:
+    """Where a benchmark keeps what it makes once."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "forebay" / "bench" / bench
+
+
+def python(wanted: Path, venv: Path) -> str:
+    """Of a set of packages, installed once."""
+    installed = venv / "installed.txt"
+    if not installed.exists() or installed.read_text() != wanted.read_text():
+        subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+        pip = [venv / "bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check", "-r", wanted]
+        subprocess.run(pip, check=True)
+        installed.write_text(wanted.read_text())
+    return str(venv / "bin/python")
 
 
 def whole(argv: list[str], scratch: Path, timeout: float) -> dict[str, float]:

@@ -15,10 +15,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # What benchmarks share.
 
-from measure import whole
+from measure import ROOT, cache, python, whole
 
-ROOT = HERE.parents[1]
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "forebay" / "bench" / "crunch"
+CACHE = cache("crunch")
 NEEDLE = "Quito;"  # As peers.py has it.
 JOB = """\
 name = "crunch"
@@ -68,17 +67,6 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def python() -> str:
-    """Of the peers, installed once."""
-    wanted, installed = HERE / "requirements.txt", CACHE / "installed.txt"
-    if not installed.exists() or installed.read_text() != wanted.read_text():
-        subprocess.run([sys.executable, "-m", "venv", CACHE / "venv"], check=True)
-        pip = [CACHE / "venv/bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check", "-r", wanted]
-        subprocess.run(pip, check=True)
-        installed.write_text(wanted.read_text())
-    return str(CACHE / "venv/bin/python")
-
-
 def texts(kind: str, args: argparse.Namespace) -> list[str]:
     """Eight files, made once by a seeded generator, and in the page cache."""
     made = CACHE / f"{kind}-{args.size:g}"
@@ -121,7 +109,7 @@ def command(row: Row, tool: str, volume: Path, scratch: Path, files: list[str]) 
         case "cat":
             return ["sh", "-c", f"cat {Path(files[0]).parent}/* | cat >/dev/null"]
         case _:
-            return [python(), str(HERE / "peers.py"), tool, row.name, out, *files]
+            return [python(HERE / "requirements.txt", CACHE / "venv"), str(HERE / "peers.py"), tool, row.name, out, *files]
 
 
 def once(row: Row, tool: str, volume: Path, files: list[str]) -> tuple[dict[str, float], int]:

@@ -5,7 +5,6 @@ import argparse
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -15,10 +14,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # What benchmarks share.
 
-from measure import whole
+from measure import ROOT, cache, python, whole
 
-ROOT = HERE.parents[1]
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "forebay" / "bench" / "dispatch"
+CACHE = cache("dispatch")
 JOB = """\
 name = "nothing"
 [dataset]
@@ -63,17 +61,6 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def python() -> str:
-    """Of the peers, installed once."""
-    wanted, installed = HERE / "requirements.txt", CACHE / "installed.txt"
-    if not installed.exists() or installed.read_text() != wanted.read_text():
-        subprocess.run([sys.executable, "-m", "venv", CACHE], check=True)
-        pip = [CACHE / "bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check", "-r", wanted]
-        subprocess.run(pip, check=True)
-        installed.write_text(wanted.read_text())
-    return str(CACHE / "bin/python")
-
-
 def command(row: Row, tool: str, forebay: Path, scratch: Path) -> list[str]:
     match tool:
         case "forebay":
@@ -91,7 +78,7 @@ def command(row: Row, tool: str, forebay: Path, scratch: Path) -> list[str]:
         case "parallel":
             return ["sh", "-c", f"seq {row.count} | parallel -j 2 true"]
         case _:
-            return [python(), str(HERE / "peers.py"), tool, row.work, str(row.count)]
+            return [python(HERE / "requirements.txt", CACHE), str(HERE / "peers.py"), tool, row.work, str(row.count)]
 
 
 def once(row: Row, tool: str, args: argparse.Namespace) -> dict[str, float]:

@@ -16,11 +16,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # What benchmarks share.
 
-from measure import whole
+from measure import ROOT, cache, python, whole
 from peers import TABLES
 
-ROOT = HERE.parents[1]
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "forebay" / "bench" / "tpch"
+CACHE = cache("tpch")
 JOB = """\
 name = "tpch-{number}"
 reuse = "off"
@@ -50,18 +49,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tools", default="forebay,datafusion,duckdb", help="of forebay, ballista:N (forebay by Ballista in N workers), datafusion, duckdb, pyspark (needs Java)")
     parser.add_argument("--timeout", type=float, default=600, help="seconds for one query")
     return parser.parse_args()
-
-
-def python(name: str) -> str:
-    """Of a set of packages, installed once."""
-    wanted, venv = HERE / name, CACHE / name.removesuffix(".txt")
-    installed = venv / "installed.txt"
-    if not installed.exists() or installed.read_text() != wanted.read_text():
-        subprocess.run([sys.executable, "-m", "venv", venv], check=True)
-        pip = [venv / "bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check", "-r", wanted]
-        subprocess.run(pip, check=True)
-        installed.write_text(wanted.read_text())
-    return str(venv / "bin/python")
 
 
 def made(scale: float, tools: str) -> Path:
@@ -153,7 +140,8 @@ class Peer:
 
 def main() -> int:
     args = arguments()
-    tools, peers = python("requirements.txt"), python("peers.txt")
+    tools = python(HERE / "requirements.txt", CACHE / "requirements")
+    peers = python(HERE / "peers.txt", CACHE / "peers")
     data, texts = made(args.scale, tools), queries(tools)
     names, wrong = args.tools.split(","), []
     with tempfile.TemporaryDirectory(prefix="forebay-tpch-") as scratch:

@@ -17,9 +17,11 @@
 mod absent;
 mod earlier;
 mod early;
+mod error;
 mod keep;
 mod others;
 mod prepare;
+mod progress;
 mod reading;
 mod rendezvous;
 mod result;
@@ -33,34 +35,28 @@ mod workers;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
-use forebay_datasets::{
-    output::{self, OutputError},
-    stage::{StageError, StageProgress},
-    volume::{Volume, VolumeError},
-};
+use forebay_datasets::{output, volume::Volume};
 use forebay_jobs::{
-    host::{Host, Unfit},
-    id::{AttemptId, Epoch, RunId, WorkerId},
+    host::Host,
+    id::Epoch,
     kept::REPORTS,
-    kinds::{
-        TaskError,
-        sql::{self, ballista::SHUFFLE},
-    },
-    plan::{Plan, PlanError},
+    kinds::sql::{self, ballista::SHUFFLE},
+    plan::Plan,
     spec::FleetKind,
-    task::Failure,
 };
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 pub use self::{
+    error::CoordinateError,
     others::{Attached, Cancelled, LinkError, Observed, attach, cancel, finish, history, observe},
+    progress::{RunProgress, Tell},
     result::{FailureKind, Figures, OutputFigures, PhaseFigures, RunResult, StagedFigures, TaskFigures},
 };
 use self::{reading::Reading, session::Session, work::Work};
 use crate::{
     ballista::Scheduler,
-    commit::{CommitError, chain},
+    commit::chain,
     fleet::{
         Fleet,
         external::External,
@@ -70,147 +66,14 @@ use crate::{
     lease::{self, Claim, LeaseError},
     reuse,
     run::EndState,
-    rundir::{ATTEMPTS, INPUTS, RunDir, RunDirError, SLOTS},
-    server::{self, Advertised, Server, ServerConfig, ServerError},
+    rundir::{ATTEMPTS, INPUTS, RunDir, SLOTS},
+    server::{self, Advertised, Server, ServerConfig},
 };
 
 /// Of the coordinator that a run began with.
 const FIRST: Epoch = Epoch(1);
 /// Messages of workers that wait for the loop; more make the workers wait.
 const INBOX: usize = 4096;
-
-/// Why a coordinator stopped before the run's end. All but [`Self::NeverBegan`] leave a run that can be resumed.
-#[derive(Debug, thiserror::Error)]
-pub enum CoordinateError {
-    /// Another coordinator has the run.
-    #[error("run has a coordinator already: {holder}")]
-    Held {
-        /// Who.
-        holder: String,
-    },
-    /// Another coordinator took the run over, or the lease could not be renewed in time.
-    #[error("the run was taken over by another coordinator, or its volume did not answer for too long")]
-    Deposed,
-    /// It was to stop.
-    #[error("interrupted")]
-    Interrupted,
-    /// The run's first coordinator failed before there was a plan. Nothing of the run is left.
-    #[error("the run never began")]
-    NeverBegan(#[source] Box<CoordinateError>),
-    /// The job can never run over what is staged: a table without objects, a column that is not there.
-    #[error("{0}")]
-    NoPlan(String),
-    /// The lease could not be taken or given back.
-    #[error(transparent)]
-    Lease(#[from] LeaseError),
-    /// The run's directory failed.
-    #[error(transparent)]
-    RunDir(#[from] RunDirError),
-    /// The volume failed.
-    #[error(transparent)]
-    Volume(#[from] VolumeError),
-    /// The journal failed.
-    #[error(transparent)]
-    Journal(#[from] JournalError),
-    /// Staging failed.
-    #[error(transparent)]
-    Stage(#[from] StageError),
-    /// The plan could not be read or written.
-    #[error(transparent)]
-    Plan(#[from] PlanError),
-    /// What is staged could not be looked at.
-    #[error("what is staged could not be checked")]
-    Check(#[source] TaskError),
-    /// The snapshot that the run reads was removed: nobody had held it for a week, or nobody could.
-    #[error("snapshot {id} of `{name}`, which run `{run}` reads, is gone")]
-    SnapshotGone {
-        /// The dataset.
-        name: String,
-        /// The snapshot.
-        id: String,
-        /// The run.
-        run: RunId,
-    },
-    /// The output could not be published.
-    #[error("the output could not be published")]
-    Publish(#[source] CommitError),
-    /// The published output could not be copied.
-    #[error("the output is published, and could not be copied")]
-    Export(#[source] OutputError),
-    /// The published output could not be read.
-    #[error("the published output cannot be read")]
-    Published(#[source] OutputError),
-    /// No worker could ever hold a task.
-    #[error(transparent)]
-    Unfit(#[from] Unfit),
-    /// No worker can be started.
-    #[error("no worker can be started: {0}")]
-    Fleet(String),
-    /// Workers cannot reach the coordinator.
-    #[error(transparent)]
-    Server(#[from] ServerError),
-    /// Another coordinator cannot be reached.
-    #[error(transparent)]
-    Link(#[from] LinkError),
-    /// Work beside the loop did not come to an end.
-    #[error("a part of the coordinator failed")]
-    Task(#[from] tokio::task::JoinError),
-}
-
-/// What a run does, for those who watch it.
-#[derive(Clone, Debug)]
-pub enum RunProgress {
-    /// This process coordinates the run now.
-    Coordinating {
-        /// Its epoch; beyond the first one, the run is resumed.
-        epoch: Epoch,
-    },
-    /// Another process coordinates the run; this one waits for it.
-    Attached {
-        /// Who.
-        holder: String,
-    },
-    /// The dataset is being staged.
-    Staging(StageProgress),
-    /// The dataset is staged.
-    Staged {
-        /// Its snapshot.
-        snapshot: String,
-        /// What that took.
-        figures: StagedFigures,
-    },
-    /// How far the tasks are.
-    Tasks {
-        /// Each phase.
-        phases: Vec<PhaseFigures>,
-        /// Workers now.
-        workers: u32,
-    },
-    /// A worker said hello.
-    Joined {
-        /// Which.
-        worker: WorkerId,
-    },
-    /// A worker left.
-    Left {
-        /// Which.
-        worker: WorkerId,
-    },
-    /// An attempt failed; whether the task has another, its phase's figures tell.
-    AttemptFailed {
-        /// Which.
-        attempt: AttemptId,
-        /// Why.
-        failure: Failure,
-    },
-    /// The output is being published.
-    Publishing,
-    /// The output is being copied.
-    Exporting,
-}
-
-/// Is told what a run does. It is called from the loop, and must not block.
-pub type Tell = Arc<dyn Fn(RunProgress) + Send + Sync>;
 
 /// How a run is coordinated.
 #[derive(Clone)]

@@ -119,8 +119,8 @@ pub fn snapshot_of(volume: &Volume, run: &RunDir, id: &str) -> Result<Snapshot, 
 }
 
 /// Whether an earlier run of the same work has left anything.
-pub fn is_known(volume: &Volume, run: &RunDir) -> Result<bool, ReuseError> {
-    Ok(results::are_there(volume) && !results::of_work(volume, work_of(run)?.whole.as_str())?.is_empty())
+pub fn is_known(volume: &Volume, work: &WorkIdentity) -> Result<bool, ReuseError> {
+    Ok(!results::of_work(volume, work.whole.as_str())?.is_empty())
 }
 
 /// What earlier runs of the same work have left: of each task that which was made last.

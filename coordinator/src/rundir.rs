@@ -4,24 +4,21 @@
 //! the same run at the same moment agree on one. What a coordinator adds later goes through its epoch's directory,
 //! and does not arrive once that is sealed.
 
+mod create;
+#[cfg(test)]
+mod tests;
+
 use std::{
     fs, io,
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
-    path::{Component, Path, PathBuf},
+    path::{Path, PathBuf},
     time::SystemTime,
 };
 
-use forebay_datasets::{
-    checksum::file_checksum,
-    volume::{self, NewFile, Volume, VolumeError},
-};
-use forebay_jobs::{
-    id::RunId,
-    kept::{REPORTS, RESULT},
-    spec::{JobSpec, Work},
-};
+use forebay_datasets::volume::{self, Volume, VolumeError};
+use forebay_jobs::{id::RunId, kept::RESULT, spec::JobSpec};
 use serde::{Serialize, de::DeserializeOwned};
 
+pub use self::create::{create, fresh_id};
 use crate::{
     driver::{RunResult, StagedFigures},
     lease,
@@ -208,37 +205,6 @@ impl RunDir {
     }
 }
 
-/// A new id for a run of a job: its name, the time, and something random.
-pub fn fresh_id(job: &JobSpec) -> RunId {
-    let time = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S");
-    let name: String = job
-        .name
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' })
-        .skip_while(|c| !c.is_ascii_alphanumeric())
-        .take(40)
-        .collect();
-    let name = if name.is_empty() { "run" } else { &name };
-    format!("{name}-{time}-{:04x}", rand::random::<u16>()).parse().expect("40 + 21 permitted characters are an id")
-}
-
-/// Creates a run, or finds that the very same one is there.
-pub fn create(volume: &Volume, run: &RunId, job_text: &str, job: &JobSpec) -> Result<Created, RunDirError> {
-    let dir = volume.run_dir(run.as_str());
-    if dir.exists() {
-        return same_run(volume, run, job).map(Created::Exists);
-    }
-    let runs = volume.runs_dir();
-    fs::create_dir_all(&runs).map_err(|error| VolumeError::io("create", &runs, error))?;
-    let new = New { volume, dir: runs.join(format!(".new-{}", volume::nonce())) };
-    new.fill(job_text, job)?;
-    match volume::publish_dir(&new.dir, &dir) {
-        Ok(()) => Ok(Created::New(RunDir { id: run.clone(), dir, job: job.clone() })),
-        Err(VolumeError::AlreadyExists { .. }) => same_run(volume, run, job).map(Created::Exists),
-        Err(error) => Err(error.into()),
-    }
-}
-
 /// Opens a run that is there.
 pub fn open(volume: &Volume, run: &RunId) -> Result<RunDir, RunDirError> {
     let dir = volume.run_dir(run.as_str());
@@ -269,95 +235,6 @@ pub fn list(volume: &Volume) -> Result<Vec<RunDir>, RunDirError> {
     Ok(found.into_iter().map(|(_, run)| run).collect())
 }
 
-/// A run's directory on its way; trashed unless it got its name.
-struct New<'a> {
-    volume: &'a Volume,
-    dir: PathBuf,
-}
-
-impl New<'_> {
-    fn fill(&self, job_text: &str, job: &JobSpec) -> Result<(), RunDirError> {
-        let create = |path: &Path, mode| {
-            let mut builder = fs::DirBuilder::new();
-            builder.mode(mode).create(path).map_err(|error| VolumeError::io("create", path, error))
-        };
-        create(&self.dir, 0o777)?;
-        for name in [FILES, ATTEMPTS, SLOTS, REPORTS, "checkpoints", "logs"] {
-            create(&self.dir.join(name), 0o777)?;
-        }
-        // Who can read this directory can join the run.
-        create(&self.dir.join("epochs"), 0o700)?;
-        for (name, source) in shipped(job) {
-            ship(Path::new(source), &self.dir.join(FILES), name)?;
-        }
-        volume::write_new(&self.dir.join(JOB_TEXT), job_text.as_bytes())?;
-        let path = self.dir.join(JOB);
-        let text = serde_json::to_vec_pretty(job).map_err(|source| RunDirError::Malformed { path, source })?;
-        volume::write_new(&self.dir.join(JOB), &text)?;
-        Ok(volume::sync_tree(&self.dir)?)
-    }
-}
-
-impl Drop for New<'_> {
-    fn drop(&mut self) {
-        if let Err(error) = self.volume.trash(&self.dir) {
-            tracing::warn!(path = %self.dir.display(), %error, "could not be removed");
-        }
-    }
-}
-
-/// Names and sources of the files that a job ships.
-fn shipped(job: &JobSpec) -> impl Iterator<Item = (&str, &str)> {
-    let files = match &job.work {
-        Work::Command(command) => Some(&command.files),
-        Work::Mapreduce(mapreduce) => Some(&mapreduce.files),
-        Work::Sql(_) => None,
-    };
-    files.into_iter().flatten().map(|(name, source)| (name.as_str(), source.as_str()))
-}
-
-fn ship(source: &Path, files: &Path, name: &str) -> Result<(), RunDirError> {
-    let plain = !name.is_empty() && Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
-    if !plain || name.contains('\0') {
-        return Err(RunDirError::BadName { name: name.to_owned() });
-    }
-    let unreadable = |error| RunDirError::Ship { path: source.to_owned(), source: error };
-    let mut from = fs::File::open(source).map_err(unreadable)?;
-    let meta = from.metadata().map_err(unreadable)?;
-    if !meta.is_file() {
-        return Err(unreadable(io::Error::other("it is no regular file")));
-    }
-    let target = files.join(name);
-    let parent = target.parent().unwrap_or(files);
-    fs::create_dir_all(parent).map_err(|error| VolumeError::io("create", parent, error))?;
-    let mut file = NewFile::create(&target)?;
-    io::copy(&mut from, &mut file).map_err(|error| VolumeError::io("write", &target, error))?;
-    // A script stays executable.
-    let mode = fs::Permissions::from_mode(meta.permissions().mode() & 0o777 | 0o400);
-    file.file().set_permissions(mode).map_err(|error| VolumeError::io("write", &target, error))?;
-    file.finish()?;
-    Ok(())
-}
-
-/// Opens the run that is there, if it is the same job with the same shipped files.
-fn same_run(volume: &Volume, run: &RunId, job: &JobSpec) -> Result<RunDir, RunDirError> {
-    let found = open(volume, run)?;
-    let conflict = |what: String| Err(RunDirError::Conflict { run: run.clone(), what });
-    if found.job != *job {
-        return conflict("its job differs".to_owned());
-    }
-    for (name, source) in shipped(job) {
-        let source = Path::new(source);
-        let ours =
-            file_checksum(source).map_err(|error| RunDirError::Ship { path: source.to_owned(), source: error })?;
-        let theirs = found.dir.join("files").join(name);
-        if ours != file_checksum(&theirs).map_err(|error| VolumeError::io("read", &theirs, error))? {
-            return conflict(format!("its file `{name}` differs"));
-        }
-    }
-    Ok(found)
-}
-
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, RunDirError> {
     match volume::looking_again(path, |path| fs::read(path)) {
         Ok(text) => match serde_json::from_slice(&text) {
@@ -366,125 +243,5 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, RunDirError>
         },
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(VolumeError::io("read", path, error).into()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const JOB_FILE: &str = r#"
-        name = "hello"
-        [dataset]
-        source = "file:///nowhere"
-        [command]
-        argv = ["./run.sh"]
-        files = ["run.sh"]
-    "#;
-
-    struct Fixture {
-        dir: tempfile::TempDir,
-        volume: Volume,
-    }
-
-    impl Fixture {
-        fn new() -> Self {
-            let dir = tempfile::tempdir().unwrap();
-            let volume = Volume::open_or_create(&dir.path().join("v")).unwrap();
-            fs::write(dir.path().join("run.sh"), "#!/bin/sh\n").unwrap();
-            fs::set_permissions(dir.path().join("run.sh"), fs::Permissions::from_mode(0o755)).unwrap();
-            Self { dir, volume }
-        }
-
-        fn create(&self, id: &str, text: &str) -> Result<Created, RunDirError> {
-            let job = forebay_jobs::spec::parse::job_file(text, self.dir.path(), &[]).unwrap();
-            create(&self.volume, &id.parse().unwrap(), text, &job)
-        }
-
-        fn names(&self) -> Vec<String> {
-            let entries = fs::read_dir(self.volume.runs_dir()).unwrap();
-            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
-        }
-    }
-
-    #[test]
-    fn the_same_run_is_found_and_another_one_is_refused() {
-        let fixture = Fixture::new();
-        assert!(matches!(fixture.create("a", JOB_FILE), Ok(Created::New(_))));
-        assert!(matches!(fixture.create("a", JOB_FILE), Ok(Created::Exists(_))));
-        let other = JOB_FILE.replace("hello", "good-bye");
-        assert!(matches!(fixture.create("a", &other), Err(RunDirError::Conflict { .. })));
-        fs::write(fixture.dir.path().join("run.sh"), "changed").unwrap();
-        assert!(matches!(fixture.create("a", JOB_FILE), Err(RunDirError::Conflict { .. })));
-        assert_eq!(fixture.names(), ["a"]);
-    }
-
-    #[test]
-    fn a_run_keeps_its_job_and_executable_files_and_hides_its_epochs() {
-        let fixture = Fixture::new();
-        let made = fixture.create("a", JOB_FILE).unwrap().into_run();
-        let opened = open(&fixture.volume, made.id()).unwrap();
-        assert_eq!(opened.job(), made.job());
-        let mode = |name: &str| fs::metadata(made.path().join(name)).unwrap().permissions().mode() & 0o777;
-        assert_eq!((mode("files/run.sh"), mode("epochs")), (0o755, 0o700));
-        assert!(opened.result().unwrap().is_none());
-    }
-
-    #[test]
-    fn a_missing_shipped_file_leaves_nothing_behind() {
-        let fixture = Fixture::new();
-        fs::remove_file(fixture.dir.path().join("run.sh")).unwrap();
-        let text = JOB_FILE;
-        let job = forebay_jobs::spec::parse::job_file(text, fixture.dir.path(), &[]);
-        if let Ok(job) = job {
-            let made = create(&fixture.volume, &"a".parse().unwrap(), text, &job);
-            assert!(matches!(made, Err(RunDirError::Ship { .. })));
-            assert!(fixture.names().is_empty());
-        }
-    }
-
-    #[test]
-    fn runs_are_listed_newest_first_and_unfinished_ones_are_not() {
-        let fixture = Fixture::new();
-        for id in ["a", "b"] {
-            let run = fixture.create(id, JOB_FILE).unwrap().into_run();
-            let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(u64::from(id.as_bytes()[0]));
-            let job = fs::File::options().append(true).open(run.path().join(JOB)).unwrap();
-            job.set_modified(time).unwrap();
-        }
-        fs::create_dir(fixture.volume.runs_dir().join(".new-x")).unwrap();
-        let ids: Vec<_> = list(&fixture.volume).unwrap().iter().map(|run| run.id().to_string()).collect();
-        assert_eq!(ids, ["b", "a"]);
-        let none = open(&fixture.volume, &"none".parse().unwrap());
-        assert!(matches!(none, Err(RunDirError::NotFound { .. })));
-    }
-
-    #[test]
-    fn what_a_sealed_epoch_installs_does_not_arrive() {
-        let fixture = Fixture::new();
-        let run = fixture.create("a", JOB_FILE).unwrap().into_run();
-        let epoch = lease::claim(run.path()).unwrap().dir;
-        let figures = StagedFigures { objects: 1, ..StagedFigures::default() };
-        run.write_staged(&epoch, &figures).unwrap();
-        assert_eq!(run.staged().unwrap(), Some(figures.clone()));
-        fs::rename(&epoch, run.path().join("epochs/1.sealed")).unwrap();
-        run.write_staged(&epoch, &StagedFigures::default()).unwrap_err();
-        assert_eq!(run.staged().unwrap(), Some(figures.clone()));
-        assert!(!epoch.exists());
-        // A network client may still reach the directory by its old name.
-        std::os::unix::fs::symlink("1.sealed", &epoch).unwrap();
-        fs::remove_file(epoch.join("lease.json")).unwrap();
-        run.write_staged(&epoch, &StagedFigures::default()).unwrap_err();
-        assert_eq!(run.staged().unwrap(), Some(figures));
-    }
-
-    #[test]
-    fn a_fresh_id_is_an_id() {
-        let fixture = Fixture::new();
-        let mut job = fixture.create("a", JOB_FILE).unwrap().into_run().job().clone();
-        job.name = format!("--{}", "ö".repeat(90));
-        assert!(fresh_id(&job).as_str().starts_with("run-"));
-        job.name = "n".repeat(90);
-        assert!(fresh_id(&job).as_str().len() <= 64);
     }
 }

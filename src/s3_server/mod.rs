@@ -5,6 +5,7 @@
 //! `service` is what S3 answers, over the buckets in `store`, with `listing` and `object` for what they are made of.
 //! What goes wrong is drawn in `faults`, done to bodies in `delivery`, and to connections in `wire`.
 
+mod asked;
 mod delivery;
 mod faults;
 mod listing;

@@ -1,25 +1,25 @@
 //! What S3 answers.
 
-use std::{ops::Range, sync::atomic::Ordering, time::Duration};
+use std::{sync::atomic::Ordering, time::Duration};
 
 use bytes::Bytes;
-use futures::TryStreamExt;
 use s3s::{
     S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result,
     access::{S3Access, S3AccessContext},
     dto::{
-        AbortMultipartUploadInput, AbortMultipartUploadOutput, Checksum, ChecksumMode, ChecksumType,
-        CompleteMultipartUploadInput, CompleteMultipartUploadOutput, CreateBucketInput, CreateBucketOutput,
-        CreateMultipartUploadInput, CreateMultipartUploadOutput, DeleteObjectInput, DeleteObjectOutput, ETag,
-        GetObjectAttributesInput, GetObjectAttributesOutput, GetObjectAttributesParts, GetObjectInput, GetObjectOutput,
-        HeadBucketInput, HeadBucketOutput, HeadObjectInput, HeadObjectOutput, ListObjectsV2Input, ListObjectsV2Output,
-        ObjectPart, PutObjectInput, PutObjectOutput, StreamingBlob, UploadPartInput, UploadPartOutput,
+        AbortMultipartUploadInput, AbortMultipartUploadOutput, Checksum, ChecksumType, CompleteMultipartUploadInput,
+        CompleteMultipartUploadOutput, CreateBucketInput, CreateBucketOutput, CreateMultipartUploadInput,
+        CreateMultipartUploadOutput, DeleteObjectInput, DeleteObjectOutput, ETag, GetObjectAttributesInput,
+        GetObjectAttributesOutput, GetObjectAttributesParts, GetObjectInput, GetObjectOutput, HeadBucketInput,
+        HeadBucketOutput, HeadObjectInput, HeadObjectOutput, ListObjectsV2Input, ListObjectsV2Output, ObjectPart,
+        PutObjectInput, PutObjectOutput, UploadPartInput, UploadPartOutput,
     },
     path::S3Path,
     s3_error,
 };
 
 use super::{
+    asked::{checked, is_asked_for, parts_count, received, sent, wanted},
     delivery::{self, Line},
     faults::Fault,
     listing,
@@ -67,78 +67,6 @@ impl Store {
             }
             fault => Ok(fault.filter(|fault| fault.is_of_a_page() == pages)),
         }
-    }
-}
-
-/// What of an object was asked for.
-struct Wanted {
-    range: Range<usize>,
-    content_range: Option<String>,
-    sum: Option<Sum>,
-}
-
-/// The range or the part that was asked for; a part comes with the part's own checksum.
-fn wanted(stored: &Stored, range: Option<s3s::dto::Range>, part: Option<i32>) -> S3Result<Wanted> {
-    let size = stored.bytes.len();
-    let shown = |range: &Range<usize>| Some(format!("bytes {}-{}/{size}", range.start, range.end - 1));
-    let bad_range = || s3_error!(InvalidRange, "no such range");
-    match (range, part) {
-        (Some(_), Some(_)) => Err(s3_error!(InvalidRequest, "a range and a part cannot be asked for at once")),
-        (None, Some(1)) if stored.parts.is_empty() => {
-            Ok(Wanted { range: 0..size, content_range: None, sum: stored.sum.clone() })
-        }
-        (None, Some(number)) => {
-            let at = usize::try_from(number).ok().and_then(|number| number.checked_sub(1));
-            let part = at.and_then(|at| stored.parts.get(at)).ok_or_else(|| s3_error!(InvalidPart, "no such part"))?;
-            Ok(Wanted { range: part.range.clone(), content_range: shown(&part.range), sum: part.sum.clone() })
-        }
-        (Some(range), None) => {
-            let range = range.check(size as u64).map_err(|_| bad_range())?;
-            let range = range.start as usize..range.end as usize;
-            Ok(Wanted { content_range: shown(&range), range, sum: None })
-        }
-        (None, None) => Ok(Wanted { range: 0..size, content_range: None, sum: stored.sum.clone() }),
-    }
-}
-
-fn parts_count(stored: &Stored, part: Option<i32>) -> Option<i32> {
-    part.filter(|_| !stored.parts.is_empty()).and_then(|_| i32::try_from(stored.parts.len()).ok())
-}
-
-fn is_asked_for(mode: Option<&ChecksumMode>) -> bool {
-    mode.is_some_and(|mode| mode.as_str() == ChecksumMode::ENABLED)
-}
-
-/// The checksum that came with an upload: in its headers, or behind its body.
-fn sent(fields: Checksum, trailers: Option<hyper::HeaderMap>) -> Option<(Algorithm, String)> {
-    let behind = |algorithm: Algorithm| {
-        let name = format!("x-amz-checksum-{}", algorithm.name().to_lowercase());
-        trailers.as_ref()?.get(name)?.to_str().ok().map(str::to_owned)
-    };
-    let Checksum { checksum_crc32, checksum_crc32c, checksum_crc64nvme, checksum_sha1, checksum_sha256, .. } = fields;
-    let before = [checksum_crc64nvme, checksum_crc32, checksum_crc32c, checksum_sha1, checksum_sha256];
-    let found = Algorithm::ALL.into_iter().zip(before);
-    found.into_iter().find_map(|(algorithm, value)| Some((algorithm, value.or_else(|| behind(algorithm))?)))
-}
-
-/// Reads a body.
-async fn received(body: Option<StreamingBlob>) -> S3Result<Bytes> {
-    let mut bytes = Vec::new();
-    if let Some(mut body) = body {
-        while let Some(chunk) = body.try_next().await.map_err(|_| s3_error!(IncompleteBody, "the body broke off"))? {
-            bytes.extend_from_slice(&chunk);
-        }
-    }
-    Ok(bytes.into())
-}
-
-/// Compares a body with the checksum that was sent with it.
-fn checked(bytes: &[u8], sent: Option<&(Algorithm, String)>) -> S3Result<()> {
-    match sent {
-        Some((algorithm, value)) if algorithm.encoded(bytes) != *value => {
-            Err(s3_error!(BadDigest, "the checksum differs"))
-        }
-        _ => Ok(()),
     }
 }
 

@@ -8,7 +8,9 @@
 //! everything that is not done is given back.
 
 mod board;
+mod ending;
 mod line;
+mod news;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,12 +25,10 @@ use forebay_datasets::volume::{Holder, Volume, VolumeError};
 use forebay_jobs::{
     host::Host,
     id::{AttemptId, RunId, WorkerId},
-    kept,
     kinds::mapreduce::native::Natives,
-    task::{AttemptReport, Outcome},
+    task::AttemptReport,
     wire::{Cluster, FromWorker, ToWorker},
 };
-use futures::StreamExt;
 use tokio::{
     runtime::Handle,
     signal::unix::{SignalKind, signal},
@@ -47,7 +47,7 @@ use crate::{
     ballista::{Member, Post},
     execute::{Bench, Scratch, Spares, execute, query_memory, without_thread},
     guard::Guard,
-    link::{self, Link},
+    link,
     logs::Logs,
     memory::Groups,
     process::become_subreaper,
@@ -56,20 +56,12 @@ use crate::{
 };
 
 const HEARTBEAT: Duration = Duration::from_secs(2);
-/// How long the end waits for what was killed. A fleet grows impatient after five seconds.
-const DYING: Duration = Duration::from_secs(3);
-/// How long the end waits for the coordinator to take the last reports.
-const FAREWELL: Duration = Duration::from_secs(5);
 
 /// A worker that holds nothing waits for so long for a coordinator: others are started as soon as there is work again.
 const IDLE: Duration = Duration::from_secs(60);
 
 /// Before the time at which it is taken away a worker begins to end: programs have 10 s, their outputs the rest.
 const BEFORE_THE_END: Duration = Duration::from_secs(15);
-
-/// Files that the reports of one message name, so that it stays below the largest of the link; a single report with
-/// more travels alone.
-const FILES_A_MESSAGE: usize = 10_000;
 
 /// What a worker is started with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -405,87 +397,6 @@ impl Agent {
                 place = next;
             }
         }
-    }
-
-    /// Tells the coordinator what has ended and what has been started; without one, keeps what has ended for the next.
-    async fn tell(&mut self) -> Result<(), Closed> {
-        let (ended, started) = self.board.take_news(self.line.is_up());
-        self.unnoted.extend(ended.iter().map(|report| (report.attempt, report.clone())));
-        if !self.line.is_up() {
-            self.keep(ended).await;
-            return Ok(());
-        }
-        let mut batch: Vec<AttemptReport> = Vec::new();
-        let mut named = 0;
-        for report in ended {
-            named += files(&report);
-            if named > FILES_A_MESSAGE && !batch.is_empty() {
-                named = files(&report);
-                self.send(FromWorker::Reports(std::mem::take(&mut batch))).await?;
-            }
-            batch.push(report);
-        }
-        if !batch.is_empty() {
-            self.send(FromWorker::Reports(batch)).await?;
-        }
-        if started.is_empty() { Ok(()) } else { self.send(FromWorker::Started(started)).await }
-    }
-
-    /// Keeps reports as a file, so that they count even if this worker should not live to see a coordinator.
-    async fn keep(&mut self, reports: Vec<AttemptReport>) {
-        if reports.is_empty() {
-            return;
-        }
-        let (run_dir, worker, from) = (self.me.run_dir.clone(), self.me.worker.clone(), self.kept + 1);
-        let kept = tokio::task::spawn_blocking(move || kept::keep(&run_dir, &worker, from, &reports)).await;
-        match kept {
-            Ok(Ok(number)) => self.kept = number,
-            // They are told to the next coordinator all the same.
-            Ok(Err(error)) => tracing::warn!(%error, "reports could not be kept as a file"),
-            Err(error) => tracing::warn!(%error, "reports could not be kept as a file"),
-        }
-    }
-
-    /// Begins to end; told again, ends at once.
-    async fn drain(&mut self) -> Result<(), Closed> {
-        let why = if self.draining { Why::Abort } else { Why::Drain };
-        self.draining = true;
-        self.board.stop(why);
-        self.board.give_back();
-        if self.line.is_up() { self.send(FromWorker::Draining).await } else { Ok(()) }
-    }
-
-    /// Kills what runs, and waits for it as long as it takes a program to die.
-    async fn abort(&mut self) {
-        self.board.give_back();
-        self.board.stop(Why::Abort);
-        let ended = async {
-            while !self.board.is_quiet() {
-                self.board.changed().await;
-            }
-        };
-        if tokio::time::timeout(DYING, ended).await.is_err() {
-            tracing::warn!("built-in work does not end, and is left to end with the process");
-        }
-    }
-
-    /// Closes the stream and waits until the coordinator has seen it: then it has seen the last reports too.
-    async fn say_goodbye(mut self) {
-        let Line::Up(link) = std::mem::replace(&mut self.line, Line::Down(Instant::now())) else { return };
-        let Link { outgoing, mut incoming, .. } = *link;
-        drop(outgoing);
-        let seen = async { while let Some(Ok(_)) = incoming.next().await {} };
-        if tokio::time::timeout(FAREWELL, seen).await.is_err() {
-            tracing::warn!("the coordinator does not close the stream");
-        }
-    }
-}
-
-/// How many files a report names.
-fn files(report: &AttemptReport) -> usize {
-    match &report.outcome {
-        Outcome::Done { outputs, .. } => outputs.len(),
-        Outcome::Failed(_) | Outcome::GivenBack => 0,
     }
 }
 

@@ -43,13 +43,14 @@ pub(super) struct Found {
 }
 
 impl Search {
-    /// For the tasks of a phase of which nothing has begun.
+    /// For the tasks of a phase of which nothing has begun; `work`, where that is known already.
     pub(super) fn new(
         (volume, run): (&Volume, &RunDir),
         epoch: Epoch,
         plan: &Arc<Plan>,
         machine: &Run,
         phase: u32,
+        work: Option<&WorkIdentity>,
     ) -> Self {
         Self {
             volume: volume.clone(),
@@ -58,7 +59,7 @@ impl Search {
             phase,
             plan: Arc::clone(plan),
             snapshot: machine.snapshot().map(str::to_owned),
-            work: machine.work().cloned(),
+            work: machine.work().or(work).cloned(),
             attempts: machine.unbegun_attempts(phase),
             partitions: machine.partitions_before(phase),
         }

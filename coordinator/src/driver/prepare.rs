@@ -4,6 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use forebay_datasets::{
     columns::Columns,
+    results,
     snapshot::{self, SnapshotRecord},
     source::Source,
     stage::{self, Follow, StageError, StageRequest},
@@ -11,6 +12,7 @@ use forebay_datasets::{
 };
 use forebay_jobs::{
     host::Host,
+    identity::WorkIdentity,
     kinds::{TaskError, sql},
     plan::{self, Plan, PlanError, starts_early},
     spec::{ColumnsSpec, DatasetSpec, SqlSpec, Work},
@@ -18,11 +20,17 @@ use forebay_jobs::{
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::{CoordinateError, RunProgress, Tell, early::Early, reading::Reading, result::StagedFigures};
-use crate::{commit::chain, reuse, rundir::RunDir};
+use crate::{
+    commit::chain,
+    reuse::{self, ReuseError},
+    rundir::RunDir,
+};
 
 /// What preparing comes to, step by step.
 #[derive(Debug)]
 pub(super) enum News {
+    /// What the run's work is, which was asked before all was staged.
+    Identified(WorkIdentity),
     /// The plan, which is durable.
     Planned(Arc<Plan>),
     /// The inputs of these tasks of the first phase are durable.
@@ -46,7 +54,7 @@ pub(super) async fn prepare(
     plan: Option<Arc<Plan>>,
 ) -> Result<(), CoordinateError> {
     // What could be reused is known once all is staged.
-    let early = match starts_early(run.job()) && !is_known(&volume, &run).await? {
+    let early = match starts_early(run.job()) && !is_known(&volume, &run, &news).await? {
         true => Some(Arc::new(Early::new((volume.clone(), run.clone(), epoch_dir.clone()), news.clone(), plan))),
         false => None,
     };
@@ -66,13 +74,22 @@ pub(super) async fn prepare(
 }
 
 /// Whether earlier runs have left what this one may reuse.
-async fn is_known(volume: &Volume, run: &RunDir) -> Result<bool, CoordinateError> {
+async fn is_known(volume: &Volume, run: &RunDir, news: &UnboundedSender<News>) -> Result<bool, CoordinateError> {
     if !run.job().may_reuse() {
         return Ok(false);
     }
-    let (volume, run) = (volume.clone(), run.clone());
-    let known = tokio::task::spawn_blocking(move || reuse::is_known(&volume, &run)).await?;
-    Ok(known.unwrap_or_else(|error| {
+    let (volume, run, news) = (volume.clone(), run.clone(), news.clone());
+    let look = move || -> Result<bool, ReuseError> {
+        if !results::are_there(&volume) {
+            return Ok(false);
+        }
+        let work = reuse::work_of(&run)?;
+        let known = reuse::is_known(&volume, &work)?;
+        // Who does not listen any more has ended.
+        let _ = news.send(News::Identified(work));
+        Ok(known)
+    };
+    Ok(tokio::task::spawn_blocking(look).await?.unwrap_or_else(|error| {
         tracing::warn!(error = chain(&error), "earlier results cannot be read");
         false
     }))

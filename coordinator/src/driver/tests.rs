@@ -10,8 +10,9 @@ use std::{
 
 use forebay_datasets::{checksum::file_checksum, volume::Holder};
 use forebay_jobs::{
+    id::AttemptId,
     link::LinkClient,
-    task::{AttemptReport, Outcome, OutputFile},
+    task::{AttemptReport, Failure, Outcome, OutputFile},
     wire::{Assignment, FromWorker, LinkFile, ToWorker},
 };
 use tokio_stream::wrappers::UnboundedReceiverStream;

@@ -3,44 +3,42 @@
 //! What is to be done is derived from the machine's state each time round, and compared with what is under way. So a
 //! restart needs nothing but the replayed state, and doing something twice is harmless.
 
+mod beside;
+mod reports;
+
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
-use forebay_datasets::{
-    output::{self, OutputError},
-    source::{ErrorKind, SourceUrl},
-    split::Split,
-    volume::Volume,
-};
+use forebay_datasets::volume::Volume;
 use forebay_jobs::{
-    id::{AttemptId, Epoch, TaskId, WorkerId},
+    id::{Epoch, TaskId},
+    identity::WorkIdentity,
     kinds::sql::engine::choose_over,
     plan::Plan,
     spec::Engine,
-    task::{AttemptReport, Failure, Outcome, OutputFile, TaskInput, TaskSpec},
+    task::{Failure, OutputFile, TaskInput, TaskSpec},
     wire::Assignment,
 };
 use tokio::{
-    runtime::Handle,
     sync::{Semaphore, mpsc, oneshot},
     task::JoinSet,
     time::Instant,
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+pub(super) use self::beside::Finished;
+use self::reports::task_of;
 use super::{
-    CoordinateError, FIRST, RunProgress, Tell,
-    absent::Seen,
-    earlier::{Found, Search},
-    prepare::{self, News},
+    CoordinateError, RunProgress, Tell,
+    earlier::Found,
+    prepare::News,
     reading::Reading,
     rendezvous::rendezvous,
     session::Session,
     workers::{Stream, Workers},
 };
 use crate::{
-    commit::{self, CommitError, Published, chain},
     fleet::{Fleet, FleetEvent},
-    run::{Done, EndState, Input, Wanted},
+    run::{EndState, Input},
     rundir::RunDir,
     server::{Heard, Server},
 };
@@ -49,32 +47,10 @@ use crate::{
 const CHECKS: usize = 4;
 /// Messages that are decided, and journaled, together.
 const BATCH: usize = 1024;
-/// What a task has not read is cut into pieces of so many bytes at least.
-const LEAST_REST: u64 = 1 << 20;
-/// How long what was spawned may take to end.
-const CLEANING_UP: Duration = Duration::from_secs(5);
 /// Between two ticks: what was due at the first and could not be done then needs an event, not another tick.
 const TICK: Duration = Duration::from_millis(200);
 /// A worker that was told to end an attempt gives its program 10 s, and the built-in work 3 s; this long means never.
 const UNANSWERED: Duration = Duration::from_secs(40);
-
-/// Work beside the loop that has ended.
-pub(super) enum Finished {
-    Prepared(Result<(), CoordinateError>),
-    Checked {
-        worker: WorkerId,
-        attempt: AttemptId,
-        input: Input,
-    },
-    /// Earlier runs were searched.
-    Searched(Found),
-    /// Absent workers were looked after.
-    Looked(Vec<Seen>),
-    Published(Result<Published, CommitError>),
-    Exported(Result<(), OutputError>),
-    /// It was told to end before its time.
-    Stopped,
-}
 
 /// What the loop has in its hands.
 pub(super) struct Work<'a> {
@@ -105,6 +81,8 @@ pub(super) struct Work<'a> {
     prepared: mpsc::UnboundedReceiver<News>,
     /// The phase for which earlier runs are, or were last, searched.
     seeking: Option<u32>,
+    /// What the run's work is, if preparing has asked.
+    identity: Option<WorkIdentity>,
     found: Option<Found>,
     publishing: bool,
     exporting: bool,
@@ -148,6 +126,7 @@ impl<'a> Work<'a> {
             preparing: Some(preparing),
             prepared,
             seeking: None,
+            identity: None,
             found: None,
             publishing: false,
             exporting: false,
@@ -297,128 +276,9 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// What a report means, unless it has to be looked into first.
-    pub(super) fn report(&mut self, worker: &WorkerId, report: AttemptReport) -> Option<Input> {
-        let AttemptReport { attempt, outcome, seconds } = report;
-        let checking = matches!(&outcome, Outcome::Done { outputs, .. } if !outputs.is_empty());
-        if !self.workers.reported(worker, attempt, checking) {
-            return None;
-        }
-        let worker = worker.clone();
-        match outcome {
-            Outcome::Done { outputs, metrics, rest } => {
-                let micros = Duration::try_from_secs_f64(seconds).unwrap_or_default().as_micros();
-                let micros = u64::try_from(micros).unwrap_or(u64::MAX);
-                let rest = match rest.map(|rest| self.cut_rest(attempt.task, rest)).transpose() {
-                    Ok(rest) => rest.unwrap_or_default(),
-                    Err(failure) => return Some(Input::Failed { worker, attempt, failure }),
-                };
-                let done = Done { worker, attempt, outputs, metrics, micros, rest };
-                if !checking {
-                    return Some(Input::Done(done));
-                }
-                self.check(done);
-                None
-            }
-            Outcome::Failed(failure) => {
-                (self.tell)(RunProgress::AttemptFailed { attempt, failure: failure.clone() });
-                Some(Input::Failed { worker, attempt, failure })
-            }
-            Outcome::GivenBack => Some(Input::GivenBack { worker, attempt }),
-        }
-    }
-
-    /// What a task is to do: as it was planned, or the rest of another one.
-    fn task(&self, task: TaskId) -> Option<TaskSpec> {
-        task_of(self.plan.as_ref()?, &self.session.machine, task)
-    }
-
-    /// Cuts what an attempt has not read into as many splits as can be read at once.
-    fn cut_rest(&self, task: TaskId, rest: Split) -> Result<Vec<Split>, Failure> {
-        match self.task(task).map(|task| task.input) {
-            Some(TaskInput::Split(split)) if split.has_tail(&rest) => {
-                Ok(rest.cut(self.session.machine.quick_slots(), LEAST_REST))
-            }
-            _ => Err(Failure::BadOutput { message: "it says to have left what it was not to read".to_owned() }),
-        }
-    }
-
-    /// Looks at what a worker says that it made, beside the loop.
-    fn check(&mut self, done: Done) {
-        let (volume, run, checks) = (self.volume.clone(), self.run.clone(), Arc::clone(&self.checks));
-        self.tasks.spawn(async move {
-            let (worker, attempt) = (done.worker.clone(), done.attempt);
-            let permit = checks.acquire_owned().await;
-            let check = move || {
-                let checked = commit::check(&volume, &run, attempt, &done.outputs);
-                drop(permit);
-                checked.map(|()| done)
-            };
-            let bad = |message| Failure::BadOutput { message };
-            let result = match tokio::task::spawn_blocking(check).await {
-                Ok(checked) => checked.map_err(|error| bad(chain(&error))),
-                Err(error) => Err(bad(error.to_string())),
-            };
-            let input = match result {
-                Ok(done) => Input::Done(done),
-                Err(failure) => Input::Failed { worker: worker.clone(), attempt, failure },
-            };
-            Finished::Checked { worker, attempt, input }
-        });
-    }
-
     /// As many workers as the job wants, if there is anything to do.
     fn all_if_any(&self, workers: u32) -> u32 {
         if workers > 0 { self.run.job().workers.count } else { 0 }
-    }
-
-    fn hear_of_data(&mut self, news: News) -> Result<(), CoordinateError> {
-        match news {
-            News::Planned(plan) => {
-                let (snapshot, phases) = (plan.snapshot.clone(), plan.phases());
-                self.is_of_all = is_of_all(self.run, &plan);
-                self.plan = Some(plan);
-                self.session.take(&Input::Planned { snapshot, phases });
-            }
-            News::InputsStaged(tasks) => self.session.take(&Input::InputsStaged { tasks }),
-            News::Staged(snapshot) => self.session.take(&Input::Staged { snapshot }),
-            News::Never(error) if self.epoch == FIRST && self.plan.is_none() => {
-                return Err(CoordinateError::NoPlan(error));
-            }
-            News::Never(error) => self.session.take(&Input::PlanFailed { error }),
-        }
-        Ok(())
-    }
-
-    fn finished(&mut self, finished: Finished) -> Result<(), CoordinateError> {
-        match finished {
-            Finished::Stopped => {}
-            Finished::Prepared(prepared) => prepared?,
-            Finished::Checked { worker, attempt, input } => {
-                if let Input::Failed { attempt, failure, .. } = &input {
-                    (self.tell)(RunProgress::AttemptFailed { attempt: *attempt, failure: failure.clone() });
-                }
-                self.session.take(&input);
-                self.workers.checked(&worker, attempt);
-                self.take_gone();
-            }
-            Finished::Searched(found) => self.found = Some(found),
-            Finished::Looked(seen) => self.looked(seen),
-            Finished::Published(Ok(Published { files, bytes, rows })) => {
-                self.session.take(&Input::Published { files, bytes, rows });
-            }
-            Finished::Published(Err(error)) if error.is_permanent() => {
-                self.session.take(&Input::PublishFailed { error: chain(&error) });
-            }
-            Finished::Published(Err(error)) => return Err(CoordinateError::Publish(error)),
-            Finished::Exported(Ok(())) => self.session.take(&Input::Exported),
-            // What is wrong with the target itself will stay wrong; all else may be better at the next resume.
-            Finished::Exported(Err(OutputError::Target(error))) if error.kind() != ErrorKind::Storage => {
-                self.session.take(&Input::ExportFailed { error: chain(&error) });
-            }
-            Finished::Exported(Err(error)) => return Err(CoordinateError::Export(error)),
-        }
-        Ok(())
     }
 
     fn observed(&mut self, event: FleetEvent) {
@@ -462,103 +322,12 @@ impl<'a> Work<'a> {
         );
     }
 
-    fn start_what_is_wanted(&mut self, wanted: &Wanted) {
-        if self.session.machine.wants_staging()
-            && let Some(news) = self.preparing.take()
-        {
-            let (volume, run, epoch_dir) = (self.volume.clone(), self.run.clone(), self.epoch_dir.clone());
-            let (tell, reading, plan) = (Arc::clone(&self.tell), self.reading.clone(), self.plan.clone());
-            self.spawn_apart(|| async move {
-                Finished::Prepared(prepare::prepare(volume, run, epoch_dir, (tell, news), &reading, plan).await)
-            });
-        }
-        if let (Some(phase), Some(plan)) = (wanted.seek, &self.plan)
-            && self.seeking.replace(phase) != Some(phase)
-        {
-            let search = Search::new((self.volume, self.run), self.epoch, plan, &self.session.machine, phase);
-            self.tasks.spawn_blocking(move || Finished::Searched(search.run()));
-        }
-        if wanted.publish && !self.publishing {
-            self.publishing = true;
-            (self.tell)(RunProgress::Publishing);
-            self.publish();
-        }
-        if wanted.export && !self.exporting {
-            self.exporting = true;
-            (self.tell)(RunProgress::Exporting);
-            self.export();
-        }
-    }
-
-    /// Runs on a thread of its own what rustc cannot prove to be `Send` for every lifetime (rust-lang/rust#96865), and
-    /// what computes between its awaits.
-    fn spawn_apart<F: Future<Output = Finished>>(&mut self, future: impl FnOnce() -> F + Send + 'static) {
-        let (stop, runtime) = (self.stop.clone(), Handle::current());
-        self.tasks.spawn_blocking(move || {
-            runtime.block_on(async {
-                tokio::select! {
-                    biased;
-                    () = stop.cancelled() => Finished::Stopped,
-                    finished = future() => finished,
-                }
-            })
-        });
-    }
-
     /// What is left of it at the end.
     pub(super) fn into_parts(self) -> (Session, Option<Arc<Plan>>) {
         (self.session, self.plan)
-    }
-
-    /// Ends what was spawned, and waits until it has cleaned up behind itself.
-    pub(super) async fn stop(&mut self) {
-        self.stop.cancel();
-        let ended = async { while self.tasks.join_next().await.is_some() {} };
-        if tokio::time::timeout(CLEANING_UP, ended).await.is_err() {
-            tracing::warn!("some work beside the loop did not end in time");
-        }
-    }
-
-    fn publish(&mut self) {
-        let figures = &self.session.figures;
-        let phases = u32::try_from(figures.phases.len()).unwrap_or(u32::MAX);
-        let outputs = (0..phases).flat_map(|phase| self.session.machine.committed(phase));
-        let outputs: Vec<_> = outputs.filter(|file| file.publish_as.is_some()).cloned().collect();
-        let tasks = figures.tasks();
-        let summary = serde_json::json!({
-            "version": 1, "run": self.run.id(), "snapshot": figures.snapshot,
-            "tasks": { "total": tasks.total, "succeeded": tasks.succeeded, "failed": tasks.failed },
-        });
-        let (volume, run, epoch_dir) = (self.volume.clone(), self.run.clone(), self.epoch_dir.clone());
-        let epoch = self.epoch;
-        self.tasks.spawn_blocking(move || {
-            Finished::Published(commit::publish(&volume, &run, epoch, &epoch_dir, &outputs, &summary))
-        });
-    }
-
-    fn export(&mut self) {
-        let output = &self.run.job().output;
-        let (to, options, from) = (output.to.clone().unwrap_or_default(), output.s3.options(), self.run.output_dir());
-        self.spawn_apart(|| async move {
-            let exported = match to.parse::<SourceUrl>() {
-                Ok(to) => output::export(&from, &to, &options).await,
-                Err(error) => Err(error.into()),
-            };
-            Finished::Exported(exported)
-        });
     }
 }
 
 fn is_of_all(run: &RunDir, plan: &Plan) -> bool {
     plan.splits.first().is_some_and(|split| choose_over(run.job(), split).engine == Engine::Ballista)
-}
-
-fn task_of(plan: &Plan, machine: &crate::run::Run, task: TaskId) -> Option<TaskSpec> {
-    match machine.rest(task) {
-        Some(split) => {
-            let count = *plan.phases().first()?;
-            Some(TaskSpec { task, count, input: TaskInput::Split(split.clone()) })
-        }
-        None => plan.task(task),
-    }
 }

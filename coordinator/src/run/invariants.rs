@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{DEEPEST, Run, TaskState};
+use super::{Run, TaskState, assign::DEEPEST};
 
 /// Checks all of them.
 ///

@@ -61,6 +61,31 @@ pub struct TaskContext<'a> {
     pub yields: &'a CancellationToken,
 }
 
+#[cfg(test)]
+impl<'a> TaskContext<'a> {
+    /// What tests give a task: one thread, all the memory that it wants, and nobody who ends it.
+    pub(crate) fn plain(
+        (volume, job, spec): (&'a Volume, &'a JobSpec, &'a TaskSpec),
+        [out_dir, scratch_dir]: &'a [PathBuf; 2],
+        never: &'a CancellationToken,
+    ) -> Self {
+        Self {
+            volume,
+            job,
+            spec,
+            out_dir,
+            scratch_dir,
+            threads: 1,
+            table: None,
+            memory: None,
+            run_dir: volume.root(),
+            cluster: watch::channel(None).1,
+            cancel: never,
+            yields: never,
+        }
+    }
+}
+
 /// What a task has made.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TaskOutput {
@@ -97,6 +122,21 @@ pub struct Written {
     pub checksum: Crc64,
     /// Records, where known.
     pub rows: Option<u64>,
+}
+
+#[cfg(test)]
+impl Written {
+    /// As the coordinator has it, and gives it to the next phase.
+    pub(crate) fn handed_on(&self, volume: &Volume) -> crate::task::OutputFile {
+        crate::task::OutputFile {
+            path: volume.relative(&self.path).unwrap(),
+            publish_as: None,
+            partition: self.partition,
+            size: self.size,
+            checksum: self.checksum,
+            rows: self.rows,
+        }
+    }
 }
 
 /// Why a task's work failed.

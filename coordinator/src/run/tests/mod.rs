@@ -7,7 +7,12 @@ mod histories;
 mod rests;
 mod reuse;
 
-use super::*;
+use std::collections::BTreeSet;
+
+use forebay_datasets::volume::Holder;
+use forebay_jobs::{id::TaskId, task::Failure};
+
+use super::{decide::ABSENT, *};
 
 fn config() -> RunConfig {
     let (backoff_first, backoff_last) = (1000, 8000);

@@ -53,33 +53,12 @@ impl Fixture {
         dirs.iter().for_each(|dir| fs::create_dir(dir).unwrap());
         let spec = TaskSpec { task: TaskId { phase: 0, index }, count: 1, input };
         let never = CancellationToken::new();
-        work(&TaskContext {
-            volume: &self.volume,
-            job: &self.job,
-            spec: &spec,
-            out_dir: &dirs[0],
-            scratch_dir: &dirs[1],
-            threads: 1,
-            table: None,
-            memory: None,
-            run_dir: self.dir.path(),
-            cluster: tokio::sync::watch::channel(None).1,
-            cancel: &never,
-            yields: &never,
-        })
+        work(&TaskContext::plain((&self.volume, &self.job, &spec), &dirs, &never))
     }
 
     /// As the coordinator has them.
     fn outputs(&self, files: &[Written]) -> Vec<OutputFile> {
-        let output = |file: &Written| OutputFile {
-            path: self.volume.relative(&file.path).unwrap(),
-            publish_as: None,
-            partition: file.partition,
-            size: file.size,
-            checksum: file.checksum,
-            rows: file.rows,
-        };
-        files.iter().map(output).collect()
+        files.iter().map(|file| file.handed_on(&self.volume)).collect()
     }
 
     /// Reduces what map tasks have made: the output of each partition.
@@ -98,6 +77,19 @@ impl Fixture {
 fn runs(ctx: &TaskContext<'_>) -> usize {
     let names = fs::read_dir(ctx.scratch_dir).unwrap().map(|entry| entry.unwrap().file_name());
     names.filter(|name| name.to_string_lossy().starts_with("run-")).count()
+}
+
+/// How often each word is in the texts: the output of both partitions.
+fn counted(texts: &[String]) -> Vec<String> {
+    let mut counts = vec![BTreeMap::<&str, u64>::new(); 2];
+    for word in texts.iter().flat_map(|text| text.split_ascii_whitespace()) {
+        *counts[shuffle::partition(word.as_bytes(), 2) as usize].entry(word).or_default() += 1;
+    }
+    let csv = |counts: &BTreeMap<&str, u64>| {
+        let rows = counts.iter().map(|(word, count)| format!("{word},{count}\n"));
+        std::iter::once("word,count\n".to_owned()).chain(rows).collect()
+    };
+    counts.iter().map(csv).collect()
 }
 
 /// Texts in objects, how they are cut, and what a task may hold.
@@ -121,15 +113,7 @@ proptest! {
             output.files
         });
         let mapped: Vec<_> = split(&objects, Cut::Bytes, Size::Bytes(size)).into_iter().map(map).collect();
-        let mut expected = vec![BTreeMap::<&str, u64>::new(); 2];
-        for word in texts.iter().flat_map(|text| text.split_ascii_whitespace()) {
-            *expected[shuffle::partition(word.as_bytes(), 2) as usize].entry(word).or_default() += 1;
-        }
-        let csv = |counts: &BTreeMap<&str, u64>| {
-            let rows = counts.iter().map(|(word, count)| format!("{word},{count}\n"));
-            std::iter::once("word,count\n".to_owned()).chain(rows).collect::<String>()
-        };
-        prop_assert_eq!(this.reduced(&mapped), expected.iter().map(csv).collect::<Vec<_>>());
+        prop_assert_eq!(this.reduced(&mapped), counted(&texts));
         // A map task tells of each word once, spilled or not.
         for files in mapped {
             let keys = this.task(TaskInput::Split(Split::default()), |ctx| {

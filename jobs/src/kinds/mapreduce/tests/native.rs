@@ -103,15 +103,7 @@ proptest! {
                 output.files.clone()
             })
         }).collect();
-        let mut expected = vec![BTreeMap::<&str, u64>::new(); 2];
-        for word in texts.iter().flat_map(|text| text.split_ascii_whitespace()) {
-            *expected[shuffle::partition(word.as_bytes(), 2) as usize].entry(word).or_default() += 1;
-        }
-        let csv = |counts: &BTreeMap<&str, u64>| {
-            let rows = counts.iter().map(|(word, count)| format!("{word},{count}\n"));
-            std::iter::once("word,count\n".to_owned()).chain(rows).collect::<String>()
-        };
-        prop_assert_eq!(this.reduced(&mapped), expected.iter().map(csv).collect::<Vec<_>>());
+        prop_assert_eq!(this.reduced(&mapped), counted(&texts));
         for files in mapped.iter().filter(|_| combined) {
             // Once for each key of the task, whatever was spilled.
             for file in this.outputs(files) {

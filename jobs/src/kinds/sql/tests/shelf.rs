@@ -58,22 +58,10 @@ impl Shelf {
     pub(super) async fn run_over(&self, split: Split, job: &str, memory: Option<u64>) -> Result<TaskOutput, TaskError> {
         let (job, volume) = (spec(job), self.volume());
         let task = TaskSpec { task: TaskId { phase: 0, index: 0 }, count: 1, input: TaskInput::Split(split) };
-        let (out_dir, scratch_dir) = (self.root.path().join("out"), self.root.path().join("scratch"));
-        let ctx = TaskContext {
-            volume: &volume,
-            job: &job,
-            spec: &task,
-            out_dir: &out_dir,
-            scratch_dir: &scratch_dir,
-            threads: 2,
-            table: None,
-            memory,
-            run_dir: self.root.path(),
-            cluster: tokio::sync::watch::channel(None).1,
-            cancel: &CancellationToken::new(),
-            yields: &CancellationToken::new(),
-        };
-        execute(&ctx).await
+        let dirs = ["out", "scratch"].map(|kind| self.root.path().join(kind));
+        let never = CancellationToken::new();
+        let plain = TaskContext::plain((&volume, &job, &task), &dirs, &never);
+        execute(&TaskContext { threads: 2, memory, ..plain }).await
     }
 
     /// The lines of a query's CSV.

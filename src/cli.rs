@@ -1,8 +1,14 @@
 //! What can be typed. What it means is decided in `commands`.
 
-use std::{net::IpAddr, num::NonZero, path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    num::NonZero,
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use forebay_coordinator::server::Advertised;
 use forebay_datasets::source::S3Options;
 use forebay_jobs::{
     id::{RunId, TaskId, WorkerId},
@@ -33,8 +39,24 @@ pub struct Cli {
 #[derive(Debug, Args)]
 pub struct Global {
     /// Where a coordinator listens for its workers [default: this host alone; with workers on others everywhere]
-    #[arg(long, global = true, env = "FOREBAY_LISTEN", hide_env = true, value_name = "ADDRESS")]
-    pub listen: Option<IpAddr>,
+    ///
+    /// An address of this host's, with or without a port: 10.0.0.1, 10.0.0.1:7000, ::, [::1]:7000. Without one any free
+    /// port is taken.
+    #[arg(long, global = true, env = "FOREBAY_LISTEN", hide_env = true, value_name = "ADDRESS", value_parser = listen)]
+    pub listen: Option<SocketAddr>,
+    /// Where workers reach a coordinator, if that is not where it listens: behind NAT, or with several networks
+    ///
+    /// HOST, HOST:PORT, or several of them with commas between, which workers try in this order. IPv6 addresses with a
+    /// port have brackets.
+    #[arg(
+        long,
+        global = true,
+        env = "FOREBAY_ADVERTISE",
+        hide_env = true,
+        value_name = "HOSTS",
+        value_delimiter = ','
+    )]
+    pub advertise: Vec<Advertised>,
     /// Directory on the shared file system that holds datasets and runs
     #[arg(long, global = true, env = "FOREBAY_VOLUME", default_value = DEFAULT_VOLUME, value_name = "DIR")]
     pub volume: PathBuf,
@@ -361,6 +383,12 @@ pub struct VerifyArgs {
     pub s3: S3Args,
 }
 
+fn listen(text: &str) -> Result<SocketAddr, String> {
+    let address = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text).parse::<IpAddr>();
+    let unclear = |_| format!("`{text}` is no address of this host's, such as 10.0.0.1, 10.0.0.1:7000 or [::1]:7000");
+    address.map(|address| SocketAddr::new(address, 0)).or_else(|_| text.parse().map_err(unclear))
+}
+
 fn quota(text: &str) -> Result<Quota, String> {
     if text == "none" { Ok(Quota(None)) } else { size::bytes(text).map(|bytes| Quota(Some(bytes))) }
 }
@@ -393,6 +421,18 @@ mod tests {
     fn a_quota_is_a_size_or_none() {
         assert_eq!((quota("none"), quota("1KiB")), (Ok(Quota(None)), Ok(Quota(Some(1024)))));
         assert!(quota("much").is_err());
+    }
+
+    #[test]
+    fn where_to_listen_is_an_address_with_or_without_a_port() {
+        let read = |text| listen(text).map(|address| address.to_string()).ok();
+        assert_eq!(read("10.0.0.1"), Some("10.0.0.1:0".into()));
+        assert_eq!(read("10.0.0.1:7000"), Some("10.0.0.1:7000".into()));
+        assert_eq!(
+            (read("::1"), read("[::1]"), read("[::1]:7000")),
+            (Some("[::1]:0".into()), Some("[::1]:0".into()), Some("[::1]:7000".into()))
+        );
+        assert_eq!([read("head"), read("10.0.0.1:x"), read("")], [None, None, None]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use forebay_datasets::{
     volume::VolumeError,
 };
 use forebay_jobs::{host::Unfit, id::RunId, kinds::mapreduce::native::NativeError, spec::parse::SpecError};
-use forebay_worker::{WorkerError, logs::LogError};
+use forebay_worker::{LinkError, WorkerError, logs::LogError};
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, SourceSpan};
 use rustix::io::Errno;
 
@@ -328,6 +328,21 @@ impl From<WorkerError> for CliError {
     fn from(error: WorkerError) -> Self {
         match error {
             WorkerError::Volume(error) => error.into(),
+            WorkerError::Link(error) => {
+                let help = match &error {
+                    LinkError::NoRun { .. } => Some(
+                        "`forebay run` says on which volume the run is, and `forebay volume show` which one is here: \
+                         mount that one, or name it with --volume",
+                    ),
+                    LinkError::None { .. } => Some("`forebay resume` coordinates the run; start workers after it"),
+                    LinkError::Unreachable(_) => Some(
+                        "let the coordinator listen where this host reaches it (--listen), say where that is \
+                         (--advertise), or write link = \"files\" below [workers] in the job",
+                    ),
+                    _ => None,
+                };
+                Self { help: help.map(str::to_owned), ..Self::caused(Exit::OutOfReach, &error) }
+            }
             error => Self::caused(Exit::OutOfReach, &error),
         }
     }

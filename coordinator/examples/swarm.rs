@@ -13,10 +13,10 @@ use std::{
     time::Duration,
 };
 
-use forebay_coordinator::driver::reach;
 use forebay_datasets::volume::{Holder, Volume};
 use forebay_jobs::{
     id::AttemptId,
+    link::LinkClient,
     task::{AttemptReport, Outcome},
     wire::{FromWorker, LinkFile, ToWorker},
 };
@@ -48,10 +48,11 @@ async fn main() -> Result<(), Failed> {
             left: None,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             volume: volume.id().to_owned(),
+            root: volume.root().display().to_string(),
             natives: BTreeSet::new(),
         };
-        let (link, done) = (Arc::clone(&link), Arc::clone(&done));
-        swarm.spawn(async move { work(&link, hello, takes, &done).await });
+        let (volume, link, done) = (volume.clone(), Arc::clone(&link), Arc::clone(&done));
+        swarm.spawn(async move { work(&volume, &link, hello, takes, &done).await });
     }
     let mut lost = 0;
     while let Some(ended) = swarm.join_next().await {
@@ -62,11 +63,17 @@ async fn main() -> Result<(), Failed> {
 }
 
 /// Works until the coordinator says that nothing more will come; false if the stream ended before.
-async fn work(link: &LinkFile, hello: FromWorker, takes: Duration, done: &AtomicU64) -> Result<bool, Failed> {
-    let client = reach(link).await?;
+async fn work(
+    volume: &Volume,
+    link: &LinkFile,
+    hello: FromWorker,
+    takes: Duration,
+    done: &AtomicU64,
+) -> Result<bool, Failed> {
+    let client = LinkClient::connect(link).await?;
     let (say, said) = mpsc::unbounded_channel();
     say.send(hello)?;
-    let mut orders = client.client().work(client.request(UnboundedReceiverStream::new(said))).await?;
+    let mut orders = client.work(UnboundedReceiverStream::new(said)).await?;
     let mut queue: VecDeque<AttemptId> = VecDeque::new();
     let mut running: Option<(AttemptId, Instant)> = None;
     let mut heartbeat = tokio::time::interval(HEARTBEAT);
@@ -89,6 +96,9 @@ async fn work(link: &LinkFile, hello: FromWorker, takes: Duration, done: &Atomic
                 Some(ToWorker::Assign(assigned)) => queue.extend(assigned.into_iter().map(|given| given.attempt)),
                 Some(ToWorker::Kill(attempts)) => queue.retain(|attempt| !attempts.contains(attempt)),
                 Some(ToWorker::Shutdown) => return Ok(true),
+                Some(ToWorker::Look { canary }) => {
+                    say.send(FromWorker::Seen(std::fs::read_to_string(volume.resolve(&canary)?).ok()))?;
+                }
                 Some(ToWorker::Welcome { .. } | ToWorker::Noted(_) | ToWorker::Yield(_)) => {}
                 None => return Ok(false),
             },

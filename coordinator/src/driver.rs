@@ -33,7 +33,7 @@ mod tests;
 mod work;
 mod workers;
 
-use std::{net::IpAddr, path::PathBuf, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use forebay_datasets::{output, volume::Volume};
 use forebay_jobs::{
@@ -49,7 +49,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 pub use self::{
     error::CoordinateError,
-    others::{Attached, Cancelled, Client, LinkError, Observed, attach, cancel, finish, history, observe, reach},
+    others::{Attached, Cancelled, LinkError, Observed, attach, cancel, finish, history, observe},
     progress::{RunProgress, Tell},
     result::{FailureKind, Figures, OutputFigures, PhaseFigures, RunResult, StagedFigures, TaskFigures},
 };
@@ -73,7 +73,7 @@ use crate::{
     reuse,
     run::EndState,
     rundir::{ATTEMPTS, INPUTS, RunDir, SLOTS},
-    server::{Server, ServerConfig},
+    server::{self, Advertised, Server, ServerConfig},
 };
 
 /// Of the coordinator that a run began with.
@@ -86,8 +86,10 @@ const INBOX: usize = 4096;
 pub struct CoordinateOptions {
     /// The program whose subcommand `worker` the fleet starts.
     pub worker_program: PathBuf,
-    /// Where the link listens.
-    pub listen: IpAddr,
+    /// Where the link listens; port 0 is any free one.
+    pub listen: SocketAddr,
+    /// Where workers reach it, in the order in which they try; none: where it listens.
+    pub advertise: Vec<Advertised>,
     /// Is told what happens.
     pub tell: Tell,
     /// Once cancelled, the coordinator stops its workers, gives the lease back, and ends.
@@ -201,19 +203,20 @@ async fn conduct(
     }
     let (sender, inbox) = mpsc::channel(INBOX);
     let scheduler = match sql::engine::may_distribute(run.job()) {
-        true => Some(Arc::new(Scheduler::start(options.listen, volume, run.job())?)),
+        true => Some(Arc::new(Scheduler::start(options.listen.ip(), volume, run.job())?)),
         false => None,
     };
     let config = ServerConfig {
         scheduler,
         listen: options.listen,
+        advertise: options.advertise.clone(),
         run: run.id().clone(),
         epoch,
         job: run.job().clone(),
-        volume: volume.id().to_owned(),
+        volume: volume.clone(),
     };
-    let mut server = Server::start(config, sender).await?;
-    server.announce(&epoch_dir)?;
+    let mut server = Server::start(config, &epoch_dir, sender).await?;
+    server.announce()?;
     let command = WorkerCommand {
         program: options.worker_program.clone(),
         volume: volume.root().to_owned(),
@@ -295,6 +298,10 @@ async fn sweep(volume: &Volume, run: &RunDir) {
     let (of, its) = (volume.clone(), run.clone());
     if let Err(error) = tokio::task::spawn_blocking(move || reading::end(&of, &its)).await {
         tracing::debug!(run = %run.id(), %error, "its lease on the snapshot could not be ended");
+    }
+    let (of, its) = (volume.clone(), run.clone());
+    if let Err(error) = tokio::task::spawn_blocking(move || server::clear(&of, its.path())).await {
+        tracing::debug!(run = %run.id(), %error, "what came and went with its link could not be removed");
     }
     for what in [ATTEMPTS, SLOTS, INPUTS, REPORTS, SHUFFLE] {
         let (volume, dir) = (volume.clone(), run.path().join(what));

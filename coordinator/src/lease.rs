@@ -19,13 +19,12 @@ use std::{
 };
 
 use forebay_datasets::volume::{self, Holder, VolumeError};
-use forebay_jobs::id::Epoch;
+use forebay_jobs::{id::Epoch, mail::LEASE};
 use serde::{Deserialize, Serialize};
 
 /// A lease that was not renewed for so long is dead. Its holder must have stopped by then.
 pub const EXPIRES_AFTER: Duration = Duration::from_secs(15);
 
-const LEASE: &str = "lease.json";
 const SEALED: &str = "sealed";
 const VERSION: u32 = 1;
 

@@ -1,11 +1,15 @@
-//! The coordinator's end of the link: a gRPC server that only this run's workers can talk to.
+//! The coordinator's end of the link, which only this run's workers can use.
 //!
 //! Each epoch has its own certificate and its own token, written into `link.json` in a directory that only the run's
-//! user can read. The certificate tells workers whom they talk to, the token tells the coordinator. What workers say
-//! goes into the driver's inbox as [`Heard`]; nothing is decided here, except that a worker that is silent for too
-//! long has left.
+//! user can read. The certificate tells workers whom they talk to, the token tells the coordinator. Streams come by
+//! connections of gRPC or by letters on the volume, and all of them through one [`Door`]. What workers say goes into the
+//! driver's inbox as [`Heard`]; nothing is decided here, except that a worker that is silent for too long has left.
 
+mod address;
+mod canary;
 mod door;
+mod mail;
+mod strangers;
 #[cfg(test)]
 mod tests;
 
@@ -15,16 +19,17 @@ use std::{
     io::{self, Write},
     net::{IpAddr, SocketAddr},
     os::unix::fs::PermissionsExt,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
 
-use forebay_datasets::volume::{Holder, NewFile, VolumeError};
+use forebay_datasets::volume::{Holder, NewFile, Volume, VolumeError};
 use forebay_jobs::{
     id::{AttemptId, Epoch, RunId, WorkerId},
     link::LinkServer,
-    spec::JobSpec,
+    mail::LINK,
+    spec::{JobSpec, LinkKind},
     task::AttemptReport,
     wire::{LinkFile, SERVER_NAME, ToWorker},
 };
@@ -36,15 +41,20 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{
     Status,
-    transport::{Identity, Server as GrpcServer, ServerTlsConfig, server::TcpIncoming},
+    transport::{Identity, Server as GrpcServer, ServerTlsConfig},
 };
 
-use self::door::Door;
-pub use self::door::SILENCE;
+pub use self::address::{Advertised, everywhere};
+pub(crate) use self::{address::reached_at, mail::clear};
+use self::{
+    door::{Door, Inside},
+    mail::Office,
+    strangers::Strangers,
+};
 use crate::ballista::Scheduler;
 
-/// The name of the file that says how the coordinator is reached.
-pub const LINK: &str = "link.json";
+/// A worker that says nothing for so long has left; it beats every 2 s.
+pub const SILENCE: Duration = Duration::from_secs(15);
 
 /// Why the coordinator cannot be reached by its workers.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +63,7 @@ pub enum ServerError {
     #[error("cannot make a certificate for the run")]
     Certificate(#[source] rcgen::Error),
     /// No port.
-    #[error("cannot listen on {address}")]
+    #[error("cannot listen on {address}{}", address::remedy(address, source))]
     Listen {
         /// Where.
         address: SocketAddr,
@@ -64,7 +74,7 @@ pub enum ServerError {
     /// The transport cannot be set up, or broke.
     #[error("the link to the workers broke")]
     Transport(#[from] tonic::transport::Error),
-    /// `link.json` cannot be written.
+    /// `link.json`, or what lies beside it, cannot be written.
     #[error("cannot write how the coordinator is reached")]
     LinkFile(#[from] VolumeError),
     /// The server's task ended.
@@ -137,16 +147,18 @@ pub enum Heard {
 /// What the server needs to know.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
-    /// Where it listens; the port is any free one.
-    pub listen: IpAddr,
+    /// Where it listens; port 0 is any free one.
+    pub listen: SocketAddr,
+    /// Where workers reach it, in the order in which they try; none: where it listens.
+    pub advertise: Vec<Advertised>,
     /// The run whose workers may join.
     pub run: RunId,
     /// This coordinator's epoch.
     pub epoch: Epoch,
     /// What workers are welcomed with.
     pub job: JobSpec,
-    /// The volume's id, which workers must have found too.
-    pub volume: String,
+    /// The volume, which workers must have too.
+    pub volume: Volume,
     /// Who schedules the stages of the run's query, where all workers may execute it.
     pub(crate) scheduler: Option<Arc<Scheduler>>,
 }
@@ -155,48 +167,55 @@ pub struct ServerConfig {
 #[derive(Debug)]
 pub struct Server {
     link: LinkFile,
+    epoch_dir: PathBuf,
+    volume: Volume,
     readers: TaskTracker,
     stop: CancellationToken,
-    serving: JoinHandle<Result<(), tonic::transport::Error>>,
+    /// None where nobody can connect.
+    serving: Option<JoinHandle<Result<(), tonic::transport::Error>>>,
+    /// None where no letters are read.
+    office: Option<JoinHandle<()>>,
 }
 
 impl Server {
-    /// Listens, and puts what it hears into the inbox.
-    pub async fn start(config: ServerConfig, inbox: mpsc::Sender<Heard>) -> Result<Self, ServerError> {
+    /// Listens, and reads letters, as the job says, and puts what it hears into the inbox.
+    pub async fn start(
+        config: ServerConfig,
+        epoch_dir: &Path,
+        inbox: mpsc::Sender<Heard>,
+    ) -> Result<Self, ServerError> {
+        let takes_mail = config.job.takes_mail();
+        mail::prepare(epoch_dir, takes_mail)?;
         let made = rcgen::generate_simple_self_signed([SERVER_NAME.to_owned()]).map_err(ServerError::Certificate)?;
         let certificate = made.cert.pem();
         let identity = Identity::from_pem(&certificate, made.signing_key.serialize_pem());
-        let address = SocketAddr::new(config.listen, 0);
-        let unable = |source| ServerError::Listen { address, source };
-        let listener = TcpListener::bind(address).await.map_err(unable)?;
-        let bound = listener.local_addr().map_err(unable)?;
         let token: [u8; 32] = rand::random();
-        let link = LinkFile {
-            version: 1,
-            epoch: config.epoch,
-            address: format!("https://{}", reached_at(bound)),
-            certificate,
-            cluster: config.scheduler.as_ref().map(|scheduler| scheduler.cluster().clone()),
-            token: token.iter().map(|byte| format!("{byte:02x}")).collect(),
-        };
-        let (readers, stop) = (TaskTracker::new(), CancellationToken::new());
-        let door = Door {
-            authorization: format!("Bearer {}", link.token),
-            config: Arc::new(config),
+        let token: String = token.iter().map(|byte| format!("{byte:02x}")).collect();
+        let (readers, stop, strangers) = (TaskTracker::new(), CancellationToken::new(), Arc::default());
+        let (listen, advertise, epoch) = (config.listen, config.advertise.clone(), config.epoch);
+        let (volume, link) = (config.volume.clone(), config.job.workers.link);
+        let cluster = config.scheduler.as_ref().map(|scheduler| scheduler.cluster().clone());
+        let door = Door(Arc::new(Inside {
+            authorization: format!("Bearer {token}"),
+            config,
+            epoch_dir: epoch_dir.to_owned(),
             inbox,
             streams: AtomicU64::new(0),
             readers: readers.clone(),
             stop: stop.clone(),
+            strangers: Arc::clone(&strangers),
+        }));
+        let office = takes_mail.then(|| tokio::spawn(Office::new(door.clone(), &token).serve()));
+        let (addresses, serving) = match link {
+            LinkKind::Files => (Vec::new(), None),
+            LinkKind::Tcp | LinkKind::Auto => {
+                let (bound, serving) = serve(listen, identity, door, &strangers).await?;
+                (address::addresses(bound, &advertise), Some(serving))
+            }
         };
-        let router = GrpcServer::builder()
-            .tls_config(ServerTlsConfig::new().identity(identity))?
-            .http2_keepalive_interval(Some(Duration::from_secs(5)))
-            .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-            .add_service(LinkServer::new(door));
-        // Two small messages after each other would wait for the peer's delayed acknowledgement, 40 ms, otherwise.
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-        let serving = tokio::spawn(router.serve_with_incoming(incoming));
-        Ok(Self { link, readers, stop, serving })
+        let version = LinkFile::VERSION;
+        let link = LinkFile { version, epoch, addresses, mail: takes_mail, certificate, token, cluster };
+        Ok(Self { link, epoch_dir: epoch_dir.to_owned(), volume, readers, stop, serving, office })
     }
 
     /// How it is reached.
@@ -205,8 +224,8 @@ impl Server {
     }
 
     /// Writes `link.json` into the epoch's directory, for the run's user alone.
-    pub fn announce(&self, epoch_dir: &Path) -> Result<(), ServerError> {
-        let path = epoch_dir.join(LINK);
+    pub fn announce(&self) -> Result<(), ServerError> {
+        let path = self.epoch_dir.join(LinkFile::NAME);
         let unable = |error| VolumeError::io("write", &path, error);
         let text = serde_json::to_vec_pretty(&self.link).map_err(io::Error::from).map_err(unable)?;
         let mut file = NewFile::create(&path)?;
@@ -218,32 +237,57 @@ impl Server {
 
     /// Waits until the server ends, which it does only by failing.
     pub async fn failed(&mut self) -> ServerError {
-        match (&mut self.serving).await {
-            Ok(Err(error)) => error.into(),
-            Ok(Ok(())) | Err(_) => ServerError::Ended,
+        match &mut self.serving {
+            Some(serving) => match serving.await {
+                Ok(Err(error)) => error.into(),
+                Ok(Ok(())) | Err(_) => ServerError::Ended,
+            },
+            None => std::future::pending().await,
         }
     }
 
-    /// Hears nobody any more.
-    pub async fn stop(self) {
+    /// Hears nobody any more. What was said to workers by letter is left to them for a moment.
+    pub async fn stop(mut self) {
         self.stop.cancel();
         self.readers.close();
         self.readers.wait().await;
+        if let Some(office) = self.office.take() {
+            let _ = office.await;
+        }
+        let (volume, link) = (self.volume.clone(), self.epoch_dir.join(LINK));
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || volume.trash(&link)).await {
+            tracing::debug!(%error, "what came and went with the link is left");
+        }
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
         self.stop.cancel();
-        self.serving.abort();
+        if let Some(serving) = &self.serving {
+            serving.abort();
+        }
     }
 }
 
-/// Where others reach what listens at an address: by the host's name if it listens everywhere.
-pub(crate) fn reached_at(bound: SocketAddr) -> String {
-    if !bound.ip().is_unspecified() {
-        return bound.to_string();
-    }
-    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    format!("{name}:{}", bound.port())
+type Serving = JoinHandle<Result<(), tonic::transport::Error>>;
+
+/// Serves those who connect.
+async fn serve(
+    address: SocketAddr,
+    identity: Identity,
+    door: Door,
+    strangers: &Arc<Strangers>,
+) -> Result<(SocketAddr, Serving), ServerError> {
+    let unable = |source| ServerError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(unable)?;
+    let bound = listener.local_addr().map_err(unable)?;
+    let router = GrpcServer::builder()
+        .tls_config(ServerTlsConfig::new().identity(identity))?
+        .http2_keepalive_interval(Some(Duration::from_secs(5)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        // A worker has one stream, and who cancels has one call.
+        .max_concurrent_streams(8)
+        .add_service(LinkServer::new(door));
+    Ok((bound, tokio::spawn(router.serve_with_incoming(strangers.incoming(listener)))))
 }

@@ -10,6 +10,7 @@ pub mod identity;
 pub mod kept;
 pub mod kinds;
 pub mod link;
+pub mod mail;
 pub mod plan;
 pub mod spec;
 pub mod task;

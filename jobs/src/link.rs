@@ -3,7 +3,9 @@
 //! Written by hand and not generated, so that no `protoc` is needed to build forebay, and the types on the wire are
 //! the types of [`wire`](crate::wire) and no second set of them.
 
-use std::{convert::Infallible, future::Future, marker::PhantomData, sync::Arc, task::Poll};
+use std::{
+    convert::Infallible, error::Error, fmt, future::Future, marker::PhantomData, sync::Arc, task::Poll, time::Duration,
+};
 
 use bytes::{Buf, BufMut};
 use serde::{Serialize, de::DeserializeOwned};
@@ -12,16 +14,22 @@ use tonic::{
     body::Body,
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
     codegen::{Body as HttpBody, BoxFuture, Service, StdError},
+    metadata::{Ascii, MetadataValue},
     server::{Grpc, NamedService, StreamingService, UnaryService},
-    transport::Channel,
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
 };
 
-use crate::wire::{CancelReply, CancelRequest, FromWorker, ToWorker};
+use crate::wire::{CancelReply, CancelRequest, FromWorker, LinkFile, SERVER_NAME, ToWorker};
 
 const WORK: &str = "/forebay.Link/Work";
 const CANCEL: &str = "/forebay.Link/Cancel";
 /// The largest message that is taken; an assignment of a reduce over 100,000 files has about 30 MiB.
-const LARGEST: usize = 64 << 20;
+pub(crate) const LARGEST: usize = 64 << 20;
+/// How long one address of a coordinator's is tried.
+const CONNECT: Duration = Duration::from_secs(5);
+/// A coordinator that is stopped, or whose host is gone, is noticed by pings that nobody answers.
+const PING: Duration = Duration::from_secs(5);
+const PONG: Duration = Duration::from_secs(10);
 
 /// JSON over gRPC.
 struct Json<T, U>(PhantomData<(T, U)>);
@@ -80,6 +88,9 @@ impl<U: DeserializeOwned> Decoder for Json<(), U> {
 
 /// What a coordinator answers.
 pub trait Link: Send + Sync + 'static {
+    /// Says whether a call may be made at all, by what is known before a byte of its message is read.
+    fn authorize(&self, headers: &http::HeaderMap, connection: &http::Extensions) -> Result<(), Status>;
+
     /// What goes to a worker.
     type ToWorker: futures::Stream<Item = Result<ToWorker, Status>> + Send + 'static;
 
@@ -158,6 +169,9 @@ where
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
         let link = Arc::clone(&self.0);
+        if let Err(refused) = link.authorize(request.headers(), request.extensions()) {
+            return Box::pin(async move { Ok(refused.into_http()) });
+        }
         match request.uri().path() {
             WORK => Box::pin(async move {
                 let mut grpc = Grpc::new(Json::default()).max_decoding_message_size(LARGEST);
@@ -172,38 +186,105 @@ where
     }
 }
 
-/// Calls a coordinator.
+/// A connection to a coordinator.
 #[derive(Clone, Debug)]
-pub struct LinkClient(Channel);
+pub struct LinkClient {
+    channel: Channel,
+    authorization: Option<MetadataValue<Ascii>>,
+    address: String,
+}
+
+/// Why none of a coordinator's addresses could be connected to.
+#[derive(Debug)]
+pub struct Unreachable(Vec<(String, String)>);
+
+impl fmt::Display for Unreachable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("it says no address");
+        }
+        let tried: Vec<_> = self.0.iter().map(|(address, why)| format!("{address}: {why}")).collect();
+        f.write_str(&tried.join("; "))
+    }
+}
+
+impl Error for Unreachable {}
 
 impl LinkClient {
-    /// Over a channel that is connected.
-    pub fn new(channel: Channel) -> Self {
-        Self(channel)
+    /// Connects to the first of a coordinator's addresses at which it is, and to nobody else who may listen there.
+    ///
+    /// # Errors
+    /// What was tried, and why each failed.
+    pub async fn connect(link: &LinkFile) -> Result<Self, Unreachable> {
+        let mut tried = Vec::new();
+        for address in &link.addresses {
+            match tokio::time::timeout(CONNECT, channel(link, address)).await {
+                Ok(Ok(channel)) => {
+                    let authorization = format!("Bearer {}", link.token).parse().ok();
+                    return Ok(Self { channel, authorization, address: address.clone() });
+                }
+                Ok(Err(error)) => tried.push((address.clone(), why(&error))),
+                Err(_) => tried.push((address.clone(), format!("no answer in {} s", CONNECT.as_secs()))),
+            }
+        }
+        Err(Unreachable(tried))
+    }
+
+    /// The address at which it was found.
+    pub fn address(&self) -> &str {
+        &self.address
     }
 
     /// Opens a worker's stream.
-    pub async fn work<S>(&self, request: Request<S>) -> Result<Streaming<ToWorker>, Status>
+    pub async fn work<S>(&self, messages: S) -> Result<Streaming<ToWorker>, Status>
     where
         S: futures::Stream<Item = FromWorker> + Send + 'static,
     {
         let mut grpc = self.ready().await?;
         let path = http::uri::PathAndQuery::from_static(WORK);
-        Ok(grpc.streaming(request, path, Json::default()).await?.into_inner())
+        Ok(grpc.streaming(self.request(messages), path, Json::default()).await?.into_inner())
     }
 
-    /// Asks for the run's end.
-    pub async fn cancel(&self, request: Request<CancelRequest>) -> Result<CancelReply, Status> {
+    /// Asks for the run's end, and waits for the answer no longer than this.
+    pub async fn cancel(&self, request: CancelRequest, patience: Duration) -> Result<CancelReply, Status> {
         let mut grpc = self.ready().await?;
         let path = http::uri::PathAndQuery::from_static(CANCEL);
+        let mut request = self.request(request);
+        request.set_timeout(patience);
         Ok(grpc.unary(request, path, Json::default()).await?.into_inner())
     }
 
+    /// Shows the run's token.
+    fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Some(authorization) = &self.authorization {
+            request.metadata_mut().insert("authorization", authorization.clone());
+        }
+        request
+    }
+
     async fn ready(&self) -> Result<tonic::client::Grpc<Channel>, Status> {
-        let mut grpc = tonic::client::Grpc::new(self.0.clone()).max_decoding_message_size(LARGEST);
+        let mut grpc = tonic::client::Grpc::new(self.channel.clone()).max_decoding_message_size(LARGEST);
         grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
         Ok(grpc)
     }
+}
+
+async fn channel(link: &LinkFile, address: &str) -> Result<Channel, tonic::transport::Error> {
+    let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&link.certificate)).domain_name(SERVER_NAME);
+    let endpoint = Endpoint::from_shared(address.to_owned())?.tls_config(tls)?;
+    let endpoint = endpoint.connect_timeout(CONNECT).tcp_nodelay(true);
+    let endpoint = endpoint.http2_keep_alive_interval(PING).keep_alive_timeout(PONG).keep_alive_while_idle(true);
+    endpoint.connect().await
+}
+
+/// The innermost cause, which is the system's or that of TLS.
+fn why(error: &tonic::transport::Error) -> String {
+    let mut cause: &dyn Error = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
 }
 
 #[cfg(test)]
@@ -222,6 +303,10 @@ mod tests {
 
     impl Link for Echo {
         type ToWorker = BoxStream<'static, Result<ToWorker, Status>>;
+
+        fn authorize(&self, _: &http::HeaderMap, _: &http::Extensions) -> Result<(), Status> {
+            Ok(())
+        }
 
         async fn work(&self, request: Request<Streaming<FromWorker>>) -> Result<Response<Self::ToWorker>, Status> {
             let answers = request.into_inner().filter_map(|message| async {
@@ -251,7 +336,8 @@ mod tests {
             Some((connection, listener))
         });
         tokio::spawn(Server::builder().add_service(LinkServer::new(Echo)).serve_with_incoming(incoming));
-        LinkClient::new(Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap())
+        let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+        LinkClient { channel, authorization: None, address: address.to_string() }
     }
 
     fn attempts(count: u32) -> Vec<AttemptId> {
@@ -262,7 +348,7 @@ mod tests {
     async fn messages_go_both_ways_while_the_stream_is_open() {
         let client = client().await;
         let (say, said) = mpsc::unbounded();
-        let mut heard = client.work(Request::new(said)).await.unwrap();
+        let mut heard = client.work(said).await.unwrap();
         // The last is larger than any frame of HTTP/2, and comes in several pieces.
         for count in [0, 1, 3, 50_000] {
             say.unbounded_send(FromWorker::Heartbeat).unwrap();
@@ -276,9 +362,9 @@ mod tests {
     #[tokio::test]
     async fn a_call_is_answered_or_refused_in_the_server_s_words() {
         let client = client().await;
-        let cancel = |run: &str| Request::new(CancelRequest { run: run.parse().unwrap() });
-        assert_eq!(client.cancel(cancel("r")).await.unwrap(), CancelReply {});
-        let status = client.cancel(cancel("x")).await.unwrap_err();
+        let cancel = |run: &str| client.cancel(CancelRequest { run: run.parse().unwrap() }, CONNECT);
+        assert_eq!(cancel("r").await.unwrap(), CancelReply {});
+        let status = cancel("x").await.unwrap_err();
         assert_eq!((status.code(), status.message()), (Code::NotFound, "no run x"));
     }
 

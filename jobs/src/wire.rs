@@ -15,7 +15,13 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ToWorker {
-    /// Answers [`FromWorker::Hello`].
+    /// Answers [`FromWorker::Hello`]: says whether both sides see one volume, which an id alone does not, since a copy has
+    /// the same. Answered by [`FromWorker::Seen`].
+    Look {
+        /// A file that the coordinator has just written, by its place on the volume.
+        canary: String,
+    },
+    /// The worker may work.
     Welcome {
         /// The coordinator's epoch.
         epoch: Epoch,
@@ -82,10 +88,14 @@ pub enum FromWorker {
         version: String,
         /// The volume's id, as the worker reads it from `volume.json`.
         volume: String,
+        /// Where the worker has the volume: said to users, and to nobody else.
+        root: String,
         /// The native jobs that are compiled into it.
         #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
         natives: BTreeSet<String>,
     },
+    /// What is in the file that [`ToWorker::Look`] names; none if it cannot be read.
+    Seen(Option<String>),
     /// These attempts are in slots now.
     Started(Vec<AttemptId>),
     /// These attempts ended.
@@ -115,8 +125,11 @@ pub struct LinkFile {
     pub version: u32,
     /// The coordinator's epoch.
     pub epoch: Epoch,
-    /// `https://host:port`
-    pub address: String,
+    /// `https://host:port`, in the order in which they are to be tried; none where only letters arrive.
+    pub addresses: Vec<String>,
+    /// Whether it also reads letters that are left beside this file ([`mail`](crate::mail)).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub mail: bool,
     /// The only certificate that a worker trusts, made for this epoch; its name is [`SERVER_NAME`].
     pub certificate: String,
     /// Shown by every worker in each call.
@@ -145,12 +158,20 @@ impl fmt::Debug for Cluster {
     }
 }
 
+impl LinkFile {
+    /// The version that is written and understood.
+    pub const VERSION: u32 = 2;
+    /// Its name, in the directory of its epoch.
+    pub const NAME: &str = "link.json";
+}
+
 /// Without the token, which must not end up in a log.
 impl fmt::Debug for LinkFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { version, epoch, address, .. } = self;
+        let Self { version, epoch, addresses, mail, .. } = self;
         let mut shown = f.debug_struct("LinkFile");
-        shown.field("version", version).field("epoch", epoch).field("address", address).finish_non_exhaustive()
+        shown.field("version", version).field("epoch", epoch).field("addresses", addresses).field("mail", mail);
+        shown.finish_non_exhaustive()
     }
 }
 
@@ -208,8 +229,8 @@ mod tests {
         let cluster = Cluster { address: address.clone(), certificate: String::new(), key: token.clone() };
         let shown = format!("{cluster:?}");
         assert!(shown.contains("127.0.0.1") && !shown.contains("secret"), "{shown}");
-        let (epoch, certificate, cluster) = (Epoch(1), String::new(), Some(cluster));
-        let link = LinkFile { version: 1, epoch, address, certificate, token, cluster };
+        let (version, epoch, certificate, cluster) = (LinkFile::VERSION, Epoch(1), String::new(), Some(cluster));
+        let link = LinkFile { version, epoch, addresses: vec![address], mail: false, certificate, token, cluster };
         let shown = format!("{link:?}");
         assert!(shown.contains("127.0.0.1") && !shown.contains("secret"), "{shown}");
     }

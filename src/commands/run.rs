@@ -1,7 +1,7 @@
 //! `forebay run JOB` and `forebay resume RUN`: coordinate a run here, or wait for whoever does.
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::{Ipv4Addr, SocketAddr},
     sync::Arc,
 };
 
@@ -9,6 +9,7 @@ use forebay_coordinator::{
     driver::{self, CoordinateOptions, FailureKind, RunResult},
     run::EndState,
     rundir::{self, RunDir},
+    server::everywhere,
 };
 use forebay_datasets::volume::Volume;
 use forebay_jobs::{id::RunId, kinds::mapreduce::native::Natives, spec::FleetKind};
@@ -48,20 +49,21 @@ pub async fn coordinate(global: &Global, volume: &Volume, run: &RunDir, pretend:
     let view = Arc::new(RunView::new(global.quiet, run.id(), run.job()));
     let told = Arc::clone(&view);
     let listen = match run.job().workers.fleet {
-        FleetKind::Local => Ipv4Addr::LOCALHOST,
-        FleetKind::Slurm | FleetKind::Ecs | FleetKind::Kubernetes => Ipv4Addr::UNSPECIFIED,
+        FleetKind::Local => Ipv4Addr::LOCALHOST.into(),
+        FleetKind::Slurm | FleetKind::Ecs | FleetKind::Kubernetes => everywhere(),
         FleetKind::External => {
             let program = program();
-            let start =
-                format!("start workers: {program} --volume {} worker --run {}", volume.root().display(), run.id());
+            let (root, id) = (volume.root().display(), volume.id());
+            let start = format!("start workers: {program} --volume {root} worker --run {} (volume {id})", run.id());
             render::note(global.quiet, &start);
-            Ipv4Addr::UNSPECIFIED
+            everywhere()
         }
     };
-    let listen = global.listen.unwrap_or(IpAddr::V4(listen));
+    let listen = global.listen.unwrap_or(SocketAddr::new(listen, 0));
     let options = CoordinateOptions {
         worker_program: std::env::current_exe().map_err(CliError::runtime)?,
         listen,
+        advertise: global.advertise.clone(),
         tell: Arc::new(move |progress| told.advance(progress)),
         interrupt: interrupted()?,
         pretend,

@@ -208,6 +208,66 @@ fn a_query_is_right_in_workers_that_have_the_volume_at_other_paths() {
     workers.into_iter().for_each(|worker| drop(worker.outcome().code(0)));
 }
 
+/// A run of these arguments on the first host, with a worker on each of the others, which end when it does. What the
+/// workers said.
+fn run(network: &Network, arguments: &[&str], workers: &str) -> Vec<String> {
+    let dir = TempDir::new().unwrap();
+    fs::create_dir(dir.path().join("src")).unwrap();
+    for n in 0..TASKS {
+        fs::write(dir.path().join(format!("src/{n}.txt")), format!("content {n}")).unwrap();
+    }
+    let text = format!(
+        "name = 'j'\n[dataset]\nsource = 'file://{}/src'\n[command]\nshell = 'cat $(cat $FOREBAY_INPUTS) > \
+         $FOREBAY_OUTPUT_DIR/x'\n[workers]\nfleet = 'external'\n{workers}\n",
+        dir.path().display()
+    );
+    fs::write(dir.path().join("job.toml"), text).unwrap();
+    let (volume, job) = (path(&dir, "v"), path(&dir, "job.toml"));
+    let all = [&["--volume", &volume], arguments, &["run", &job, "--id", "r", "--json"]].concat();
+    let coordinator = network.hosts[0].start(&all);
+    eventually("the coordinator is there", || dir.path().join("v/runs/r/epochs/1/link.json").exists());
+    let workers: Vec<_> = network.hosts[1..].iter().map(|host| work(host, &dir, &host.name())).collect();
+    let result = coordinator.outcome().json(0);
+    check(&result, dir.path().join("v/runs/r/output"));
+    workers.into_iter().map(|worker| worker.outcome().code(0).stderr).collect()
+}
+
+#[test]
+#[ignore = "makes networks, as root; .ci/run has it"]
+fn a_coordinator_that_listens_everywhere_is_found_by_an_address_of_its_host() {
+    let Some(network) = Network::new(2) else { return println!("skipped: no network can be made here") };
+    // Nobody knows the host's name in there.
+    run(&network, &[], "link = 'tcp'");
+    if !network.hosts[0].has_v6() {
+        return println!("skipped: the hosts have no IPv6");
+    }
+    network.hosts.iter().for_each(Host::only_v6);
+    run(&network, &[], "link = 'tcp'");
+    run(&network, &["--listen", "fd77::1"], "link = 'tcp'");
+    run(&network, &["--listen", "[::]:7000", "--advertise", "[fd77::9]:7000,fd77::1"], "link = 'tcp'");
+}
+
+#[test]
+#[ignore = "makes networks, as root; .ci/run has it"]
+fn addresses_are_tried_until_one_answers() {
+    let Some(network) = Network::new(2) else { return println!("skipped: no network can be made here") };
+    // Nobody has the first, and nobody listens at the second.
+    let advertise = "10.77.0.99:7000,10.77.0.1:7001,10.77.0.1:7000";
+    run(&network, &["--listen", "0.0.0.0:7000", "--advertise", advertise], "link = 'tcp'");
+}
+
+#[test]
+#[ignore = "makes networks, as root; .ci/run has it"]
+fn workers_that_reach_no_address_of_their_coordinator_write_letters() {
+    let Some(network) = Network::new(3) else { return println!("skipped: no network can be made here") };
+    let said = run(&network, &["--listen", "127.0.0.1"], "");
+    assert!(said.iter().all(|said| said.contains("letters on the volume")), "{said:?}");
+    // Where only letters arrive nothing is tried.
+    network.cut(0);
+    let said = run(&network, &[], "link = 'files'");
+    assert!(said.iter().all(String::is_empty), "{said:?}");
+}
+
 fn names(dir: &TempDir, beginning: &str) -> usize {
     let names = fs::read_dir(dir.path().join("marks")).unwrap();
     names.filter(|entry| entry.as_ref().unwrap().file_name().to_str().unwrap().starts_with(beginning)).count()

@@ -79,17 +79,33 @@ impl Host {
         let holder = namespace.0.id();
         let children = std::fs::read_to_string(format!("/proc/{holder}/task/{holder}/children")).unwrap();
         let first = children.trim().parse().unwrap();
-        let address = format!("10.77.0.{}", number + 1);
+        let (address, v6) = (format!("10.77.0.{}", number + 1), format!("fd77::{}", number + 1));
         let is_linked = switch.sh(&format!(
             "ip link add host{number} type veth peer name eth0 netns {first}\n\
              ip link set host{number} master switch up\n\
-             nsenter -t {first} -n sh -euc 'ip addr add {address}/24 dev eth0; ip link set eth0 up'"
+             nsenter -t {first} -n sh -euc 'ip addr add {address}/24 dev eth0; ip link set eth0 up'\n\
+             nsenter -t {first} -n ip addr add {v6}/64 dev eth0 nodad 2>/dev/null || true"
         ));
         is_linked.then_some(Self { namespace, first, address })
     }
 
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// Whether it has the address of IPv6 that ends as the other one.
+    pub fn has_v6(&self) -> bool {
+        self.namespace_sh("ip -6 addr show dev eth0 | grep -q fd77")
+    }
+
+    /// From now on it has no address but that.
+    pub fn only_v6(&self) {
+        assert!(self.namespace_sh(&format!("ip addr del {}/24 dev eth0", self.address)));
+    }
+
+    fn namespace_sh(&self, text: &str) -> bool {
+        let first = self.first.to_string();
+        Command::new("nsenter").args(["-t", &first, "-n", "sh", "-euc", text]).status().unwrap().success()
     }
 
     pub fn name(&self) -> String {

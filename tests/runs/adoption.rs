@@ -11,17 +11,19 @@ use crate::support::{
     published,
 };
 
-const TASKS: usize = 4;
+pub(super) const TASKS: usize = 4;
+/// Lines of `[workers]`: what carries the messages makes no difference.
+const LINKS: [&str; 2] = ["link = 'tcp'", "link = 'files'"];
 
-struct Fixture {
-    cluster: Cluster,
+pub(super) struct Fixture {
+    pub(super) cluster: Cluster,
     job: String,
 }
 
 impl Fixture {
     /// As many tasks as there are slots, each of which waits for the file `go`. Each says that it was begun, and that it
     /// was done.
-    async fn new(workers: &str) -> Self {
+    pub(super) async fn new(workers: &str) -> Self {
         let cluster = Cluster::start().await;
         for n in 0..TASKS {
             cluster.s3.put("data", &format!("{n}.txt"), format!("content {n}"));
@@ -39,12 +41,12 @@ impl Fixture {
         Self { cluster, job }
     }
 
-    fn start(&self) -> Running {
+    pub(super) fn start(&self) -> Running {
         self.cluster.terminal().start(["run", &self.job, "--id", "r", "--json"])
     }
 
     /// A coordinator at work, all of whose tasks are in slots; and its workers.
-    fn at_work(&self) -> (Running, Vec<Pid>) {
+    pub(super) fn at_work(&self) -> (Running, Vec<Pid>) {
         let running = self.start();
         eventually("all tasks are begun", || self.marks("begun").len() == TASKS);
         let workers = running.children();
@@ -52,21 +54,21 @@ impl Fixture {
         (running, workers)
     }
 
-    fn is_taken_over(&self) {
+    pub(super) fn is_taken_over(&self) {
         let link = self.cluster.run_dir("r").join("epochs/2/link.json");
         eventually("the second coordinator has taken the run over", || link.exists());
     }
 
-    fn go(&self) {
+    pub(super) fn go(&self) {
         fs::write(self.cluster.volume().join("marks/go"), "").unwrap();
     }
 
-    fn marks(&self, which: &str) -> Vec<String> {
+    pub(super) fn marks(&self, which: &str) -> Vec<String> {
         names(&self.cluster.volume().join("marks"), which)
     }
 
     /// Every task was done, and none was begun twice.
-    fn check(&self, result: &Value) {
+    pub(super) fn check(&self, result: &Value) {
         let tasks = &result["tasks"];
         assert_eq!((&tasks["succeeded"], &tasks["attempts"]), (&TASKS.into(), &TASKS.into()), "{result}");
         assert_eq!([self.marks("begun").len(), self.marks("done").len()], [TASKS; 2]);
@@ -74,6 +76,10 @@ impl Fixture {
         let expected = (0..TASKS).map(|n| (format!("task-{n:05}/x"), format!("content {n}").into_bytes()));
         assert!(output.into_iter().eq(expected));
         assert!(!self.cluster.run_dir("r").join("reports").exists());
+        let epochs = fs::read_dir(self.cluster.run_dir("r").join("epochs")).unwrap();
+        let left: Vec<_> =
+            epochs.map(|epoch| epoch.unwrap().path().join("link")).filter(|link| link.exists()).collect();
+        assert!(left.is_empty(), "{left:?}");
     }
 }
 
@@ -84,56 +90,63 @@ fn names(dir: &Path, beginning: &str) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_workers_of_a_killed_coordinator_are_taken_on_by_the_next() {
-    let fixture = Fixture::new("").await;
-    let (first, workers) = fixture.at_work();
-    kill(&[first.pid()]);
-    first.outcome();
-    let why = || fixture.cluster.forebay(["explain", "r", "2", "--json"]).json(0)["why"].as_str().unwrap().to_owned();
-    assert_eq!(why(), "nobody coordinates the run: `forebay resume r` goes on");
-    let second = fixture.start();
-    fixture.is_taken_over();
-    eventually("it says who has the task", || why().starts_with("attempt 0-2.1.1 is begun at "));
-    fixture.go();
-    let result = second.outcome().json(0);
-    fixture.check(&result);
-    assert_eq!(result["workers"], 2, "no other was started");
-    eventually("they have ended", || !workers.iter().copied().any(is_running));
+    for link in LINKS {
+        let fixture = Fixture::new(link).await;
+        let (first, workers) = fixture.at_work();
+        kill(&[first.pid()]);
+        first.outcome();
+        let why =
+            || fixture.cluster.forebay(["explain", "r", "2", "--json"]).json(0)["why"].as_str().unwrap().to_owned();
+        assert_eq!(why(), "nobody coordinates the run: `forebay resume r` goes on");
+        let second = fixture.start();
+        fixture.is_taken_over();
+        eventually("it says who has the task", || why().starts_with("attempt 0-2.1.1 is begun at "));
+        fixture.go();
+        let result = second.outcome().json(0);
+        fixture.check(&result);
+        assert_eq!(result["workers"], 2, "no other was started");
+        eventually("they have ended", || !workers.iter().copied().any(is_running));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_done_without_a_coordinator_counts_even_if_the_workers_are_killed_too() {
-    let fixture = Fixture::new("").await;
-    let (first, workers) = fixture.at_work();
-    kill(&[first.pid()]);
-    first.outcome();
-    fixture.go();
-    let reports = fixture.cluster.run_dir("r").join("reports");
-    let count = |name: &String| {
-        let text = fs::read(reports.join(name)).unwrap();
-        let kept: Value = serde_json::from_slice(&text).unwrap();
-        kept["reports"].as_array().unwrap().len()
-    };
-    eventually("all results are kept", || names(&reports, "local-1").iter().map(count).sum::<usize>() == TASKS);
-    kill(&workers);
-    fixture.check(&fixture.start().outcome().json(0));
+    for link in LINKS {
+        let fixture = Fixture::new(link).await;
+        let (first, workers) = fixture.at_work();
+        kill(&[first.pid()]);
+        first.outcome();
+        fixture.go();
+        let reports = fixture.cluster.run_dir("r").join("reports");
+        let count = |name: &String| {
+            let text = fs::read(reports.join(name)).unwrap();
+            let kept: Value = serde_json::from_slice(&text).unwrap();
+            kept["reports"].as_array().unwrap().len()
+        };
+        eventually("all results are kept", || names(&reports, "local-1").iter().map(count).sum::<usize>() == TASKS);
+        kill(&workers);
+        fixture.check(&fixture.start().outcome().json(0));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_coordinator_that_was_stopped_for_longer_than_its_lease_does_no_harm_when_it_wakes_up() {
-    let fixture = Fixture::new("").await;
-    let (first, workers) = fixture.at_work();
-    first.signal(Signal::STOP);
-    let second = fixture.start();
-    fixture.is_taken_over();
-    first.signal(Signal::CONT);
-    let forebay = || fixture.cluster.forebay(["runs", "show", "r", "--json"]).json(0);
-    eventually("the workers have come over", || forebay()["workers"] == 2);
-    fixture.go();
-    let result = second.outcome().json(0);
-    fixture.check(&result);
-    let deposed = first.outcome().code(4);
-    assert!(deposed.stdout.contains("taken over by another coordinator"), "{deposed:?}");
-    eventually("they have ended", || !workers.iter().copied().any(is_running));
+    for link in LINKS {
+        let fixture = Fixture::new(link).await;
+        let (first, workers) = fixture.at_work();
+        first.signal(Signal::STOP);
+        let second = fixture.start();
+        fixture.is_taken_over();
+        first.signal(Signal::CONT);
+        let forebay = || fixture.cluster.forebay(["runs", "show", "r", "--json"]).json(0);
+        eventually("the workers have come over", || forebay()["workers"] == 2);
+        fixture.go();
+        let result = second.outcome().json(0);
+        fixture.check(&result);
+        let deposed = first.outcome().code(4);
+        assert!(deposed.stdout.contains("taken over by another coordinator"), "{deposed:?}");
+        eventually("they have ended", || !workers.iter().copied().any(is_running));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -152,25 +165,29 @@ async fn workers_whose_coordinator_never_comes_back_end_by_themselves() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_worker_that_drains_has_not_done_is_done_by_others_and_uses_up_no_try() {
-    let fixture = Fixture::new("").await;
-    let (running, workers) = fixture.at_work();
-    kill_process(workers[0], Signal::TERM).unwrap();
-    eventually("its tasks are begun by another", || fixture.marks("begun").len() == TASKS + 2);
-    fixture.go();
-    let result = running.outcome().json(0);
-    assert_eq!((&result["tasks"]["succeeded"], &result["tasks"]["failed"]), (&TASKS.into(), &0.into()));
-    assert_eq!(fixture.marks("done").len(), TASKS);
+    for link in LINKS {
+        let fixture = Fixture::new(link).await;
+        let (running, workers) = fixture.at_work();
+        kill_process(workers[0], Signal::TERM).unwrap();
+        eventually("its tasks are begun by another", || fixture.marks("begun").len() == TASKS + 2);
+        fixture.go();
+        let result = running.outcome().json(0);
+        assert_eq!((&result["tasks"]["succeeded"], &result["tasks"]["failed"]), (&TASKS.into(), &0.into()));
+        assert_eq!(fixture.marks("done").len(), TASKS);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_whose_coordinator_was_killed_is_cancelled_and_its_workers_end() {
-    let fixture = Fixture::new("").await;
-    let (first, workers) = fixture.at_work();
-    kill(&[first.pid()]);
-    first.outcome();
-    fixture.cluster.forebay(["cancel", "r"]).code(0);
-    let shown = fixture.cluster.forebay(["runs", "show", "r", "--json"]).json(0);
-    assert_eq!(shown["state"], "cancelled");
-    eventually("they have ended", || !workers.iter().copied().any(is_running));
-    assert_eq!(fixture.marks("done").len(), 0);
+    for link in LINKS {
+        let fixture = Fixture::new(link).await;
+        let (first, workers) = fixture.at_work();
+        kill(&[first.pid()]);
+        first.outcome();
+        fixture.cluster.forebay(["cancel", "r"]).code(0);
+        let shown = fixture.cluster.forebay(["runs", "show", "r", "--json"]).json(0);
+        assert_eq!(shown["state"], "cancelled");
+        eventually("they have ended", || !workers.iter().copied().any(is_running));
+        assert_eq!(fixture.marks("done").len(), 0);
+    }
 }

@@ -5,6 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod addresses;
 mod adoption;
 mod ballista;
 mod crashes;
@@ -13,7 +14,9 @@ mod early;
 mod errors;
 mod examples;
 mod gang;
+mod letters;
 mod life;
+mod mounts;
 mod native;
 mod programs;
 mod queries;
@@ -21,5 +24,6 @@ mod resources;
 mod reuse;
 mod speculation;
 mod splits;
+mod strangers;
 mod tables;
 mod words;

@@ -148,7 +148,7 @@ async fn run_until(config: WorkerConfig, natives: Natives, mut told: mpsc::Recei
         natives: natives.names(),
     };
     let hello = || me.hello(&volume, BTreeSet::new());
-    let Some(link) = first_link(&me, hello, &mut told).await? else { return Ok(()) };
+    let Some(link) = first_link(&me, &volume, hello, &mut told).await? else { return Ok(()) };
     tracing::info!(run = %config.run, worker = %config.worker, epoch = %link.epoch, slots, "joined");
     become_subreaper();
     let guard = Guard::start().inspect_err(|error| {
@@ -196,16 +196,17 @@ async fn run_until(config: WorkerConfig, natives: Natives, mut told: mpsc::Recei
 /// since then, and a successor wants it: so such a worker waits for one.
 async fn first_link(
     me: &Me,
+    volume: &Volume,
     hello: impl Fn() -> FromWorker,
     told: &mut mpsc::Receiver<()>,
 ) -> Result<Option<Link>, WorkerError> {
     let since = Instant::now();
     loop {
-        let error = match link::connect(&me.run, &me.run_dir, hello()).await {
+        let error = match link::connect(&me.run, volume, hello()).await {
             Ok(link) => return Ok(Some(link)),
             Err(error) => error,
         };
-        let may_come = matches!(error, LinkError::None { .. } | LinkError::Connect { .. });
+        let may_come = matches!(error, LinkError::None { .. } | LinkError::Unreachable(_));
         if me.worker.member().is_none() || !may_come || since.elapsed() > IDLE {
             return Err(error.into());
         }
@@ -245,6 +246,7 @@ impl Me {
             }),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             volume: volume.id().to_owned(),
+            root: volume.root().display().to_string(),
             natives: self.natives.clone(),
         }
     }
@@ -349,7 +351,7 @@ impl Agent {
     fn call(&mut self) {
         let holds = self.board.holds().into_iter().chain(self.unnoted.keys().copied()).collect();
         let hello = self.me.hello(&self.bench.volume, holds);
-        self.line = Line::call(self.me.run.clone(), self.me.run_dir.clone(), hello);
+        self.line = Line::call(self.me.run.clone(), self.bench.volume.clone(), hello);
     }
 
     /// Executes stages for the coordinator that there is. With its coordinator a scheduler has ended.
@@ -404,8 +406,8 @@ impl Agent {
             ToWorker::Kill(attempts) => self.board.kill(&attempts.into_iter().collect()),
             ToWorker::Yield(attempts) => self.board.make_way(&attempts),
             ToWorker::Noted(attempts) => attempts.iter().for_each(|attempt| drop(self.unnoted.remove(attempt))),
-            // A second welcome says nothing new; `work` sees to the shutdown.
-            ToWorker::Welcome { .. } | ToWorker::Shutdown => {}
+            // A second welcome says nothing new, who was welcomed was looked at; `work` sees to the shutdown.
+            ToWorker::Welcome { .. } | ToWorker::Look { .. } | ToWorker::Shutdown => {}
         }
     }
 

@@ -18,4 +18,4 @@ mod process;
 mod resources;
 mod stop;
 
-pub use agent::{WorkerConfig, WorkerError, run};
+pub use agent::{LinkError, WorkerConfig, WorkerError, run};

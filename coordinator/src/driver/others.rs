@@ -5,16 +5,13 @@ use std::{fs, path::Path, time::Duration};
 use forebay_datasets::volume::Volume;
 use forebay_jobs::{
     id::{RunId, TaskId},
-    link::LinkClient,
-    wire::{CancelRequest, LinkFile, SERVER_NAME},
+    link::{LinkClient, Unreachable},
+    mail,
+    wire::{CancelRequest, LinkFile},
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tonic::{
-    Request, Status,
-    metadata::{Ascii, MetadataValue},
-    transport::{Certificate, ClientTlsConfig, Endpoint},
-};
+use tonic::Status;
 
 use super::{
     CoordinateError, CoordinateOptions, RunProgress, RunResult, claim, conclude, coordinate, keep, open,
@@ -26,7 +23,6 @@ use crate::{
     lease::{self, LeaseState},
     run::{Event, Input, Run},
     rundir::RunDir,
-    server::LINK,
 };
 
 /// How often a result is looked for: no file server tells its clients of a new name.
@@ -36,6 +32,8 @@ const LOOK_AT_LEASE: Duration = Duration::from_secs(2);
 
 /// How long a coordinator may take to say how it is reached.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long it may take to note that its run is to end.
+const ANSWER: Duration = Duration::from_secs(30);
 
 /// Why another coordinator could not be reached.
 #[derive(Debug, thiserror::Error)]
@@ -47,52 +45,11 @@ pub enum LinkError {
     #[error("the run's coordinator says in an unknown way how it is reached")]
     Malformed(#[source] serde_json::Error),
     /// No connection.
-    #[error("cannot reach the run's coordinator at {address}")]
-    Unreachable {
-        /// Where.
-        address: String,
-        /// Why.
-        #[source]
-        source: tonic::transport::Error,
-    },
+    #[error("cannot reach the run's coordinator")]
+    Unreachable(#[from] Unreachable),
     /// It refused.
     #[error("the run's coordinator did not do it: {}", .0.message())]
     Refused(Box<Status>),
-}
-
-/// A connection to a coordinator.
-#[derive(Clone, Debug)]
-pub struct Client {
-    client: LinkClient,
-    authorization: MetadataValue<Ascii>,
-}
-
-impl Client {
-    /// What calls it.
-    pub fn client(&self) -> &LinkClient {
-        &self.client
-    }
-
-    /// A request that shows the run's token.
-    pub fn request<T>(&self, message: T) -> Request<T> {
-        let mut request = Request::new(message);
-        request.metadata_mut().insert("authorization", self.authorization.clone());
-        request
-    }
-}
-
-/// Connects to a coordinator, and to nobody else who may listen where it did.
-pub async fn reach(link: &LinkFile) -> Result<Client, LinkError> {
-    let unreachable = |source| LinkError::Unreachable { address: link.address.clone(), source };
-    let tls = ClientTlsConfig::new().domain_name(SERVER_NAME).ca_certificate(Certificate::from_pem(&link.certificate));
-    let endpoint = Endpoint::from_shared(link.address.clone())
-        .and_then(|endpoint| endpoint.tls_config(tls))
-        .map_err(unreachable)?
-        .connect_timeout(Duration::from_secs(5));
-    let channel = endpoint.connect().await.map_err(unreachable)?;
-    let authorization = format!("Bearer {}", link.token).parse();
-    let authorization = authorization.map_err(|_| LinkError::Refused(Box::new(Status::internal("no such token"))))?;
-    Ok(Client { client: LinkClient::new(channel), authorization })
 }
 
 /// What waiting for another coordinator came to.
@@ -196,13 +153,15 @@ async fn ask_to_cancel(run: &RunId, epochs: &Path) -> Result<(), LinkError> {
     let entries = fs::read_dir(epochs).map_err(LinkError::Unknown)?.flatten();
     let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let newest = epochs.join(numbers.max().unwrap_or(0).to_string());
-    let text = fs::read(newest.join(LINK)).map_err(LinkError::Unknown)?;
+    let text = fs::read(newest.join(LinkFile::NAME)).map_err(LinkError::Unknown)?;
     let link: LinkFile = serde_json::from_slice(&text).map_err(LinkError::Malformed)?;
-    let client = reach(&link).await?;
-    let mut request = client.request(CancelRequest { run: run.clone() });
-    request.set_timeout(Duration::from_secs(30));
-    client.client().cancel(request).await.map_err(|status| LinkError::Refused(Box::new(status)))?;
-    Ok(())
+    let request = CancelRequest { run: run.clone() };
+    let answered = match LinkClient::connect(&link).await {
+        Ok(client) => client.cancel(request, ANSWER).await.map(drop),
+        Err(_) if link.mail => mail::ask_to_cancel(newest, &link.token, request, ANSWER).await,
+        Err(unreachable) => return Err(unreachable.into()),
+    };
+    answered.map_err(|status| LinkError::Refused(Box::new(status)))
 }
 
 /// Ends a run that nobody coordinates. Its workers, if there still are any, need not be waited for: they end once they see

@@ -11,6 +11,7 @@ use std::{
 use forebay_datasets::{checksum::file_checksum, volume::Holder};
 use forebay_jobs::{
     id::AttemptId,
+    link::LinkClient,
     task::{AttemptReport, Failure, Outcome, OutputFile},
     wire::{Assignment, FromWorker, LinkFile, ToWorker},
 };
@@ -66,7 +67,8 @@ impl Fixture {
         });
         let options = CoordinateOptions {
             worker_program: self.dir.path().join("program"),
-            listen: Ipv4Addr::LOCALHOST.into(),
+            listen: (Ipv4Addr::LOCALHOST, 0).into(),
+            advertise: Vec::new(),
             tell,
             interrupt,
             pretend: false,
@@ -96,7 +98,7 @@ impl Fixture {
     async fn play(&self, epoch: Epoch, play: Play, started: &Mutex<Vec<AttemptId>>) {
         let path = self.run.path().join(format!("epochs/{epoch}/link.json"));
         let link: LinkFile = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
-        let client = reach(&link).await.unwrap();
+        let client = LinkClient::connect(&link).await.unwrap();
         let (say, said) = mpsc::unbounded_channel();
         say.send(FromWorker::Hello {
             run: self.run.id().clone(),
@@ -107,10 +109,11 @@ impl Fixture {
             left: None,
             version: env!("CARGO_PKG_VERSION").into(),
             volume: self.volume.id().into(),
+            root: String::new(),
             natives: BTreeSet::new(),
         })
         .unwrap();
-        let mut orders = client.client().work(client.request(UnboundedReceiverStream::new(said))).await.unwrap();
+        let mut orders = client.work(UnboundedReceiverStream::new(said)).await.unwrap();
         let mut kept = BTreeSet::new();
         while let Ok(Some(order)) = orders.message().await {
             match order {
@@ -140,6 +143,10 @@ impl Fixture {
                     }
                 }
                 ToWorker::Shutdown => return,
+                ToWorker::Look { canary } => {
+                    let seen = fs::read_to_string(self.volume.root().join(canary)).ok();
+                    say.send(FromWorker::Seen(seen)).unwrap();
+                }
                 ToWorker::Welcome { job, .. } => assert_eq!(&*job, self.run.job()),
             }
         }

@@ -74,6 +74,15 @@ impl JobSpec {
         self.workers.slots_of(there)
     }
 
+    /// Whether its coordinator reads letters. Where workers have to reach each other besides, letters would not do.
+    pub fn takes_mail(&self) -> bool {
+        match self.workers.link {
+            LinkKind::Tcp => false,
+            LinkKind::Files => true,
+            LinkKind::Auto => !self.is_gang() && !sql::engine::may_distribute(self),
+        }
+    }
+
     /// Whether its tasks only work together, all at once.
     pub fn is_gang(&self) -> bool {
         matches!(&self.work, Work::Command(command) if command.gang)
@@ -176,6 +185,9 @@ pub struct WorkersSpec {
     pub ramp: Duration,
     /// How long a worker goes on without a coordinator.
     pub patience: Duration,
+    /// What carries their messages to the coordinator and back.
+    #[serde(default)]
+    pub link: LinkKind,
 }
 
 impl WorkersSpec {
@@ -220,6 +232,19 @@ pub struct SlurmSpec {
     pub setup: Vec<String>,
     /// The program, as nodes know it; none: as this host does.
     pub program: Option<PathBuf>,
+}
+
+/// What carries the messages between coordinator and workers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LinkKind {
+    /// Connections to the coordinator.
+    #[default]
+    Tcp,
+    /// Letters on the volume: no connection is made.
+    Files,
+    /// Connections, and letters of those workers that reach no address of the coordinator's.
+    Auto,
 }
 
 /// `[retry]`

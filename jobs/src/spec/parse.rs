@@ -60,6 +60,7 @@ pub fn job_file(text: &str, base: &Path, overrides: &[(String, String)]) -> Resu
     }
     let fleet = raw.workers.fleet.as_ref().map(Spanned::span);
     let time = raw.workers.time.as_ref().map(Spanned::span);
+    limits::check_link(raw.workers.link.as_ref(), &work)?;
     let workers = limits::workers(raw.workers)?;
     let slurm = slurm::slurm(raw.slurm, workers.fleet)?;
     let ecs = ecs::table(raw.ecs, &workers, fleet.clone(), time)?;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use forebay_jobs::wire::FromWorker;
+use futures::StreamExt;
 use tokio::time::Instant;
 
 use super::{Agent, Closed, line::Line};
@@ -42,7 +43,7 @@ impl Agent {
         let Line::Up(link) = std::mem::replace(&mut self.line, Line::Down(Instant::now())) else { return };
         let Link { outgoing, mut incoming, .. } = *link;
         drop(outgoing);
-        let seen = async { while let Ok(Some(_)) = incoming.message().await {} };
+        let seen = async { while let Some(Ok(_)) = incoming.next().await {} };
         if tokio::time::timeout(FAREWELL, seen).await.is_err() {
             tracing::warn!("the coordinator does not close the stream");
         }

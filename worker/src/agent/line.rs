@@ -1,13 +1,14 @@
 //! The agent's stream to whoever coordinates the run, and the search for the next one while there is none.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
+use forebay_datasets::volume::Volume;
 use forebay_jobs::{
     id::RunId,
     kept::RESULT,
     wire::{FromWorker, ToWorker},
 };
-use futures::future::BoxFuture;
+use futures::{StreamExt, future::BoxFuture};
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -50,9 +51,10 @@ pub(super) enum Answer {
 
 impl Line {
     /// Calls the coordinator of the run's newest epoch.
-    pub(super) fn call(run: RunId, run_dir: PathBuf, hello: FromWorker) -> Self {
+    pub(super) fn call(run: RunId, volume: Volume, hello: FromWorker) -> Self {
         Self::Calling(Box::pin(async move {
-            match link::connect(&run, &run_dir, hello).await {
+            let run_dir = volume.run_dir(run.as_str());
+            match link::connect(&run, &volume, hello).await {
                 Ok(link) => Answer::Welcome(Box::new(link)),
                 // Its directory goes with it.
                 Err(_) if run_dir.join(RESULT).exists() || !run_dir.exists() => Answer::RunEnded,
@@ -71,10 +73,10 @@ impl Line {
     /// Waits for what comes next. May be dropped and called again at any time.
     pub(super) async fn next(&mut self) -> News {
         match self {
-            Self::Up(link) => match link.incoming.message().await {
-                Ok(Some(message)) => News::Said(message),
-                Ok(None) => News::Broke(None),
-                Err(status) => News::Broke(Some(Box::new(status))),
+            Self::Up(link) => match link.incoming.next().await {
+                Some(Ok(message)) => News::Said(message),
+                Some(Err(status)) => News::Broke(Some(Box::new(status))),
+                None => News::Broke(None),
             },
             Self::Calling(call) => match call.await {
                 Answer::Welcome(link) => {

@@ -134,7 +134,7 @@ impl Coordinator {
             FromWorker::Started(attempts) => vec![Input::Started { worker, attempts }],
             FromWorker::Reports(reports) => self.reports(&worker, reports),
             FromWorker::Draining => vec![Input::Draining { worker }],
-            FromWorker::Hello { .. } | FromWorker::Heartbeat => Vec::new(),
+            FromWorker::Hello { .. } | FromWorker::Seen(_) | FromWorker::Heartbeat => Vec::new(),
         }
     }
 

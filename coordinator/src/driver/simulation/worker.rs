@@ -120,7 +120,7 @@ impl Worker {
                 self.alive = false;
                 Vec::new()
             }
-            ToWorker::Welcome { .. } => Vec::new(),
+            ToWorker::Look { .. } | ToWorker::Welcome { .. } => Vec::new(),
         }
     }
 

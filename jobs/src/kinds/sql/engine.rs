@@ -10,7 +10,7 @@ use datafusion::{error::DataFusionError, prelude::SessionConfig};
 use forebay_datasets::split::Split;
 
 use super::{ballista, options, query_of};
-use crate::spec::{DatasetSpec, Engine, JobSpec, OnBadRecord, SqlSpec, Work};
+use crate::spec::{DatasetSpec, Engine, JobSpec, LinkKind, OnBadRecord, SqlSpec, Work};
 
 /// Bytes of input from which on several workers are worth the exchange.
 const LARGE: u64 = 1 << 30;
@@ -43,6 +43,9 @@ pub fn choose(job: &JobSpec, bytes: u64) -> Choice {
     }
     if job.workers.count < 2 {
         return choice(Engine::Datafusion, "there is one worker");
+    }
+    if job.workers.link == LinkKind::Files {
+        return choice(Engine::Datafusion, "its workers have no network between them ([workers] link)");
     }
     if let Some(why) = beyond_ballista(sql, &job.dataset) {
         return Choice { engine: Engine::Datafusion, why };

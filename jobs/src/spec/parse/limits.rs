@@ -11,7 +11,7 @@ use super::{
 };
 use crate::kinds::mapreduce;
 use crate::spec::{
-    Engine, FleetKind, Mapper, RetrySpec, Reuse, SplitBy, SplitSize, SplitSpec, Work, WorkersSpec, size,
+    Engine, FleetKind, LinkKind, Mapper, RetrySpec, Reuse, SplitBy, SplitSize, SplitSpec, Work, WorkersSpec, size,
 };
 
 /// Of map-reduce, of queries by splits, and of `by = "bytes"` without a size.
@@ -149,7 +149,31 @@ pub(super) fn workers(raw: RawWorkers) -> Result<WorkersSpec, SpecError> {
     let memory = memory.transpose()?;
     let readers = raw.readers.is_some().then(|| positive(raw.readers.as_ref(), 1, 10_000_000)).transpose()?;
     let ramp = raw.ramp.as_ref().map_or(Ok(Duration::ZERO), |text| sized(text, size::duration))?;
-    Ok(WorkersSpec { fleet, count, slots, cpus, memory, gpus, readers, ramp, time, patience })
+    let link = link(raw.link.as_ref(), fleet)?;
+    Ok(WorkersSpec { fleet, count, slots, cpus, memory, gpus, readers, ramp, time, patience, link })
+}
+
+/// Where others start the workers nobody here knows whether they can reach this host.
+fn link(raw: Option<&Spanned<String>>, fleet: FleetKind) -> Result<LinkKind, SpecError> {
+    match (raw.map(|raw| (raw, raw.get_ref().as_str())), fleet) {
+        (None, FleetKind::Local) | (Some((_, "tcp")), _) => Ok(LinkKind::Tcp),
+        (None, FleetKind::External) | (Some((_, "auto")), _) => Ok(LinkKind::Auto),
+        (Some((_, "files")), _) => Ok(LinkKind::Files),
+        (Some((raw, other)), _) => Err(SpecError::at(raw, format!("there is no link by `{other}`"))
+            .help("use tcp, files, or auto: files for those workers that cannot connect")),
+    }
+}
+
+/// Letters reach the coordinator, and no other worker.
+pub(super) fn check_link(link: Option<&Spanned<String>>, work: &Work) -> Result<(), SpecError> {
+    let Some(place) = link.filter(|link| link.get_ref() == "files") else { return Ok(()) };
+    let message = match work {
+        Work::Command(command) if command.gang => "the ranks of a gang meet over the network",
+        Work::Sql(sql) if sql.engine == Some(Engine::Ballista) => "Ballista's stages go over the network",
+        _ => return Ok(()),
+    };
+    Err(SpecError::at(place, format!("{message}, so that letters on the volume do not do"))
+        .help("use link = \"tcp\", or another kind of work"))
 }
 
 pub(super) fn retry(raw: RawRetry, work: &Work) -> Result<RetrySpec, SpecError> {

@@ -287,6 +287,7 @@ pub(super) struct RawWorkers {
     pub(super) ramp: Option<Spanned<String>>,
     pub(super) time: Option<Spanned<String>>,
     pub(super) patience: Option<Spanned<String>>,
+    pub(super) link: Option<Spanned<String>>,
 }
 
 #[derive(Default, Deserialize)]

@@ -43,11 +43,14 @@ struct Coordinator {
 impl Link for Coordinator {
     type ToWorker = BoxStream<'static, Result<ToWorker, Status>>;
 
-    async fn work(&self, request: Request<Streaming<FromWorker>>) -> Result<Response<Self::ToWorker>, Status> {
-        let shown = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
-        if shown != Some(&format!("Bearer {TOKEN}")) {
-            return Err(Status::unauthenticated("the token is wrong"));
+    fn authorize(&self, headers: &http::HeaderMap, _: &http::Extensions) -> Result<(), Status> {
+        match headers.get("authorization").is_some_and(|shown| shown == &format!("Bearer {TOKEN}")) {
+            true => Ok(()),
+            false => Err(Status::unauthenticated("the token is wrong")),
         }
+    }
+
+    async fn work(&self, request: Request<Streaming<FromWorker>>) -> Result<Response<Self::ToWorker>, Status> {
         let (said, mut messages) = (self.said.clone(), request.into_inner());
         let mut answers = self.answers.lock().unwrap().pop_front().ok_or_else(|| Status::unavailable("nobody"))?;
         let (done, mut ended) = tokio::sync::oneshot::channel::<()>();
@@ -117,9 +120,10 @@ impl Fixture {
         let CertifiedKey { cert, signing_key } = generate_simple_self_signed([SERVER_NAME.to_owned()]).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let link = LinkFile {
-            version: 1,
+            version: LinkFile::VERSION,
             epoch: Epoch(1),
-            address: format!("https://{}", listener.local_addr().unwrap()),
+            addresses: vec![format!("https://{}", listener.local_addr().unwrap())],
+            mail: false,
             certificate: cert.pem(),
             token: token.into(),
             cluster: None,

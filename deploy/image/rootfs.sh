@@ -4,7 +4,7 @@
 set -euo pipefail
 
 binary=$1 root=$2
-mkdir -p "$root"/{usr/local/bin,etc/ssl/certs,tmp,mnt/forebay,jobs}
+mkdir -p "$root"/{usr/local/bin,etc/ssl/certs,tmp,jobs}
 cp "$binary" "$root/usr/local/bin/forebay"
 
 # What it is linked with, the loader too, by the paths at which it looks for them.

@@ -41,9 +41,8 @@ until_it docker version
 
 echo "-- what the stage \`build\` leaves, made here"
 strip -o "$work/forebay" "$binary"
-mkdir -p "$work/build/shell/bin"
+mkdir -p "$work/build/shell/bin" "$work/build/volume"
 deploy/image/rootfs.sh "$work/forebay" "$work/build/rootfs"
-chown 10001:10001 "$work/build/rootfs/mnt/forebay"
 for name in $(/bin/busybox --list); do ln -s busybox "$work/build/shell/bin/$name"; done
 cp --remove-destination /bin/busybox "$work/build/shell/bin/"
 tar -C "$work/build" -c . | docker import - forebay-build >/dev/null
@@ -88,6 +87,7 @@ docker run --rm "${confined[@]}" try-forebay run --id query /jobs/query.toml
 expect "the first row" "$(sed -n 2p "$work/volume/runs/query/output/"*.csv)" "9E,1573"
 docker run --rm "${confined[@]}" try-forebay run --id program /jobs/program.toml
 expect "whose the output is" "$(stat -c %u:%g "$work/volume/runs/query/output")" "10001:10001"
+docker run --rm --read-only --network none -v named:/mnt/forebay try-forebay --quiet volume check
 docker run --rm --entrypoint sh "${confined[@]}" try-forebay -c true 2>/dev/null && fail "there is a shell"
 
 echo "-- with a shell: the demo"

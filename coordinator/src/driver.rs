@@ -18,6 +18,7 @@ mod absent;
 mod earlier;
 mod early;
 mod error;
+mod fleet;
 mod keep;
 mod others;
 mod prepare;
@@ -57,17 +58,6 @@ use self::{reading::Reading, session::Session, work::Work};
 use crate::{
     ballista::Scheduler,
     commit::chain,
-    fleet::{
-        Fleet,
-        command::WorkerCommand,
-        ecs::Ecs,
-        engine::Tag,
-        external::External,
-        kubernetes::{Kubernetes, PodConfig},
-        local::{Local, LocalConfig},
-        managed::Managed,
-        slurm::Slurm,
-    },
     journal::JournalError,
     lease::{self, Claim, LeaseError},
     reuse,
@@ -217,45 +207,7 @@ async fn conduct(
     };
     let mut server = Server::start(config, &epoch_dir, sender).await?;
     server.announce()?;
-    let command = WorkerCommand {
-        program: options.worker_program.clone(),
-        volume: volume.root().to_owned(),
-        run: run.id().clone(),
-        slots: run.job().slots(host.cores),
-        pretend: options.pretend,
-    };
-    let tag = Tag::of(volume.id(), run.id());
-    let unreadable = |error| VolumeError::io("read", &epoch_dir, error);
-    let mut fleet: Box<dyn Fleet> = match wanted.fleet {
-        FleetKind::External => Box::new(External),
-        FleetKind::Ecs => {
-            let spec =
-                run.job().ecs.as_ref().ok_or_else(|| CoordinateError::Fleet("the job has no [ecs]".to_owned()))?;
-            let engine = Ecs::new(spec, wanted, command, tag.clone()).await;
-            let engine = engine.map_err(|error| CoordinateError::Fleet(error.why))?;
-            Box::new(Managed::open(engine, tag, epoch, &epoch_dir).map_err(unreadable)?)
-        }
-        FleetKind::Slurm => {
-            let spec = run.job().slurm.clone().unwrap_or_default();
-            let program = spec.program.clone().unwrap_or_else(|| command.program.clone());
-            let command = WorkerCommand { program, ..command };
-            let engine = Slurm::new(command, tag.clone(), wanted.clone(), spec, run.logs_dir());
-            Box::new(Managed::open(engine, tag, epoch, &epoch_dir).map_err(unreadable)?)
-        }
-        FleetKind::Kubernetes => {
-            let pods = PodConfig::new(run.job(), &tag, command).map_err(CoordinateError::Fleet)?;
-            let engine = Kubernetes::open(pods).await.map_err(CoordinateError::Fleet)?;
-            Box::new(Managed::open(engine, tag, epoch, &epoch_dir).map_err(unreadable)?)
-        }
-        FleetKind::Local => Box::new(Local::new(LocalConfig {
-            command,
-            epoch,
-            fit,
-            gpus: (host.gpus, wanted.gpus),
-            time: wanted.time,
-            logs: run.logs_dir(),
-        })),
-    };
+    let mut fleet = fleet::open(volume, run, (epoch, &epoch_dir), (&host, fit), options).await?;
     let tell = Arc::clone(&options.tell);
     let mut work = Work::new((volume, run), (epoch, epoch_dir.clone()), (session, plan), inbox, tell, reading.clone());
     let ended = tokio::select! {

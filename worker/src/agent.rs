@@ -25,6 +25,7 @@ use forebay_datasets::volume::{Holder, Volume, VolumeError};
 use forebay_jobs::{
     host::Host,
     id::{AttemptId, RunId, WorkerId},
+    kept,
     kinds::mapreduce::native::Natives,
     task::AttemptReport,
     wire::{Cluster, FromWorker, ToWorker},
@@ -47,7 +48,7 @@ use crate::{
     ballista::{Member, Post},
     execute::{Bench, Scratch, Spares, execute, query_memory, without_thread},
     guard::Guard,
-    link,
+    link::{self, Link},
     logs::Logs,
     memory::Groups,
     process::become_subreaper,

@@ -148,13 +148,16 @@ impl Drop for Known {
     }
 }
 
+/// How long it may be one, and the order to leave.
+type Limits = (Pin<Box<Sleep>>, Pin<Box<WaitForCancellationFutureOwned>>);
+
 /// A connection, which ends by itself while it is a stranger's.
 #[derive(Debug)]
 pub(super) struct Connection {
     stream: TcpStream,
     visitor: Visitor,
     /// None once it is not a stranger's any more.
-    limits: Option<(Pin<Box<Sleep>>, Pin<Box<WaitForCancellationFutureOwned>>)>,
+    limits: Option<Limits>,
 }
 
 impl Connection {

@@ -15,11 +15,11 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use self::{ecs::EcsSpec, kubernetes::KubernetesSpec};
 pub use self::{
     dataset::{ColumnsSpec, DatasetSpec, KeysSpec, OnBadRecord, S3Spec},
     work::{CommandSpec, Engine, MapReduceSpec, Mapper, Program, SqlSpec, Work},
 };
+use self::{ecs::EcsSpec, kubernetes::KubernetesSpec};
 use crate::kinds::{mapreduce, sql};
 
 /// A whole job, every default resolved.

@@ -6,10 +6,7 @@ mod native;
 use std::{fs, path::Path};
 
 use forebay_datasets::split::Part;
-use forebay_jobs::{
-    kept,
-    task::{Failure, Outcome, TaskInput},
-};
+use forebay_jobs::task::{Failure, Outcome, TaskInput};
 
 use self::fixture::{Fixture, TOKEN, attempt, nothing};
 use super::*;

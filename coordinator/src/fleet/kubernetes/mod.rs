@@ -98,7 +98,7 @@ impl Kubernetes {
         let command = WorkerCommand { program: PathBuf::new(), volume, run, slots, pretend: false };
         let engine = Self::open(PodConfig::new(job, &tag, command)?).await?;
         let count = job.workers.count.min(engine.limits().batch);
-        let job = engine.config.job(&Call { token: tag.fresh(Epoch(0)), count, again: false });
+        let job = engine.config.job(&Call { token: tag.fresh(Epoch(0), 0), count, again: false });
         engine.cluster.would_create(&job).await.map_err(|error| error.why)
     }
 

@@ -153,11 +153,11 @@ pub(super) fn workers(raw: RawWorkers) -> Result<WorkersSpec, SpecError> {
     Ok(WorkersSpec { fleet, count, slots, cpus, memory, gpus, readers, ramp, time, patience, link })
 }
 
-/// Where others start the workers nobody here knows whether they can reach this host.
+/// Nobody here knows whether workers on other hosts can reach this one.
 fn link(raw: Option<&Spanned<String>>, fleet: FleetKind) -> Result<LinkKind, SpecError> {
     match (raw.map(|raw| (raw, raw.get_ref().as_str())), fleet) {
         (None, FleetKind::Local) | (Some((_, "tcp")), _) => Ok(LinkKind::Tcp),
-        (None, FleetKind::External) | (Some((_, "auto")), _) => Ok(LinkKind::Auto),
+        (None, _) | (Some((_, "auto")), _) => Ok(LinkKind::Auto),
         (Some((_, "files")), _) => Ok(LinkKind::Files),
         (Some((raw, other)), _) => Err(SpecError::at(raw, format!("there is no link by `{other}`"))
             .help("use tcp, files, or auto: files for those workers that cannot connect")),

@@ -87,7 +87,7 @@ reads whole ones: stage {source_url} without choosing columns, or name no versio
     },
     /// A gang's tasks would never run at once.
     #[error(
-        "the job's {members} tasks are a gang and run at once, and the workers that there can be have {slots} slots: \
+        "the job's {members} tasks are a gang and run at once, and all workers together have {slots} slots: \
 give [workers] more, or cut the dataset into fewer splits"
     )]
     TooFewSlots {

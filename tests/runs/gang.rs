@@ -94,7 +94,7 @@ async fn what_a_gang_needs_and_cannot_have_is_said() {
     let error =
         Outcome::of(cluster.terminal().command().args(["run", &few, "--id", "r"]).output().unwrap()).code(2).stderr;
     assert!(
-        error.contains("5 tasks are a gang and run at once, and the workers that this host holds have 4"),
+        error.contains("5 tasks are a gang and run at once, and all workers together have 4"),
         "{error}"
     );
     // What others have is known once they are there.

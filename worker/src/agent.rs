@@ -207,8 +207,7 @@ async fn first_link(
             Ok(link) => return Ok(Some(link)),
             Err(error) => error,
         };
-        let may_come = matches!(error, LinkError::None { .. } | LinkError::Unreachable(_));
-        if me.worker.member().is_none() || !may_come || since.elapsed() > IDLE {
+        if me.worker.member().is_none() || !error.is_of_nobody() || since.elapsed() > IDLE {
             return Err(error.into());
         }
         if me.run_dir.join(kept::RESULT).exists() {

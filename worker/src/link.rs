@@ -20,7 +20,7 @@ use forebay_jobs::{
 };
 use futures::{StreamExt, TryFutureExt, stream::BoxStream};
 use tokio::sync::mpsc;
-use tonic::Status;
+use tonic::{Code, Status};
 
 /// From the hello to the coordinator's welcome.
 const WELCOME: Duration = Duration::from_secs(20);
@@ -98,6 +98,19 @@ pub enum LinkError {
         /// What it did.
         what: &'static str,
     },
+}
+
+impl LinkError {
+    /// Whether there may be no coordinator: another one, once it is there, may well want this worker.
+    pub(crate) fn is_of_nobody(&self) -> bool {
+        match self {
+            Self::None { .. } | Self::Unreachable(_) | Self::NoWelcome { .. } => true,
+            Self::Refused { source, .. } => {
+                matches!(source.code(), Code::Unavailable | Code::DeadlineExceeded | Code::DataLoss | Code::Unknown)
+            }
+            _ => false,
+        }
+    }
 }
 
 /// A worker's stream, welcomed. What carries it makes no difference.

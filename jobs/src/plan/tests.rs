@@ -196,7 +196,7 @@ fn a_gang_that_this_host_could_never_run_at_once_is_no_plan() {
     };
     assert_eq!((fits(true, "count = 2\nslots = 2"), fits(true, "")), (Ok(()), Ok(())));
     let error = fits(true, "count = 3\nslots = 1").unwrap_err();
-    assert!(error.contains("4 tasks are a gang and run at once, and the workers that this host holds have 3 slots"));
+    assert!(error.contains("4 tasks are a gang and run at once, and all workers together have 3 slots"));
     // Two of the four workers have no gpu here.
     assert!(fits(true, "count = 4\ngpus = 1").unwrap_err().contains("have 2 slots"));
     assert_eq!(fits(true, "count = 1\nslots = 1\nfleet = 'external'"), Ok(()));

@@ -230,6 +230,10 @@ async fn a_worker_of_an_engine_waits_for_the_next_coordinator_and_another_one_do
     };
     let (_tell, other) = start("w");
     assert!(matches!(other.await.unwrap(), Err(WorkerError::Link(LinkError::None { .. }))));
+    // One that took letters, and is no more.
+    fs::create_dir(run_dir.join("epochs/2")).unwrap();
+    let link = r#"{"version":2,"epoch":2,"addresses":[],"mail":true,"certificate":"","token":"t"}"#;
+    fs::write(run_dir.join("epochs/2/link.json"), link).unwrap();
     let (tell, first) = start("ecs-1.00000001");
     let (_tell, second) = start("ecs-2.00000001");
     tell.send(()).await.unwrap();

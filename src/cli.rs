@@ -72,6 +72,17 @@ pub struct Global {
 pub enum Command {
     /// Stage a job's dataset, work on it with many workers, publish the output in one step
     Run(RunArgs),
+    /// Have a run coordinated by the fleet that its workers are of, and print its id
+    ///
+    /// The volume need not be here: --volume is where the fleet's hosts have it. So it is for commands about the run then,
+    /// which are executed there.
+    Submit(SubmitArgs),
+    /// Coordinate a run that was submitted
+    #[command(hide = true)]
+    Coordinate {
+        /// The job as it was sealed: a file, or - for standard input
+        parcel: PathBuf,
+    },
     /// Bring a run to its end whose coordinator was interrupted or killed
     Resume {
         /// The run
@@ -83,13 +94,7 @@ pub enum Command {
         run: RunId,
     },
     /// Wait for a run that another process coordinates, and end with its exit code
-    Wait {
-        /// The run
-        run: RunId,
-        /// Wait no longer than this, such as 90s or 10m
-        #[arg(long, value_parser = size::duration, value_name = "TIME")]
-        timeout: Option<Duration>,
-    },
+    Wait(WaitArgs),
     /// Find what is wrong with a job before any data moves
     Check(JobArgs),
     /// Tell where a task is, why, and what became of each attempt at it
@@ -114,6 +119,21 @@ pub enum Command {
     Worker(WorkerArgs),
 }
 
+impl Command {
+    /// The run that it is about, if it only asks about runs or ends one: any host of the volume can do that. Of a list
+    /// it is none.
+    pub fn about_runs(&self) -> Option<Option<&RunId>> {
+        match self {
+            Self::Cancel { run } | Self::Wait(WaitArgs { run, .. }) | Self::Explain { run, .. } => Some(Some(run)),
+            Self::Runs(RunsCommand::List) => Some(None),
+            Self::Runs(RunsCommand::Show { run } | RunsCommand::Tasks { run, .. } | RunsCommand::Logs { run, .. }) => {
+                Some(Some(run))
+            }
+            _ => None,
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 pub struct JobArgs {
     /// The job file
@@ -133,6 +153,27 @@ pub struct RunArgs {
     /// Do none of the tasks, and take them for done: only to measure what coordinating costs
     #[arg(long, hide = true)]
     pub pretend: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct SubmitArgs {
+    #[command(flatten)]
+    pub job: JobArgs,
+    /// Name of the run: submitted again, it is the same run
+    #[arg(long)]
+    pub id: Option<RunId>,
+}
+
+#[derive(Debug, Args)]
+pub struct WaitArgs {
+    /// The run
+    pub run: RunId,
+    /// Wait no longer than this, such as 90s or 10m
+    #[arg(long, value_parser = size::duration, value_name = "TIME")]
+    pub timeout: Option<Duration>,
+    /// It may not be there yet
+    #[arg(long, hide = true)]
+    pub soon: bool,
 }
 
 #[derive(Debug, Args)]

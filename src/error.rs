@@ -2,7 +2,7 @@
 
 use std::{error::Error, process::ExitCode};
 
-use forebay_coordinator::{driver::CoordinateError, rundir::RunDirError};
+use forebay_coordinator::{driver::CoordinateError, rundir::RunDirError, submit::SubmitError};
 use forebay_datasets::{
     room::RoomError,
     snapshot::SnapshotError,
@@ -188,6 +188,17 @@ impl Diagnostic for CliError {
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
         let span = self.place.as_ref()?.1;
         Some(Box::new(std::iter::once(LabeledSpan::new_with_span(Some("here".to_owned()), span))))
+    }
+}
+
+impl From<SubmitError> for CliError {
+    fn from(error: SubmitError) -> Self {
+        let exit = match &error {
+            SubmitError::NoFleet(_) => Exit::Usage,
+            SubmitError::Parcel(_) => Exit::NotFound,
+            SubmitError::Engine(_) => Exit::OutOfReach,
+        };
+        Self::caused(exit, &error)
     }
 }
 

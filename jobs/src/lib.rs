@@ -11,6 +11,7 @@ pub mod kept;
 pub mod kinds;
 pub mod link;
 pub mod mail;
+pub mod parcel;
 pub mod plan;
 pub mod spec;
 pub mod task;

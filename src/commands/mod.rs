@@ -12,6 +12,7 @@ mod preview;
 mod repair;
 mod run;
 mod runs;
+mod submit;
 mod volume;
 mod wait;
 mod worker;
@@ -28,11 +29,18 @@ use crate::{
 /// Executes what was typed.
 pub async fn execute(cli: &Cli, natives: &Natives) -> Result<Exit, CliError> {
     let global = &cli.global;
+    if let Some(run) = cli.command.about_runs()
+        && let Some(submission) = submit::elsewhere(global, run)?
+    {
+        return submit::execute_there(global, &submission, &cli.command).await;
+    }
     match &cli.command {
         Command::Run(args) => run::run(global, args, natives).await,
+        Command::Submit(args) => submit::execute(global, args, natives).await,
+        Command::Coordinate { parcel } => submit::coordinate(global, parcel, natives).await,
         Command::Resume { run } => run::resume(global, run, natives).await,
         Command::Cancel { run } => cancel::execute(global, run).await,
-        Command::Wait { run, timeout } => wait::execute(global, run, *timeout).await,
+        Command::Wait(args) => wait::execute(global, args).await,
         Command::Explain { run, task } => explain::execute(global, run, *task).await,
         Command::Check(args) => check::execute(global, args, natives).await,
         Command::Runs(command) => runs::execute(global, command).await,

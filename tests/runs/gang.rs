@@ -93,10 +93,7 @@ async fn what_a_gang_needs_and_cannot_have_is_said() {
     let few = cluster.file("few.toml", &job("[split]\ncount = 5\n[workers]\ncount = 2\nslots = 2\n"));
     let error =
         Outcome::of(cluster.terminal().command().args(["run", &few, "--id", "r"]).output().unwrap()).code(2).stderr;
-    assert!(
-        error.contains("5 tasks are a gang and run at once, and all workers together have 4"),
-        "{error}"
-    );
+    assert!(error.contains("5 tasks are a gang and run at once, and all workers together have 4"), "{error}");
     // What others have is known once they are there.
     let others = cluster.file("others.toml", &job("[split]\ncount = 3\n[workers]\nfleet = 'external'\n"));
     let running = cluster.terminal().start(["--listen", "127.0.0.1", "run", &others, "--id", "others", "--json"]);

@@ -117,6 +117,9 @@ impl Slurm {
 
     async fn submit(&self, call: &Call) -> Result<Started, EngineError> {
         let mut sbatch = command("sbatch");
+        SECRETS.iter().for_each(|name| {
+            sbatch.env_remove(name);
+        });
         sbatch.args(self.options(call));
         let said = run("sbatch", sbatch, &self.script()).await?;
         let id = said.lines().rev().find_map(|line| line.trim().split(';').next()?.parse::<u64>().ok());
@@ -201,13 +204,10 @@ impl Engine for Slurm {
     }
 }
 
-/// One of Slurm's commands, with an environment that is good for workers: sbatch hands it on to them.
-fn command(name: &str) -> Command {
+/// One of Slurm's commands. `sbatch` and `srun` hand its environment on to what they start.
+pub(crate) fn command(name: &str) -> Command {
     let mut command = Command::new(name);
-    SECRETS.iter().for_each(|name| {
-        command.env_remove(name);
-    });
-    // A coordinator may be a job of Slurm's itself, of which its workers are no part.
+    // Who calls may be a job of Slurm's itself, of which what is started is no part.
     let of_job = |name: &String| name.starts_with("SLURM_") && !name.starts_with("SLURM_CONF");
     env::vars_os().filter_map(|(name, _)| name.into_string().ok()).filter(of_job).for_each(|name| {
         command.env_remove(name);
@@ -217,7 +217,7 @@ fn command(name: &str) -> Command {
 }
 
 /// What a command prints.
-async fn run(name: &str, mut command: Command, input: &str) -> Result<String, EngineError> {
+pub(crate) async fn run(name: &str, mut command: Command, input: &str) -> Result<String, EngineError> {
     let unable = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => EngineError::new(
             Class::Permanent,
@@ -301,7 +301,7 @@ fn sighting(tag: &Tag, line: &str) -> Option<(Sighting, Option<String>)> {
 }
 
 /// A word of a shell.
-fn quoted(word: &str) -> String {
+pub(crate) fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 

@@ -11,11 +11,7 @@ use forebay_datasets::{
     checksum::file_checksum,
     volume::{self, NewFile, Volume, VolumeError},
 };
-use forebay_jobs::{
-    id::RunId,
-    kept::REPORTS,
-    spec::{JobSpec, Work},
-};
+use forebay_jobs::{id::RunId, kept::REPORTS, spec::JobSpec};
 
 use super::{ATTEMPTS, Created, FILES, JOB, JOB_TEXT, RunDir, RunDirError, SLOTS, open};
 
@@ -93,12 +89,7 @@ impl Drop for New<'_> {
 
 /// Names and sources of the files that a job ships.
 fn shipped(job: &JobSpec) -> impl Iterator<Item = (&str, &str)> {
-    let files = match &job.work {
-        Work::Command(command) => Some(&command.files),
-        Work::Mapreduce(mapreduce) => Some(&mapreduce.files),
-        Work::Sql(_) => None,
-    };
-    files.into_iter().flatten().map(|(name, source)| (name.as_str(), source.as_str()))
+    job.work.files().into_iter().flatten().map(|(name, source)| (name.as_str(), source.as_str()))
 }
 
 fn ship(source: &Path, files: &Path, name: &str) -> Result<(), RunDirError> {
@@ -128,7 +119,7 @@ fn ship(source: &Path, files: &Path, name: &str) -> Result<(), RunDirError> {
 fn same_run(volume: &Volume, run: &RunId, job: &JobSpec) -> Result<RunDir, RunDirError> {
     let found = open(volume, run)?;
     let conflict = |what: String| Err(RunDirError::Conflict { run: run.clone(), what });
-    if found.job != *job {
+    if !found.job.is_same_as(job) {
         return conflict("its job differs".to_owned());
     }
     for (name, source) in shipped(job) {

@@ -3,6 +3,7 @@
 //! [`parse::job_file`] turns a TOML text into a [`JobSpec`] or into an error that points at the line. A `JobSpec`
 //! serialises to a job file again, which is what a run keeps.
 
+pub mod coordinator;
 mod dataset;
 pub mod ecs;
 pub mod kubernetes;
@@ -15,11 +16,11 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use self::{coordinator::CoordinatorSpec, ecs::EcsSpec, kubernetes::KubernetesSpec};
 pub use self::{
     dataset::{ColumnsSpec, DatasetSpec, KeysSpec, OnBadRecord, S3Spec},
     work::{CommandSpec, Engine, MapReduceSpec, Mapper, Program, SqlSpec, Work},
 };
-use self::{ecs::EcsSpec, kubernetes::KubernetesSpec};
 use crate::kinds::{mapreduce, sql};
 
 /// A whole job, every default resolved.
@@ -35,6 +36,9 @@ pub struct JobSpec {
     pub split: SplitSpec,
     /// Who does it.
     pub workers: WorkersSpec,
+    /// What its coordinator is given, if the fleet starts that too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coordinator: Option<CoordinatorSpec>,
     /// In what they run, if their fleet is Kubernetes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubernetes: Option<KubernetesSpec>,
@@ -81,6 +85,16 @@ impl JobSpec {
             LinkKind::Files => true,
             LinkKind::Auto => !self.is_gang() && !sql::engine::may_distribute(self),
         }
+    }
+
+    /// Whether it is the same job, wherever the files are that it ships.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        let placeless = |job: &Self| {
+            let mut job = job.clone();
+            job.work.files_mut().into_iter().flatten().for_each(|(_, path)| path.clear());
+            job
+        };
+        placeless(self) == placeless(other)
     }
 
     /// Whether its tasks only work together, all at once.
@@ -213,6 +227,19 @@ pub enum FleetKind {
     Ecs,
     /// Somebody else does.
     External,
+}
+
+impl FleetKind {
+    /// As a job file names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Kubernetes => "kubernetes",
+            Self::Slurm => "slurm",
+            Self::Ecs => "ecs",
+            Self::External => "external",
+        }
+    }
 }
 
 /// `[slurm]`

@@ -4,6 +4,7 @@
 //! here make the second of it, a table each, with every default written out. Nothing that is typed is ignored: what
 //! has no effect is an error, and so is what a later version will bring.
 
+mod coordinator;
 mod dataset;
 mod ecs;
 mod error;
@@ -62,13 +63,28 @@ pub fn job_file(text: &str, base: &Path, overrides: &[(String, String)]) -> Resu
     let time = raw.workers.time.as_ref().map(Spanned::span);
     limits::check_link(raw.workers.link.as_ref(), &work)?;
     let workers = limits::workers(raw.workers)?;
+    let coordinator = coordinator::coordinator(raw.coordinator, workers.fleet)?;
     let slurm = slurm::slurm(raw.slurm, workers.fleet)?;
     let ecs = ecs::table(raw.ecs, &workers, fleet.clone(), time)?;
     let kubernetes = kubernetes::kubernetes(raw.kubernetes, (workers.fleet, fleet), base)?;
     let retry = limits::retry(raw.retry, &work)?;
     let output = dataset::output(raw.output, base, &dataset, &work)?;
     let reuse = limits::reuse(raw.reuse.as_ref())?;
-    let job = JobSpec { name, dataset, work, split, workers, slurm, ecs, kubernetes, retry, params, output, reuse };
+    let job = JobSpec {
+        name,
+        dataset,
+        work,
+        split,
+        workers,
+        coordinator,
+        slurm,
+        ecs,
+        kubernetes,
+        retry,
+        params,
+        output,
+        reuse,
+    };
     match early_start.filter(|early| *early.get_ref() && !starts_early(&job)) {
         None => Ok(job),
         Some(early) => Err(SpecError::at(&early, "no task of this job can start before all of its dataset is staged")

@@ -19,6 +19,23 @@ pub enum Work {
 }
 
 impl Work {
+    /// The files that it ships: where they are, by the names that they have in the run.
+    pub fn files(&self) -> Option<&BTreeMap<String, String>> {
+        match self {
+            Self::Command(command) => Some(&command.files),
+            Self::Mapreduce(mapreduce) => Some(&mapreduce.files),
+            Self::Sql(_) => None,
+        }
+    }
+
+    pub(crate) fn files_mut(&mut self) -> Option<&mut BTreeMap<String, String>> {
+        match self {
+            Self::Command(command) => Some(&mut command.files),
+            Self::Mapreduce(mapreduce) => Some(&mut mapreduce.files),
+            Self::Sql(_) => None,
+        }
+    }
+
     /// The programs that its tasks start.
     pub fn programs(&self) -> Vec<&Program> {
         match self {

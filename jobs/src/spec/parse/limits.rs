@@ -69,7 +69,7 @@ pub(super) fn split(raw: Option<Spanned<RawSplit>>, work: &Work) -> Result<Split
 
 const FLEETS: &str = "use local, slurm, ecs, kubernetes, or external and start `forebay worker` yourself";
 /// With less hardly a program starts.
-const LEAST_MEMORY: u64 = 16 << 20;
+pub(super) const LEAST_MEMORY: u64 = 16 << 20;
 /// A worker drains 15 s before its time is up.
 const SHORTEST: Duration = Duration::from_secs(20);
 /// How long a worker goes on without a coordinator, unless the job says otherwise.

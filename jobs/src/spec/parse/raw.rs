@@ -19,6 +19,7 @@ pub(super) struct RawJob {
     pub(super) split: Option<Spanned<RawSplit>>,
     #[serde(default)]
     pub(super) workers: RawWorkers,
+    pub(super) coordinator: Option<Spanned<RawCoordinator>>,
     pub(super) kubernetes: Option<Spanned<RawKubernetes>>,
     pub(super) slurm: Option<Spanned<RawSlurm>>,
     pub(super) ecs: Option<Spanned<RawEcs>>,
@@ -288,6 +289,17 @@ pub(super) struct RawWorkers {
     pub(super) time: Option<Spanned<String>>,
     pub(super) patience: Option<Spanned<String>>,
     pub(super) link: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawCoordinator {
+    pub(super) cpus: Option<Spanned<u32>>,
+    pub(super) memory: Option<Spanned<String>>,
+    pub(super) time: Option<Spanned<String>>,
+    pub(super) partition: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) options: Vec<Spanned<String>>,
 }
 
 #[derive(Default, Deserialize)]

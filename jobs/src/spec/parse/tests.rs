@@ -112,6 +112,27 @@ fn errors_point_at_what_is_wrong() {
         (format!("{command}[workers]\nmemory = \"1MiB\""), "a slot would have less than 16 MiB of memory", "\"1MiB\""),
         (format!("{command}[workers]\ngpus = 3\nslots = 2"), "2 slots cannot have the same number of 3 gpus each", "3"),
         (format!("{command}[workers]\nfleet = \"lambda\""), "there is no fleet `lambda`", "\"lambda\""),
+        (
+            format!("{command}[coordinator]\ncpus = 2"),
+            "this fleet starts no coordinator: it is where `forebay run` is",
+            "[coordinator]",
+        ),
+        (format!("{command}{slurm}[coordinator]\ncpus = 0"), "0 is out of range", "0"),
+        (
+            format!("{command}{slurm}[coordinator]\nmemory = \"1MiB\""),
+            "a coordinator needs more memory than this",
+            "\"1MiB\"",
+        ),
+        (
+            format!("{command}{slurm}[coordinator]\noptions = [\"--mem=5G\"]"),
+            "`--mem` is not an option to give here",
+            "\"--mem=5G\"",
+        ),
+        (
+            format!("{command}{slurm}options = [\"--output=x\"]"),
+            "`--output` is not an option to give here",
+            "\"--output=x\"",
+        ),
         (format!("{command}[slurm]\nqos = \"a\""), "[slurm] means nothing to this fleet", "[slurm]"),
         (format!("{command}{slurm}partition = \"a b\""), "`a b` is no name that Slurm knows", "\"a b\""),
         (format!("{command}{slurm}account = \"-x\""), "`-x` is no name that Slurm knows", "\"-x\""),

@@ -1,0 +1,26 @@
+//! `[coordinator]`: what a coordinator is given that a fleet starts, for `forebay submit`.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// `[coordinator]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CoordinatorSpec {
+    /// Cores.
+    pub cpus: u32,
+    /// Bytes of memory; none: what its fleet gives by itself.
+    pub memory: Option<u64>,
+    /// How long it may take; none: as long as its fleet lets it.
+    pub time: Option<Duration>,
+    /// Slurm's partition; none: that of the workers.
+    pub partition: Option<String>,
+    /// Further options of `sbatch`.
+    pub options: Vec<String>,
+}
+
+impl Default for CoordinatorSpec {
+    fn default() -> Self {
+        Self { cpus: 1, memory: None, time: None, partition: None, options: Vec::new() }
+    }
+}

@@ -2,6 +2,9 @@
 
 mod support;
 
+use std::{fs, path::Path};
+
+use forebay_jobs::spec::parse::job_file;
 use support::Cluster;
 
 const JOB: &str = "name = \"j\"\n[dataset]\nsource = \"s3://data\"\n[sql]\nquery = \"QUERY\"\n";
@@ -37,4 +40,14 @@ async fn an_unknown_column_is_found_in_what_is_staged() {
     assert_eq!(cluster.forebay(["check", &good, "--json"]).json(0)["tasks"], serde_json::json!([1]));
     let error = cluster.forebay(["check", &bad]).code(2);
     assert!(error.stderr.contains("carier"), "{}", error.stderr);
+}
+
+#[test]
+fn the_jobs_that_are_deployed_are_jobs() {
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
+    for fleet in ["kubernetes", "slurm"] {
+        let file = deploy.join(fleet).join("job.toml");
+        let job = job_file(&fs::read_to_string(&file).unwrap(), &deploy, &[]);
+        assert_eq!(job.unwrap().workers.fleet.name(), fleet);
+    }
 }

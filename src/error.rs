@@ -196,6 +196,7 @@ impl From<SubmitError> for CliError {
         let exit = match &error {
             SubmitError::NoFleet(_) => Exit::Usage,
             SubmitError::Parcel(_) => Exit::NotFound,
+            SubmitError::Conflict { .. } => Exit::Usage,
             SubmitError::Engine(_) => Exit::OutOfReach,
         };
         Self::caused(exit, &error)

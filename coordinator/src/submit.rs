@@ -4,9 +4,7 @@
 //! Nothing of what is submitted is decided here: the coordinator creates the run, or finds it, as `forebay run` would. So two
 //! that were started for one run by mistake are one that works and one that waits.
 
-mod slurm;
-
-use std::{ffi::OsString, path::PathBuf, process::ExitStatus};
+use std::path::PathBuf;
 
 use forebay_jobs::{
     id::RunId,
@@ -14,8 +12,9 @@ use forebay_jobs::{
     spec::{FleetKind, JobSpec},
 };
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
-use crate::fleet::engine::EngineError;
+use crate::fleet::{engine::EngineError, kubernetes::submit as kubernetes, slurm::submit as slurm};
 
 /// A run that was submitted, or is to be: what it takes to start its coordinator, and to find it again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -59,9 +58,22 @@ pub enum SubmitError {
     /// The job cannot travel.
     #[error(transparent)]
     Parcel(#[from] ParcelError),
+    /// The run's name is another job's.
+    #[error("{coordinator} coordinates another job as run `{run}`")]
+    Conflict {
+        /// The run.
+        run: RunId,
+        /// What coordinates it.
+        coordinator: String,
+    },
     /// The engine refused.
     #[error(transparent)]
     Engine(#[from] EngineError),
+}
+
+/// What tells one job from another, as short as a label may be.
+pub(crate) fn digest(parcel: &str) -> String {
+    Sha256::digest(parcel.as_bytes()).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl Submission {
@@ -71,8 +83,17 @@ impl Submission {
     /// The fleet starts none, or its engine refused: nothing was started, unless no answer came.
     pub async fn submit(&self, parcel: &str) -> Result<Submitted, SubmitError> {
         match self.job.workers.fleet {
-            FleetKind::Slurm => Ok(slurm::submit(self, parcel).await?),
+            FleetKind::Kubernetes => kubernetes::submit(self, parcel).await,
+            FleetKind::Slurm => slurm::submit(self, parcel).await,
             fleet => Err(SubmitError::NoFleet(fleet.name())),
+        }
+    }
+
+    /// What is there already, if it is of this job.
+    pub(crate) fn there(&self, coordinator: String, is_same: bool) -> Result<Submitted, SubmitError> {
+        match is_same {
+            true => Ok(Submitted { coordinator, is_old: true }),
+            false => Err(SubmitError::Conflict { run: self.run.clone(), coordinator }),
         }
     }
 
@@ -82,17 +103,20 @@ impl Submission {
     /// It does not say.
     pub async fn standing(&self) -> Result<Standing, SubmitError> {
         match self.job.workers.fleet {
+            FleetKind::Kubernetes => Ok(kubernetes::standing(self).await?),
             FleetKind::Slurm => Ok(slurm::standing(self).await?),
             fleet => Err(SubmitError::NoFleet(fleet.name())),
         }
     }
 
-    /// Executes a command of forebay's over the volume, on one of the fleet's hosts, and hands on what it prints.
+    /// Executes a command of forebay's over the volume, on one of the fleet's hosts, hands on what it prints, and gives its
+    /// exit code.
     ///
     /// # Errors
     /// It could not be started.
-    pub async fn execute(&self, arguments: &[OsString]) -> Result<ExitStatus, SubmitError> {
+    pub async fn execute(&self, arguments: &[String]) -> Result<i32, SubmitError> {
         match self.job.workers.fleet {
+            FleetKind::Kubernetes => Ok(kubernetes::execute(self, arguments).await?),
             FleetKind::Slurm => Ok(slurm::execute(self, arguments).await?),
             fleet => Err(SubmitError::NoFleet(fleet.name())),
         }

@@ -76,7 +76,7 @@ impl Parcel {
     ///
     /// # Errors
     /// A file cannot be read.
-    pub fn pack(run: RunId, text: String, job: JobSpec) -> Result<Self, ParcelError> {
+    pub fn pack(run: RunId, text: String, mut job: JobSpec) -> Result<Self, ParcelError> {
         let shipped = |(name, path): (&String, &String)| {
             let read =
                 || Ok((fs::metadata(path)?.permissions().mode() & 0o777, BASE64_STANDARD.encode(fs::read(path)?)));
@@ -84,6 +84,8 @@ impl Parcel {
             Ok(Shipped { name: name.clone(), mode, content })
         };
         let files = job.work.files().into_iter().flatten().map(shipped).collect::<Result<_, ParcelError>>()?;
+        // Where they were is nobody's business there, and no difference.
+        job.work.files_mut().into_iter().flatten().for_each(|(_, path)| path.clear());
         Ok(Self { version: Self::VERSION, run, text, job, files })
     }
 
@@ -171,7 +173,7 @@ mod tests {
     #[test]
     fn what_is_torn_or_of_another_version_or_leads_elsewhere_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let (_, parcel) = packed(dir.path());
+        let (job, parcel) = packed(dir.path());
         let text = parcel.seal();
         for torn in ["", "AAAA", &text[..text.len() / 2], &text[1..]] {
             assert!(matches!(Parcel::open(torn), Err(ParcelError::Torn)), "{torn}");
@@ -184,7 +186,7 @@ mod tests {
             assert!(matches!(astray.unpack(&dir.path().join("to")), Err(ParcelError::Torn)), "{name}");
         }
         fs::remove_file(dir.path().join("tool.sh")).unwrap();
-        let error = Parcel::pack("r".parse().unwrap(), parcel.text, parcel.job).unwrap_err();
+        let error = Parcel::pack("r".parse().unwrap(), parcel.text, job).unwrap_err();
         assert!(error.to_string().contains("/tool.sh"), "{error}");
     }
 }

@@ -2,7 +2,7 @@
 
 pub(super) mod record;
 
-use std::{ffi::OsString, io::Read, path::Path, process::ExitStatus, time::Duration};
+use std::{io::Read, path::Path, time::Duration};
 
 use forebay_coordinator::{
     rundir,
@@ -13,7 +13,7 @@ use forebay_jobs::{
     id::RunId,
     kinds::mapreduce::native::Natives,
     parcel::Parcel,
-    spec::{FleetKind, parse::SpecError},
+    spec::{FleetKind, JobSpec, parse::SpecError},
 };
 
 use super::{job, program, run, wait};
@@ -32,12 +32,15 @@ pub async fn execute(global: &Global, args: &SubmitArgs, natives: &Natives) -> R
     job::check_native(&args.job.job, &text, &spec, natives)?;
     if let FleetKind::Local | FleetKind::External = spec.workers.fleet {
         let message = format!("the fleet `{}` starts no coordinator", spec.workers.fleet.name());
-        let help = format!("`{} run` coordinates here; or write fleet = \"slurm\" under [workers]", program());
+        let help = format!(
+            "`{} run` coordinates here; or write fleet = \"slurm\" or \"kubernetes\" under [workers]",
+            program()
+        );
         let error = SpecError { message, help: Some(help), span: text.find("fleet").map(|at| at..at + "fleet".len()) };
         return Err(CliError::in_job(&args.job.job.display().to_string(), text, error));
     }
     let run = args.id.clone().unwrap_or_else(|| rundir::fresh_id(&spec));
-    let parcel = Parcel::pack(run.clone(), text, spec.clone()).map_err(SubmitError::from)?;
+    let parcel = Parcel::pack(run.clone(), text, there(spec.clone())).map_err(SubmitError::from)?;
     let submission = Submission {
         run: run.clone(),
         job: spec,
@@ -57,6 +60,14 @@ pub async fn execute(global: &Global, args: &SubmitArgs, natives: &Natives) -> R
         false => println!("{run}"),
     }
     Ok(Exit::Done)
+}
+
+/// The job without what is so only here: in the cluster a coordinator is who its pod is.
+fn there(mut job: JobSpec) -> JobSpec {
+    if let Some(kubernetes) = &mut job.kubernetes {
+        (kubernetes.kubeconfig, kubernetes.context) = (None, None);
+    }
+    job
 }
 
 /// Coordinates a run that was submitted elsewhere.
@@ -93,14 +104,14 @@ pub fn elsewhere(global: &Global, run: Option<&RunId>) -> Result<Option<Submissi
 
 /// Has what was typed executed there, in the place of this process.
 pub async fn execute_there(global: &Global, submission: &Submission, command: &Command) -> Result<Exit, CliError> {
-    let mut arguments = without_volume(std::env::args_os().skip(1));
+    let mut arguments = without_volume(std::env::args().skip(1));
     if let Command::Wait(args) = command {
         wait::in_time(&args.run, args.timeout, has_begun(global, submission)).await??;
-        arguments.push("--soon".into());
+        arguments.push("--soon".to_owned());
     }
-    let ended: ExitStatus = submission.execute(&arguments).await?;
+    let code = submission.execute(&arguments).await?;
     // Its words were printed already.
-    std::process::exit(ended.code().unwrap_or(Exit::OutOfReach as i32))
+    std::process::exit(code)
 }
 
 /// Waits until a run that was submitted from here has begun, and says what keeps it waiting.
@@ -118,11 +129,11 @@ pub async fn has_begun(global: &Global, submission: &Submission) -> Result<(), C
 }
 
 /// The arguments without the volume, which has another path there.
-fn without_volume(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
+fn without_volume(arguments: impl Iterator<Item = String>) -> Vec<String> {
     let mut is_value = false;
-    let stays = |argument: &OsString| {
+    let stays = |argument: &String| {
         let was_value = std::mem::replace(&mut is_value, argument == "--volume");
-        !was_value && !is_value && !argument.as_encoded_bytes().starts_with(b"--volume=")
+        !was_value && !is_value && !argument.starts_with("--volume=")
     };
     arguments.filter(stays).collect()
 }
@@ -133,10 +144,7 @@ mod tests {
 
     #[test]
     fn arguments_lose_their_volume_and_nothing_else() {
-        let left = |typed: &str| {
-            let left = without_volume(typed.split(' ').map(Into::into));
-            left.join(&OsString::from(" ")).into_string().unwrap()
-        };
+        let left = |typed: &str| without_volume(typed.split(' ').map(str::to_owned)).join(" ");
         assert_eq!(left("--volume /v wait r --timeout 9s"), "wait r --timeout 9s");
         assert_eq!(left("runs show r --volume=/v --json"), "runs show r --json");
         assert_eq!(left("runs logs r --task 3 --volume v"), "runs logs r --task 3");

@@ -9,4 +9,5 @@ mod engine;
 mod fixture;
 mod runs;
 mod server;
+mod submits;
 mod troubles;

@@ -7,6 +7,8 @@
 //! worker's `slurmstepd` was killed. Then the new worker has another nonce in its name than the old one, which ends
 //! when its link says so, or when it finds that the run has ended; `scancel` does not reach it.
 
+pub(crate) mod submit;
+
 use std::{
     collections::BTreeSet,
     env, io,
@@ -205,7 +207,7 @@ impl Engine for Slurm {
 }
 
 /// One of Slurm's commands. `sbatch` and `srun` hand its environment on to what they start.
-pub(crate) fn command(name: &str) -> Command {
+fn command(name: &str) -> Command {
     let mut command = Command::new(name);
     // Who calls may be a job of Slurm's itself, of which what is started is no part.
     let of_job = |name: &String| name.starts_with("SLURM_") && !name.starts_with("SLURM_CONF");
@@ -217,7 +219,7 @@ pub(crate) fn command(name: &str) -> Command {
 }
 
 /// What a command prints.
-pub(crate) async fn run(name: &str, mut command: Command, input: &str) -> Result<String, EngineError> {
+async fn run(name: &str, mut command: Command, input: &str) -> Result<String, EngineError> {
     let unable = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => EngineError::new(
             Class::Permanent,
@@ -301,7 +303,7 @@ fn sighting(tag: &Tag, line: &str) -> Option<(Sighting, Option<String>)> {
 }
 
 /// A word of a shell.
-pub(crate) fn quoted(word: &str) -> String {
+fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 

@@ -17,10 +17,13 @@ pub struct CoordinatorSpec {
     pub partition: Option<String>,
     /// Further options of `sbatch`.
     pub options: Vec<String>,
+    /// Who it is for Kubernetes; none: the namespace's default.
+    #[serde(default)]
+    pub service_account: Option<String>,
 }
 
 impl Default for CoordinatorSpec {
     fn default() -> Self {
-        Self { cpus: 1, memory: None, time: None, partition: None, options: Vec::new() }
+        Self { cpus: 1, memory: None, time: None, partition: None, options: Vec::new(), service_account: None }
     }
 }

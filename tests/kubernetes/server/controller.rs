@@ -64,6 +64,9 @@ impl World {
                     self.release(pod_name);
                 }
             }
+            if its.iter().any(|(_, pod, _)| phase(pod) == "Failed" && is_final(&job, pod)) {
+                failed.insert(at);
+            }
             if failures.0 > u32::try_from(limit).unwrap_or(u32::MAX) {
                 failed.insert(at);
             }
@@ -169,7 +172,15 @@ impl World {
             block_owner_deletion: Some(true),
         }]);
         let pod = Pod { metadata, spec: Some(spec), status: None };
-        let live = Live { pod, container: None, kill_at: None, deleted: None, ended: None, made: Instant::now() };
+        let live = Live {
+            pod,
+            container: None,
+            log: String::new(),
+            kill_at: None,
+            deleted: None,
+            ended: None,
+            made: Instant::now(),
+        };
         self.pods.insert(pod_name, live);
         true
     }
@@ -273,6 +284,17 @@ fn is_ignored(job: &Job, pod: &Pod) -> bool {
             conditions.into_iter().any(|it| it.type_ == pattern.type_ && it.status == pattern.status)
         })
     })
+}
+
+/// Whether the Job's policy says that no other try is to be made after this end. The first rule that matches counts.
+fn is_final(job: &Job, pod: &Pod) -> bool {
+    let policy = job.spec.as_ref().and_then(|spec| spec.pod_failure_policy.as_ref());
+    let statuses = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
+    let codes: Vec<_> = statuses.filter_map(|it| Some(it.state.as_ref()?.terminated.as_ref()?.exit_code)).collect();
+    let fails = policy.iter().flat_map(|policy| &policy.rules).filter(|rule| rule.action == "FailIndex").any(|rule| {
+        rule.on_exit_codes.as_ref().is_some_and(|wanted| codes.iter().any(|code| wanted.values.contains(code)))
+    });
+    fails && !is_ignored(job, pod)
 }
 
 fn count(pod: &Pod, key: &str) -> u32 {

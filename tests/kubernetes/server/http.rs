@@ -52,6 +52,9 @@ pub async fn answer(shared: &Shared, request: Request<Incoming>) -> Response<Ful
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let query: BTreeMap<String, String> = request.uri().query().map(parse).unwrap_or_default();
+    if let Some(pod) = path.strip_suffix("/log").and_then(|path| path.rsplit('/').next()) {
+        return log(shared, pod, query.get("follow").is_some_and(|follow| follow == "true")).await;
+    }
     let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
     let fault = shared.fault(method.as_str(), &path);
     let answer = match &fault {
@@ -82,6 +85,21 @@ pub async fn answer(shared: &Shared, request: Request<Incoming>) -> Response<Ful
     response.body(Full::new(Bytes::from(body.to_string()))).expect("it is a response")
 }
 
+/// A pod's log, when it is whole if it is to be followed.
+async fn log(shared: &Shared, pod: &str, follow: bool) -> Response<Full<Bytes>> {
+    loop {
+        let said = shared.world().pods.get(pod).map(|live| match &live.container {
+            Some(container) => (container.said(), false),
+            None => (live.log.clone(), live.ended.is_some()),
+        });
+        match said {
+            None => return Response::builder().status(404).body(Full::default()).expect("it is a response"),
+            Some((_, false)) if follow => tokio::time::sleep(Duration::from_millis(20)).await,
+            Some((said, _)) => return Response::new(Full::new(said.into())),
+        }
+    }
+}
+
 fn parse(query: &str) -> BTreeMap<String, String> {
     let decoded =
         |text: &str| percent_encoding::percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
@@ -100,6 +118,7 @@ fn route(
     let (kind, namespace, rest) = match parts.as_slice() {
         ["apis", "batch", "v1", "namespaces", namespace, "jobs", rest @ ..] => ("Job", *namespace, rest),
         ["api", "v1", "namespaces", namespace, "pods", rest @ ..] => ("Pod", *namespace, rest),
+        ["api", "v1", "namespaces", namespace, "secrets"] => ("Secret", *namespace, &[][..]),
         ["api", "v1", "namespaces", namespace, "events"] => ("Event", *namespace, &[][..]),
         _ => return Err(Refusal::new(404, "NotFound", "the server could not find the requested resource")),
     };
@@ -117,9 +136,10 @@ fn route(
             let is_dry = query.get("dryRun").is_some_and(|dry| dry == "All");
             shared.world().create_job(body, namespace, is_dry)
         }
+        ("POST", "Secret", []) => shared.world().create_secret(body, namespace),
         ("DELETE", "Job", [name]) => shared.world().delete_job(name, &options()?),
         ("DELETE", "Pod", [name]) => shared.world().delete_pod(name, &options()?),
-        ("GET", kind, []) => list(shared, kind, query),
+        ("GET", "Job" | "Pod" | "Event", []) => list(shared, kind, query),
         _ => Err(Refusal::new(405, "MethodNotAllowed", "this server does not do that")),
     }
 }

@@ -1,9 +1,11 @@
 //! Where pods are put, and what runs in them: processes of this machine.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::Read,
     os::unix::process::{CommandExt, ExitStatusExt},
+    path::Path,
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
@@ -11,7 +13,7 @@ use std::{
 use k8s_openapi::{
     api::core::v1::{
         ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, Pod,
-        PodCondition,
+        PodCondition, Secret, VolumeMount,
     },
     apimachinery::pkg::apis::meta::v1::Time,
     jiff::Timestamp,
@@ -20,6 +22,7 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use super::{
     controller::{disrupt, set},
+    settings::Settings,
     world::{Live, World, phase},
 };
 
@@ -35,26 +38,52 @@ pub struct Container {
     /// Set once it is reaped.
     status: Option<ExitStatus>,
     log: tempfile::NamedTempFile,
+    /// What of Secrets is mounted.
+    _mounted: tempfile::TempDir,
     asked: bool,
     killed: Option<&'static str>,
     begun: Instant,
 }
 
 impl Container {
-    fn start(pod: &Pod) -> std::io::Result<Self> {
+    /// Mounts are told to the container by other paths in its arguments: it has the root of this machine.
+    fn start(pod: &Pod, secrets: &BTreeMap<String, Secret>, account: Option<&Path>) -> std::io::Result<Self> {
         let container = &pod.spec.as_ref().expect("pods have one").containers[0];
-        let literally = |text: &String| text.replace("$$(", "$(");
+        let mounted = tempfile::tempdir()?;
+        let mut paths = Vec::new();
+        for (volume, secret) in mounts(pod, secrets) {
+            let dir = mounted.path().join(&volume.name);
+            std::fs::create_dir(&dir)?;
+            for (key, value) in secret.data.iter().flatten() {
+                std::fs::write(dir.join(key), &value.0)?;
+            }
+            paths.push((volume.mount_path.clone(), dir.display().to_string()));
+        }
+        let literally = |text: &String| {
+            let text = text.replace("$$(", "$(");
+            let mount = paths.iter().find_map(|(from, to)| Some(format!("{to}{}", text.strip_prefix(from.as_str())?)));
+            mount.unwrap_or(text)
+        };
         let words: Vec<_> = container.command.iter().chain(&container.args).flatten().map(literally).collect();
         let log = tempfile::NamedTempFile::new()?;
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         for variable in container.env.iter().flatten() {
-            command.env(&variable.name, variable.value.clone().unwrap_or_default());
+            let field = variable.value_from.as_ref().and_then(|from| from.field_ref.as_ref());
+            let value = match field.map(|field| field.field_path.as_str()) {
+                // Pods are on this machine.
+                Some("status.podIP") => "127.0.0.1".to_owned(),
+                _ => variable.value.clone().unwrap_or_default(),
+            };
+            command.env(&variable.name, value);
         }
+        // In place of the service account's token.
+        let asks = pod.spec.as_ref().and_then(|spec| spec.automount_service_account_token) == Some(true);
+        command.envs(account.filter(|_| asks).map(|path| ("KUBECONFIG", path)));
         let output: File = log.reopen()?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).process_group(0);
         let child = command.spawn()?;
-        Ok(Self { child, status: None, log, asked: false, killed: None, begun: Instant::now() })
+        Ok(Self { child, status: None, log, _mounted: mounted, asked: false, killed: None, begun: Instant::now() })
     }
 
     fn pid(&self) -> Option<Pid> {
@@ -82,9 +111,14 @@ impl Container {
         self.status
     }
 
-    fn last_words(&self) -> String {
+    pub fn said(&self) -> String {
         let mut text = String::new();
         let _ = self.log.reopen().and_then(|mut file| file.read_to_string(&mut text));
+        text
+    }
+
+    fn last_words(&self) -> String {
+        let text = self.said();
         let from = text.char_indices().map(|(at, _)| at).find(|at| text.len() - at <= MESSAGE);
         text[from.unwrap_or(0)..].trim().to_owned()
     }
@@ -107,7 +141,7 @@ impl World {
             let node = live.pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
             // A node that was lost does, and says, nothing.
             if node.is_some_and(|node| !self.lost.contains_key(&node)) {
-                tend(live, self.settings.image.clone());
+                tend(live, &self.settings, &self.secrets);
             }
         }
     }
@@ -166,7 +200,7 @@ impl World {
     }
 }
 
-fn tend(live: &mut Live, image: Option<(String, String)>) {
+fn tend(live: &mut Live, settings: &Settings, secrets: &BTreeMap<String, Secret>) {
     if live.ended.is_some() {
         return;
     }
@@ -174,7 +208,7 @@ fn tend(live: &mut Live, image: Option<(String, String)>) {
         if live.deleted.is_some() {
             return end(live, "Failed", None);
         }
-        return begin(live, image);
+        return begin(live, settings, secrets);
     }
     let Some(container) = &mut live.container else { return };
     if live.deleted.is_some() {
@@ -208,15 +242,20 @@ fn tend(live: &mut Live, image: Option<(String, String)>) {
     end(live, if code == 0 { "Succeeded" } else { "Failed" }, Some(terminated));
 }
 
-fn begin(live: &mut Live, image: Option<(String, String)>) {
+fn begin(live: &mut Live, settings: &Settings, secrets: &BTreeMap<String, Secret>) {
     let waiting = |reason: String, message: String| ContainerState {
         waiting: Some(ContainerStateWaiting { reason: Some(reason), message: Some(message) }),
         ..Default::default()
     };
-    if let Some((reason, message)) = image {
+    if let Some((reason, message)) = settings.image.clone() {
         return container_is(&mut live.pod, waiting(reason, message));
     }
-    match Container::start(&live.pod) {
+    let wanted = live.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).filter(|it| it.secret.is_some());
+    if mounts(&live.pod, secrets).len() < wanted.count() {
+        // The kubelet tries again to mount it.
+        return container_is(&mut live.pod, waiting("ContainerCreating".to_owned(), String::new()));
+    }
+    match Container::start(&live.pod, secrets, settings.account.as_deref()) {
         Ok(container) => {
             live.container = Some(container);
             let now = Some(Time(Timestamp::now()));
@@ -244,7 +283,18 @@ pub fn end(live: &mut Live, how: &str, terminated: Option<ContainerStateTerminat
     }
     live.pod.status.get_or_insert_default().phase = Some(how.to_owned());
     live.ended = Some(Instant::now());
-    live.container = None;
+    live.log = live.container.take().map(|container| container.said()).unwrap_or_default();
+}
+
+/// The Secrets that a pod mounts, those that are there.
+fn mounts<'a>(pod: &'a Pod, secrets: &'a BTreeMap<String, Secret>) -> Vec<(&'a VolumeMount, &'a Secret)> {
+    let spec = pod.spec.as_ref().expect("pods have one");
+    let of_volume = |mount: &&VolumeMount| {
+        let volume = spec.volumes.iter().flatten().find(|volume| volume.name == mount.name)?;
+        secrets.get(volume.secret.as_ref()?.secret_name.as_ref()?)
+    };
+    let all = spec.containers[0].volume_mounts.iter().flatten();
+    all.filter_map(|mount| Some((mount, of_volume(&mount)?))).collect()
 }
 
 fn container_is(pod: &mut Pod, state: ContainerState) {

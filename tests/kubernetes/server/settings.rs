@@ -1,6 +1,6 @@
 //! What a test decides of its cluster.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 /// How fast the cluster is, and what it does not do.
 #[derive(Clone, Debug)]
@@ -25,6 +25,8 @@ pub struct Settings {
     pub image: Option<(String, String)>,
     /// Why pods are not admitted.
     pub admission: Option<String>,
+    /// A kubeconfig, for pods that get their service account's token.
+    pub account: Option<PathBuf>,
 }
 
 impl Default for Settings {
@@ -40,6 +42,7 @@ impl Default for Settings {
             unschedulable: None,
             image: None,
             admission: None,
+            account: None,
         }
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use k8s_openapi::{
     api::{
         batch::v1::Job,
-        core::v1::{Event, ObjectReference, Pod},
+        core::v1::{Event, ObjectReference, Pod, Secret},
     },
     apimachinery::pkg::apis::meta::v1::{DeleteOptions, ObjectMeta, Time},
     jiff::{SignedDuration, Timestamp},
@@ -48,6 +48,8 @@ impl Refusal {
 pub struct Live {
     pub pod: Pod,
     pub container: Option<Container>,
+    /// What its container printed, once it has ended.
+    pub log: String,
     /// When its container gets no more time.
     pub kill_at: Option<Instant>,
     /// When its deletion was asked for.
@@ -64,6 +66,7 @@ pub struct World {
     /// When a Job has ended.
     pub finished: BTreeMap<String, Instant>,
     pub pods: BTreeMap<String, Live>,
+    pub secrets: BTreeMap<String, Secret>,
     pub events: Vec<Event>,
     /// What runs on where no pod is any more.
     pub adrift: Vec<Container>,
@@ -117,6 +120,24 @@ impl World {
         Ok(made)
     }
 
+    /// Takes a Secret in.
+    pub fn create_secret(&mut self, sent: &[u8], namespace: &str) -> Result<Value, Refusal> {
+        let mut secret: Secret =
+            serde_json::from_slice(sent).map_err(|e| Refusal::new(400, "BadRequest", e.to_string()))?;
+        let name = secret.metadata.name.clone().unwrap_or_default();
+        let size: usize = secret.data.iter().flatten().map(|(_, value)| value.0.len()).sum();
+        if size > 1 << 20 {
+            return Err(Refusal::new(422, "Invalid", "data: Too long: may not be more than 1048576 bytes"));
+        }
+        if self.secrets.contains_key(&name) {
+            return Err(Refusal::new(409, "AlreadyExists", format!("secrets \"{name}\" already exists")));
+        }
+        self.own(&mut secret.metadata, namespace);
+        let made = serde_json::to_value(&secret).unwrap();
+        self.secrets.insert(name, secret);
+        Ok(made)
+    }
+
     /// What every object has from the server.
     pub fn own(&mut self, meta: &mut ObjectMeta, namespace: &str) {
         let version = self.next_version();
@@ -164,6 +185,10 @@ impl World {
     /// What belongs to no Job any more is deleted, and nobody counts it.
     pub fn orphaned(&mut self) {
         let owners: Vec<_> = self.jobs.values().filter_map(|job| job.metadata.uid.clone()).collect();
+        self.secrets.retain(|_, secret| {
+            let mut of = secret.metadata.owner_references.iter().flatten();
+            of.any(|owner| owners.contains(&owner.uid))
+        });
         let orphans =
             self.pods.iter_mut().filter(|(_, live)| owner(&live.pod).is_none_or(|uid| !owners.contains(&uid)));
         let names: Vec<_> = orphans

@@ -7,13 +7,14 @@ use std::{
 };
 
 use forebay_jobs::spec::kubernetes::KubernetesSpec;
+use futures::io::AsyncBufRead;
 use k8s_openapi::api::{
     batch::v1::Job,
-    core::v1::{Event, Pod},
+    core::v1::{Event, Pod, Secret},
 };
 use kube::{
     Api, Client, Config,
-    api::{DeleteParams, ListParams, PostParams, Preconditions},
+    api::{DeleteParams, ListParams, LogParams, PostParams, Preconditions},
     client::ClientBuilder,
     config::{KubeConfigOptions, Kubeconfig},
     core::{Status, response::reason},
@@ -140,6 +141,22 @@ impl Cluster {
     /// The pods of a Job.
     pub(super) async fn pods_of(&self, job: &str) -> Result<Vec<Pod>, EngineError> {
         self.list(&format!("batch.kubernetes.io/job-name={job}")).await
+    }
+
+    /// Makes a Secret, unless there is one of its name.
+    pub(super) async fn create_secret(&self, secret: &Secret) -> Result<(), EngineError> {
+        self.pause.check()?;
+        match self.api::<Secret>().create(&PostParams::default(), secret).await {
+            Err(kube::Error::Api(status)) if status.reason == reason::ALREADY_EXISTS => Ok(()),
+            made => made.map(drop).map_err(|error| self.refusal("the Secret was not made", &error)),
+        }
+    }
+
+    /// What a pod's container has printed, and prints until it ends.
+    pub(super) async fn log(&self, pod: &str, follow: bool) -> Result<impl AsyncBufRead, EngineError> {
+        self.pause.check()?;
+        let log = self.api::<Pod>().log_stream(pod, &LogParams { follow, ..LogParams::default() }).await;
+        log.map_err(|error| self.refusal("the log was not read", &error))
     }
 
     /// What the cluster has noted about a Job or a pod; nothing if it may not be read.

@@ -11,6 +11,7 @@
 mod cluster;
 mod manifest;
 mod sight;
+pub(crate) mod submit;
 #[cfg(test)]
 mod tests;
 mod trouble;

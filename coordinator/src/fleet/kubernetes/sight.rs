@@ -147,7 +147,7 @@ fn has_run(pod: &Pod) -> bool {
 }
 
 /// Whether no index of a Job is begun any more.
-fn has_ended(job: &Job) -> bool {
+pub(super) fn has_ended(job: &Job) -> bool {
     let conditions = job.status.as_ref().and_then(|status| status.conditions.as_ref());
     conditions.into_iter().flatten().any(|condition| {
         condition.status == "True"

@@ -166,6 +166,11 @@ pub(super) fn end_of_job(job: &Job) -> String {
     told.unwrap_or_else(|| "its Job has ended, and its pod is gone".to_owned())
 }
 
+/// The exit code of a pod's container, if it has ended by itself.
+pub(super) fn exit_code(pod: &Pod) -> Option<i32> {
+    terminated(pod).filter(|terminated| !has_not_started(terminated)).map(|terminated| terminated.exit_code)
+}
+
 /// Whether a container has ended without having begun.
 pub(super) fn has_not_started(terminated: &ContainerStateTerminated) -> bool {
     matches!(terminated.reason.as_deref(), Some("StartError" | "ContainerCannotRun"))

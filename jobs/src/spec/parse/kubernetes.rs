@@ -126,7 +126,7 @@ fn label(text: &Spanned<String>) -> Result<String, SpecError> {
 }
 
 /// The name of an object of the cluster.
-fn object(text: &Spanned<String>) -> Result<String, SpecError> {
+pub(super) fn object(text: &Spanned<String>) -> Result<String, SpecError> {
     let name = text.get_ref();
     match name.len() <= 253 && name.split('.').all(is_label) {
         true => Ok(name.clone()),

@@ -300,6 +300,7 @@ pub(super) struct RawCoordinator {
     pub(super) partition: Option<Spanned<String>>,
     #[serde(default)]
     pub(super) options: Vec<Spanned<String>>,
+    pub(super) service_account: Option<Spanned<String>>,
 }
 
 #[derive(Default, Deserialize)]

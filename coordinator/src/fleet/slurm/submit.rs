@@ -3,15 +3,15 @@
 //! The job's name is the run's, and a digest of the volume's path: by it one is found that is there already. The parcel
 //! is in the script, which Slurm keeps for itself and the job's user (`max_script_size`, 4 MiB unless set otherwise).
 
-use std::{ffi::OsString, io, process::ExitStatus, process::Stdio};
+use std::{io, process::Stdio};
 
 use forebay_jobs::spec::{SlurmSpec, coordinator::CoordinatorSpec};
 use sha2::{Digest, Sha256};
 
-use super::{Standing, Submission, Submitted};
-use crate::fleet::{
-    engine::{Class, EngineError},
-    slurm::{command, quoted, run},
+use super::{command, quoted, run};
+use crate::{
+    fleet::engine::{Class, EngineError},
+    submit::{Standing, Submission, SubmitError, Submitted, digest},
 };
 
 /// Where the parcel ends in the script: no parcel has it.
@@ -21,13 +21,14 @@ const FILES: [&str; 4] = ["--output", "--error", "--open-mode", "--chdir"];
 /// From SIGTERM to the end of the coordinator's time: it lets go of its run in a moment.
 const WARNING: u32 = 30;
 
-pub(super) async fn submit(submission: &Submission, parcel: &str) -> Result<Submitted, EngineError> {
+pub(crate) async fn submit(submission: &Submission, parcel: &str) -> Result<Submitted, SubmitError> {
     let name = name(submission);
-    if let Some((job, _)) = found(&name).await? {
-        return Ok(Submitted { coordinator: format!("Slurm's job {job}"), is_old: true });
+    let digest = digest(parcel);
+    if let Some(found) = found(&name).await? {
+        return submission.there(format!("Slurm's job {}", found.job), found.digest == digest);
     }
     let mut sbatch = command("sbatch");
-    sbatch.args(options(submission, &name));
+    sbatch.args(options(submission, &name)).arg(format!("--comment={digest}"));
     let said = run("sbatch", sbatch, &script(submission, parcel)).await?;
     let id = said.lines().rev().find_map(|line| line.trim().split(';').next()?.parse::<u64>().ok());
     let unclear = || {
@@ -37,32 +38,38 @@ pub(super) async fn submit(submission: &Submission, parcel: &str) -> Result<Subm
     Ok(Submitted { coordinator: format!("Slurm's job {}", id.ok_or_else(unclear)?), is_old: false })
 }
 
-/// The job of this name that has not ended, and what it waits for, if it does.
-async fn found(name: &str) -> Result<Option<(String, Option<String>)>, EngineError> {
+/// A coordinator that has not ended.
+struct Found {
+    job: String,
+    digest: String,
+    /// What it waits for, if it does.
+    waits: Option<String>,
+}
+
+async fn found(name: &str) -> Result<Option<Found>, EngineError> {
     let mut squeue = command("squeue");
     squeue.args(["--noheader", "--name", name, "--user", &rustix::process::getuid().as_raw().to_string()]);
     // Without `--states` it tells of those alone that have not ended.
-    squeue.args(["--format", "%i|%T|%r"]);
+    squeue.args(["--format", "%i|%T|%k|%r"]);
     let said = run("squeue", squeue, "").await?;
-    let job = said.lines().find_map(|line| {
-        let (job, rest) = line.trim().split_once('|')?;
-        let (state, reason) = rest.split_once('|')?;
-        let waits =
-            matches!(state, "PENDING" | "CONFIGURING").then(|| format!("Slurm's job {job} is {state}: {reason}"));
-        Some((job.to_owned(), waits))
-    });
-    Ok(job)
+    Ok(said.lines().find_map(|line| {
+        let mut fields = line.trim().splitn(4, '|');
+        let (job, state, digest, reason) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+        let waits = matches!(state, "PENDING" | "CONFIGURING");
+        let waits = waits.then(|| format!("Slurm's job {job} is {state}: {reason}"));
+        Some(Found { job: job.to_owned(), digest: digest.to_owned(), waits })
+    }))
 }
 
-pub(super) async fn standing(submission: &Submission) -> Result<Standing, EngineError> {
+pub(crate) async fn standing(submission: &Submission) -> Result<Standing, EngineError> {
     Ok(match found(&name(submission)).await? {
-        Some((_, Some(why))) => Standing::Waits(why),
-        Some((_, None)) => Standing::Works,
+        Some(Found { waits: Some(why), .. }) => Standing::Waits(why),
+        Some(_) => Standing::Works,
         None => Standing::Gone,
     })
 }
 
-pub(super) async fn execute(submission: &Submission, arguments: &[OsString]) -> Result<ExitStatus, EngineError> {
+pub(crate) async fn execute(submission: &Submission, arguments: &[String]) -> Result<i32, EngineError> {
     let mut srun = command("srun");
     let (spec, own) = specs(submission);
     srun.args(["--quiet", "--nodes=1", "--ntasks=1", "--input=none", "--chdir=/"]);
@@ -79,7 +86,8 @@ pub(super) async fn execute(submission: &Submission, arguments: &[OsString]) -> 
         }
         _ => EngineError::new(Class::Unknown, format!("cannot run `srun`: {error}")),
     };
-    srun.status().await.map_err(unable)
+    let ended = srun.status().await.map_err(unable)?;
+    ended.code().ok_or_else(|| EngineError::new(Class::Unknown, format!("`srun` was killed: {ended}")))
 }
 
 fn specs(submission: &Submission) -> (SlurmSpec, CoordinatorSpec) {

@@ -30,7 +30,7 @@ def create():
 
 
 def tasks():
-    """A line for each: who started it, its id, what it does, why it has stopped."""
+    """A line for each: its run, its id, what it does, its container's exit code, why it has stopped."""
     ecs = client("ecs")
     arns = [arn for status in ["RUNNING", "STOPPED"]
             for page in ecs.get_paginator("list_tasks").paginate(cluster="forebay", desiredStatus=status)
@@ -39,7 +39,8 @@ def tasks():
         for task in ecs.describe_tasks(cluster="forebay", tasks=arns[start:start + 100], include=["TAGS"])["tasks"]:
             tags = {tag["key"]: tag["value"] for tag in task["tags"]}
             ident = task["taskArn"].rsplit("/", 1)[-1]
-            print(tags["forebay:run"], ident, task["lastStatus"], task["stopCode"] or "-", task["stoppedReason"] or "-")
+            exit_code = task["containers"][0].get("exitCode")
+            print(tags["forebay:run"], ident, task["lastStatus"], exit_code, task["stopCode"], task["stoppedReason"])
 
 
 def log(task):

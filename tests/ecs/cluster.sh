@@ -32,7 +32,7 @@ mount -t tmpfs tmpfs /run
 ip link set lo up
 export DOCKER_HOST="unix://$CLOUD/docker.sock" DOCKER_CONFIG="$CLOUD/docker"
 dockerd -H "$DOCKER_HOST" --data-root "$CLOUD/data" --exec-root "$CLOUD/exec" -p "$CLOUD/dockerd.pid" --cgroup-parent="/${CLOUD##*/}" \
-    --bridge=none --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false >"$CLOUD/dockerd.log" 2>&1 &
+    --bridge=none --iptables=false --ip6tables=false --ip-masq=false >"$CLOUD/dockerd.log" 2>&1 &
 dockerd=$!
 for _ in $(seq 300); do
     docker version >/dev/null 2>&1 && break

@@ -5,7 +5,7 @@
 # As root, with processes, mounts and a network of its own: nothing outside is touched or listens. COMMAND has DOCKER_HOST,
 # what the AWS SDK reads, and CLOUD, FILE_SYSTEM, ACCESS_POINT and VOLUME, which is the access point's directory.
 # FOREBAY names the program, by default the debug build; FOREBAY_TEST_SERVERS a venv with ministack and docker.
-#   apt-get install docker.io busybox-static iproute2 util-linux
+#   apt-get install docker.io busybox-static binutils iproute2 util-linux
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 skip() {
@@ -50,15 +50,16 @@ export GATEWAY_PORT=4566 BIND_HOST=$TASK_GATEWAY MINISTACK_DOCKER_TIMEOUT=60
 export AWS_ENDPOINT_URL=http://$TASK_GATEWAY:$GATEWAY_PORT AWS_REGION=us-east-1 AWS_DEFAULT_REGION=us-east-1
 export AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test EFS_ROOT=$CLOUD/efs
 python=$FOREBAY_TEST_SERVERS/bin/python
-(cd "$CLOUD" && exec "$python" "$here/agent.py") >"$CLOUD/ministack.log" 2>&1 &
-for _ in $(seq 300); do
-    (: <"/dev/tcp/$TASK_GATEWAY/$GATEWAY_PORT") 2>/dev/null && break
+"$python" "$here/agent.py" >"$CLOUD/ministack.log" 2>&1 &
+ministack=$!
+until (: <"/dev/tcp/$TASK_GATEWAY/$GATEWAY_PORT") 2>/dev/null; do
+    kill -0 "$ministack" 2>/dev/null || {
+        cat "$CLOUD/ministack.log" >&2
+        exit 1
+    }
     sleep 0.1
 done
-read -r FILE_SYSTEM ACCESS_POINT path < <("$python" "$here/cloud.py" create) || {
-    tail -n 20 "$CLOUD/ministack.log" >&2
-    exit 1
-}
+read -r FILE_SYSTEM ACCESS_POINT path < <("$python" "$here/cloud.py" create)
 export FILE_SYSTEM ACCESS_POINT VOLUME=$EFS_ROOT/$FILE_SYSTEM$path
 # What EFS does when an access point is used for the first time.
 mkdir -p "$VOLUME"

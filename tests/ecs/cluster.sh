@@ -50,7 +50,7 @@ export GATEWAY_PORT=4566 BIND_HOST=$TASK_GATEWAY MINISTACK_DOCKER_TIMEOUT=60
 export AWS_ENDPOINT_URL=http://$TASK_GATEWAY:$GATEWAY_PORT AWS_REGION=us-east-1 AWS_DEFAULT_REGION=us-east-1
 export AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test EFS_ROOT=$CLOUD/efs
 python=$FOREBAY_TEST_SERVERS/bin/python
-"$python" "$here/agent.py" >"$CLOUD/ministack.log" 2>&1 &
+TMPDIR=$CLOUD STATE_DIR=$CLOUD/state "$python" "$here/agent.py" >"$CLOUD/ministack.log" 2>&1 &
 ministack=$!
 until (: <"/dev/tcp/$TASK_GATEWAY/$GATEWAY_PORT") 2>/dev/null; do
     kill -0 "$ministack" 2>/dev/null || {

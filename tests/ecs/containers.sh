@@ -27,7 +27,10 @@ until_() { # WHAT COMMAND…
 cloud() { "$FOREBAY_TEST_SERVERS/bin/python" "$here/cloud.py" "$@"; }
 tasks() { cloud tasks | awk -v run="$run" '$1 == run'; }
 containers() { docker ps -q --no-trunc --filter label=ministack=ecs; }
-no_container() { [[ -z $(docker ps -q) ]]; }
+no_container() {
+    local left
+    left=$(docker ps -q) && [[ -z $left ]]
+}
 
 forebay() { # NAME ARGUMENT…: in a container of this name, which may do no more than one of Fargate's.
     docker run --rm --name "$1" --network "$TASK_NETWORK" --read-only --cap-drop ALL --security-opt no-new-privileges \
@@ -59,10 +62,11 @@ ends() { # CODE: and who worked for it does not any more.
     local code=0
     wait "$coordinator" || code=$?
     ((code == $1)) || fail "$run ended with $code, and not with $1: $(cat "$jobs/$run.json")"
-    if tasks | grep -v ' STOPPED '; then fail "tasks of $run are left"; fi
+    tasks >"$jobs/tasks"
+    if grep -v ' STOPPED ' "$jobs/tasks"; then fail "tasks of $run are left"; fi
     # This ECS says so before it is so.
     until_ "no container is left" no_container
-    echo "   $(grep -o '"workers":[0-9]*' "$jobs/$run.json"), $(grep -o '"attempts":[0-9]*' "$jobs/$run.json" | tail -1), $(tasks | wc -l) tasks of ECS"
+    echo "   $(grep -oE '"(workers|attempts)":[0-9]+' "$jobs/$run.json" | tr '\n' ' ')tasks of ECS: $(wc -l <"$jobs/tasks")"
 }
 same() { # AS: the output is that of another run.
     [[ -e $VOLUME/runs/$run/output/_SUCCESS ]] || fail "$run has no output"
@@ -78,7 +82,6 @@ tmp=$(touch /tmp/x 2>&1) || true
 echo "$host $(id -u):$(id -g), ${root##*: }, ${tmp##*: }" >"$marks/begun.$FOREBAY_TASK_INDEX.$FOREBAY_ATTEMPT"
 echo "task $FOREBAY_TASK_INDEX is begun on $host" >&2
 until [ -e "$marks/go" ]; do sleep 0.1; done
-sleep 0.3
 tr ' ' '\n' | sed 's/$/\t1/'
 MAP
 job words 4 <<'JOB'
@@ -203,6 +206,7 @@ same delays-local
 echo "== an image that is not there"
 sed 's|^image .*|image = "127.0.0.1:1/nowhere:1"|' "$jobs/words.toml" >"$jobs/nowhere.toml"
 begin nowhere
+go
 ends 4
 grep -q 'its image cannot be pulled: CannotPullContainerError' "$jobs/nowhere.json" || fail "it does not say why: $(cat "$jobs/nowhere.json")"
 echo "passed"

@@ -68,7 +68,7 @@ network() {
 boot() { # HOST MEMORY [DISK]
     inside ip tuntap add "tap-$1" mode tap
     inside ip link set "tap-$1" master bridge up
-    TMPDIR=/dev/shm inside setsid linux.uml mem="$2" rootfstype=hostfs ro con=null con0=null,fd:1 quiet uml_dir="$work" \
+    TMPDIR=$memory_dir inside setsid linux.uml mem="$2" rootfstype=hostfs ro con=null con0=null,fd:1 quiet uml_dir="$work" \
         umid="$1" ${3:+ubd0=$3} vec0:transport=tap,ifname="tap-$1",depth=64,gro=1 \
         init="$here/hosts.sh" -- "$1" "$work/modules" "$DELAY_MS" </dev/null >"$work/$1.log" 2>&1 &
 }
@@ -77,6 +77,9 @@ boot_all() { # MEMORY HOST…: these, their server, and one of objects; waits un
     shift
     mkdir -p "$work/modules/lib"
     ln -s /usr/lib/uml/modules "$work/modules/lib/modules"
+    # The kernels' memory is files that can be executed.
+    memory_dir=/dev/shm
+    { ! grep -q ' /dev/shm .*noexec' /proc/mounts && (($(df --output=avail -k /dev/shm | tail -1) > 2 << 20)); } || memory_dir=$work
     truncate -s 2G "$work/disk"
     mkfs.ext4 -q "$work/disk"
     boot server "$memory" "$work/disk"

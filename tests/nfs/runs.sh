@@ -2,7 +2,7 @@
 # tasks wait for marks beside the volume, so that faults come in the middle.
 
 V=/mnt/v/runs
-LINES=16
+LINES=12
 
 job() { # JOB MARKS WORKERS [RETRY]: its file.
     local dataset="[dataset]\nsource = 's3://bucket/text/'\n"
@@ -27,7 +27,7 @@ cat \$(cat \$FOREBAY_INPUTS) | cksum >\$FOREBAY_OUTPUT_DIR/sum
 }
 sums() { # VOLUME RUN: a command that prints checksums of its output. Only the name of the run is its own.
     # The shell does not look again for what it once did not find.
-    echo "ls ${1%/*} $1 $1/runs $1/runs/$2 >/dev/null && cd $1/runs/$2/output && find . -type f ! -name _SUCCESS | sort | xargs sha256sum && grep -v '\"run\"' _SUCCESS"
+    echo "for dir in ${1%/*} $1 $1/runs $1/runs/$2; do ls \$dir >/dev/null; done; cd $1/runs/$2/output && find . -type f ! -name _SUCCESS | sort | xargs sha256sum && grep -v '\"run\"' _SUCCESS"
 }
 same() { # RUN JOB [ATTEMPTS]: it succeeded, and its output is that of the undisturbed one, seen from either host.
     local host total
@@ -114,35 +114,41 @@ worker one late w1
 begun late 2
 worker two late w2
 begun late 4
+client() { on server "cat \$(grep -l $NET.${NUMBER[two]}: /proc/fs/nfsd/clients/*/info) | grep clientid"; }
+known=$(client)
 held=$(on one "ls /mnt/v/marks/late | sed -n 's/^begun\.\([0-9]*\)\.1\.two\$/\1/p'")
 cut_off two
 mark one late go
 # All but the first, which keeps the run from its end: those that two holds are begun a second time.
 on one "until [ \$(ls /mnt/v/marks/late | grep done | wc -l) = $((LINES - 1)) ]; do sleep 0.2; done"
 # A server that others want nothing of may keep what a lease held for longer than the lease.
-on server "grep -l $NET.${NUMBER[two]} /proc/fs/nfsd/clients/*/info | sed s/info/ctl/ | while read ctl; do echo expire >\$ctl; done"
+on server "for ctl in \$(grep -l $NET.${NUMBER[two]}: /proc/fs/nfsd/clients/*/info | sed s/info/ctl/); do echo expire >\$ctl; done"
 heal two
 for n in $held; do on one "until ls /mnt/v/marks/late | grep -q '^done\.$n\.1\.two\$'; do sleep 0.2; done"; done
 mark one late last
+[[ $(client) != "$known" ]] || fail "two has the lease that it had"
 ended one late
 same late lines any
 twice=$(on one "ls /mnt/v/marks/late | sed -n 's/^begun\.\([0-9]*\)\..*/\1/p' | sort | uniq -d")
 [[ -z $(comm -23 <(echo "$twice") <(printf '%s\n' 0 $held | sort)) ]] || fail "done twice: $twice; two held $held"
 
 scene "coordinators are killed, and two resumes: with the workers of both hosts, by either link"
-for run in moved moved.letters; do
-    coordinate one $run run "$work/${run/moved/lines}.toml" --id $run
+both=(moved moved.letters)
+for run in "${both[@]}"; do coordinate one $run run "$work/${run/moved/lines}.toml" --id $run; done
+for run in "${both[@]}"; do
     epoch $run 1 one
     worker one $run w1
     worker two $run w2
-    begun $run 4
 done
+for run in "${both[@]}"; do begun $run 4; done
 on one "kill -9 \$(cat /run/moved.pid /run/moved.letters.pid)"
-for run in moved moved.letters; do coordinate two $run resume $run; done
-for run in moved moved.letters; do
+for run in "${both[@]}"; do coordinate two $run resume $run; done
+for run in "${both[@]}"; do
     epoch $run 2 two
     mark two $run last
     mark two $run go
+done
+for run in "${both[@]}"; do
     ended two $run
     same $run lines
 done

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # The image without a registry: try.sh [BINARY]
-# Puts it together around a binary that is built already, by the Dockerfile's last stages, and runs jobs in it as
-# Fargate and Kubernetes would: read-only root, no capabilities, not root, no network. Then it stops containers whose
-# process 1 is forebay. Needs root and Debian's docker.io; starts a Docker daemon of its own, and leaves nothing.
+# Puts it together around a binary that is built already, by import.sh, and runs jobs in it as Fargate and Kubernetes would:
+# read-only root, no capabilities, not root, no network. Then it stops containers whose process 1 is forebay. Needs root,
+# and Debian's docker.io and busybox-static; starts a Docker daemon of its own, and leaves nothing.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 binary=${1:-${CARGO_TARGET_DIR:-target}/debug/forebay}
 work=$(mktemp -d "${TMPDIR:-/tmp}/forebay-image.XXXXXX")
-export DOCKER_HOST="unix://$work/docker.sock" DOCKER_BUILDKIT=0 DOCKER_CONFIG="$work/config"
+export DOCKER_HOST="unix://$work/docker.sock" DOCKER_CONFIG="$work/config"
 daemon=
 end() {
     if [[ -n $daemon ]]; then
@@ -39,21 +39,9 @@ dockerd -H "$DOCKER_HOST" --data-root "$work/data" --exec-root "$work/exec" -p "
 daemon=$!
 until_it docker version
 
-echo "-- what the stage \`build\` leaves, made here"
-strip -o "$work/forebay" "$binary"
-mkdir -p "$work/build/shell/bin" "$work/build/volume"
-deploy/image/rootfs.sh "$work/forebay" "$work/build/rootfs"
-for name in $(/bin/busybox --list); do ln -s busybox "$work/build/shell/bin/$name"; done
-cp --remove-destination /bin/busybox "$work/build/shell/bin/"
-tar -C "$work/build" -c . | docker import - forebay-build >/dev/null
-rm -r "$work/build"
-
-echo "-- the stages that follow, as they are written"
-stages=$(sed '0,/^FROM scratch/{/^FROM scratch/!d}; s/--from=build/--from=forebay-build/' deploy/image/Dockerfile)
-for target in forebay shell; do
-    docker build -q --target "$target" -t "try-$target" - <<<"$stages" >/dev/null 2>"$work/build.log" || fail "$(cat "$work/build.log")"
-done
-docker image inspect -f '{{.Size}} bytes, user {{.Config.User}}, stopped by {{.Config.StopSignal}}' try-forebay try-shell
+echo "-- the image, around $binary"
+deploy/image/import.sh "$binary"
+docker image inspect -f '{{.Size}} bytes, user {{.Config.User}}, stopped by {{.Config.StopSignal}}' forebay forebay:shell
 
 mkdir "$work/volume" "$work/jobs"
 chown 10001:10001 "$work/volume"
@@ -83,15 +71,15 @@ env  = { HOME = "/tmp" }
 [workers]
 count = 2
 TOML
-docker run --rm "${confined[@]}" try-forebay run --id query /jobs/query.toml
+docker run --rm "${confined[@]}" forebay run --id query /jobs/query.toml
 expect "the first row" "$(sed -n 2p "$work/volume/runs/query/output/"*.csv)" "9E,1573"
-docker run --rm "${confined[@]}" try-forebay run --id program /jobs/program.toml
+docker run --rm "${confined[@]}" forebay run --id program /jobs/program.toml
 expect "whose the output is" "$(stat -c %u:%g "$work/volume/runs/query/output")" "10001:10001"
-docker run --rm --read-only --network none -v named:/mnt/forebay try-forebay --quiet volume check
-docker run --rm --entrypoint sh "${confined[@]}" try-forebay -c true 2>/dev/null && fail "there is a shell"
+docker run --rm --read-only --network none -v named:/mnt/forebay forebay --quiet volume check
+docker run --rm --entrypoint sh "${confined[@]}" forebay -c true 2>/dev/null && fail "there is a shell"
 
 echo "-- with a shell: the demo"
-docker run --rm "${confined[@]}" try-shell demo
+docker run --rm "${confined[@]}" forebay:shell demo
 
 echo "-- workers and a coordinator in containers of their own, each process 1"
 cat >"$work/jobs/apart.toml" <<'TOML'
@@ -108,19 +96,19 @@ slots = 1
 TOML
 state() { docker inspect -f '{{.State.Status}} {{.State.ExitCode}}' "$1"; }
 is() { [[ "$(state "$1")" == "$2" ]]; }
-docker run -d --name coordinator "${confined[@]}" try-shell run --id apart --listen 127.0.0.1 /jobs/apart.toml >/dev/null 2>&1
+docker run -d --name coordinator "${confined[@]}" forebay:shell run --id apart --listen 127.0.0.1 /jobs/apart.toml >/dev/null 2>&1
 until_it ls "$work/volume/runs/apart/epochs/1/link.json"
 worker=("${confined[@]/none/container:coordinator}")
-docker run -d --name worker "${worker[@]}" try-shell worker --run apart >/dev/null 2>&1
+docker run -d --name worker "${worker[@]}" forebay:shell worker --run apart >/dev/null 2>&1
 until_it is coordinator "exited 0"
 until_it is worker "exited 0"
 docker logs coordinator 2>&1 | tail -n 2
 
 echo "-- SIGTERM to process 1"
 sed 's/sleep 1"/sleep 600"/' "$work/jobs/apart.toml" >"$work/jobs/long.toml"
-docker run -d --name stopped "${confined[@]}" try-shell run --id stopped --listen 127.0.0.1 /jobs/long.toml >/dev/null 2>&1
+docker run -d --name stopped "${confined[@]}" forebay:shell run --id stopped --listen 127.0.0.1 /jobs/long.toml >/dev/null 2>&1
 until_it ls "$work/volume/runs/stopped/epochs/1/link.json"
-docker run -d --name drained "${confined[@]/none/container:stopped}" try-shell worker --run stopped >/dev/null 2>&1
+docker run -d --name drained "${confined[@]/none/container:stopped}" forebay:shell worker --run stopped >/dev/null 2>&1
 begun() { find "$work/volume/runs/stopped/attempts" -name begun | grep -q .; }
 until_it begun
 for one in drained stopped; do
@@ -129,5 +117,5 @@ for one in drained stopped; do
 done
 is drained "exited 0" || fail "the worker did not end in order"
 is stopped "exited 130" || fail "the coordinator did not end in order"
-docker run --rm "${confined[@]}" try-shell runs list
+docker run --rm "${confined[@]}" forebay:shell runs list
 echo "-- all of it works"

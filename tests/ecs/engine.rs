@@ -187,13 +187,11 @@ async fn a_container_gets_what_its_worker_needs_and_may_write_nowhere_else() {
     let engine = engine(client(&fixture.server.endpoint()), &fixture.tag, &efs);
     let members = engine.start(&fixture.call(1, 1, false)).await.unwrap().members;
     let ended = |listed: &[Sighting]| matches!(listed, [Sighting { state: State::Ended { .. }, .. }]);
-    until(&engine, &members, ended).await;
+    let listed = until(&engine, &members, ended).await;
+    assert_eq!(listed[0].state, State::Ended { why: "exit code 3: Essential container in task exited".to_owned() });
     let id = fixture.server.tasks()[0].id.clone();
-    let why = engine.explain(&members[0]).await.unwrap();
-    assert_eq!(
-        why,
-        format!("exit code 3: Essential container in task exited; its log in /forebay is forebay/worker/{id}")
-    );
+    let more = engine.explain(&members[0]).await.unwrap();
+    assert_eq!(more, format!("its log in /forebay is forebay/worker/{id}"));
     let written = |name: &str| fs::read_to_string(fixture.efs().join("root/deep").join(name)).unwrap();
     assert_eq!(written("arguments").trim(), "worker --volume /mnt/forebay/deep --run r --slots 2");
     let environment = written("environment");

@@ -213,7 +213,8 @@ async fn workers_that_can_never_start_end_the_run_with_the_reason() {
     let fixture = Fixture::new(5, FARGATE).await;
     fixture.ecs.set_faults(Faults { bad_images: u32::MAX, ..Faults::default() });
     let outcome = fixture.start().outcome().code(4);
-    assert!(outcome.stdout.contains("its image cannot be pulled: CannotPullContainerError"), "{outcome:?}");
+    let told = outcome.stdout.matches("its image cannot be pulled: CannotPullContainerError").count();
+    assert_eq!((told, outcome.stdout.contains("its log")), (1, false), "{outcome:?}");
     fixture.nothing_is_left();
     // What it would be asked to do is wrong, which is told at once.
     let missing = Fixture::new(1, FARGATE).await;

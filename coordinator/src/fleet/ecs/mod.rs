@@ -16,7 +16,7 @@ use aws_sdk_ecs::{
     operation::run_task::RunTaskError,
     types::{
         AssignPublicIp, AwsVpcConfiguration, CapacityProviderStrategyItem, ContainerOverride, LaunchType,
-        NetworkConfiguration, Tag as EcsTag, Task, TaskField, TaskOverride, builders::TagBuilder,
+        NetworkConfiguration, Tag as EcsTag, Task, TaskField, TaskOverride, TaskStopCode, builders::TagBuilder,
     },
 };
 use forebay_datasets::aws;
@@ -283,13 +283,11 @@ impl Engine for Ecs {
     }
 
     async fn explain(&self, member: &MemberId) -> Option<String> {
-        let task = task_of(member)?;
+        let (task, group) = (task_of(member)?, self.spec.log_group.as_ref()?);
         let described = self.describe(&[task.to_owned()]).await.ok()?;
-        let why = described.first().map(answers::why)?;
-        Some(match &self.spec.log_group {
-            Some(group) => format!("{why}; its log in {group} is {}/{CONTAINER}/{task}", definition::LOG_PREFIX),
-            None => why,
-        })
+        // What had no container has no log.
+        let began = described.first()?.stop_code() != Some(&TaskStopCode::TaskFailedToStart);
+        began.then(|| format!("its log in {group} is {}/{CONTAINER}/{task}", definition::LOG_PREFIX))
     }
 }
 

@@ -30,17 +30,17 @@ coordinate() { # HOST RUN COMMAND…: forebay with this.
         $* --json >/run/$run.json 2>/run/$run.said & echo \$! >/run/$run.pid"
 }
 epoch() { # RUN NUMBER HOST: once it has a coordinator of that epoch, which is on this host.
-    on "$3" "until [ -e $V/runs/$1/epochs/$2/link.json ]; do sleep 0.2; done"
+    on "$3" "until [ -e $V/runs/$1/epochs/$2/link.json ]; do sleep 0.5; done"
 }
 worker() { # HOST RUN NAME
     on "$1" "HOME=/run setsid '$FOREBAY' --volume $V worker --run $2 --name $3 --slots 2 >/run/$2.$3.said 2>&1 &"
 }
 begun() { # RUN COUNT: once so many of its tasks are begun.
-    on one "until [ \$(ls /mnt/v/marks/$1 | grep -c begun) = $2 ]; do sleep 0.2; done"
+    on one "until [ \$(ls /mnt/v/marks/$1 | grep -c begun) = $2 ]; do sleep 0.5; done"
 }
 mark() { on "$1" ": >/mnt/v/marks/$2/$3"; } # HOST RUN NAME
 ended() { # HOST RUN: once it has, with what its coordinator there made of it.
-    on "$1" "while kill -0 \$(cat /run/$2.pid) 2>/dev/null; do sleep 0.2; done; cat /run/$2.json /run/$2.said" >"$work/$2.out"
+    on "$1" "while kill -0 \$(cat /run/$2.pid) 2>/dev/null; do sleep 0.5; done; cat /run/$2.json /run/$2.said" >"$work/$2.out"
 }
 
 once=('[retry]' "speculate = false")
@@ -92,7 +92,7 @@ worker two apart w2
 worker one apart w1
 begun apart 4
 apart on
-on two "until grep -q 'letters on the volume' /run/apart.w2.said; do sleep 0.2; done"
+on two "until grep -q 'letters on the volume' /run/apart.w2.said; do sleep 0.5; done"
 mark one apart last
 mark one apart go
 ended one apart
@@ -112,11 +112,11 @@ held=$(on one "ls /mnt/v/marks/late | sed -n 's/^begun\.\([0-9]*\)\.1\.two\$/\1/
 cut_off two
 mark one late go
 # All but the first, which keeps the run from its end: those that two holds are begun a second time.
-on one "until [ \$(ls /mnt/v/marks/late | grep done | wc -l) = 11 ]; do sleep 0.2; done"
+on one "until [ \$(ls /mnt/v/marks/late | grep done | wc -l) = 11 ]; do sleep 0.5; done"
 # A server that others want nothing of may keep what a lease held for longer than the lease.
 on server "for ctl in \$(grep -l $NET.${NUMBER[two]}: /proc/fs/nfsd/clients/*/info | sed s/info/ctl/); do echo expire >\$ctl; done"
 heal two
-for n in $held; do on one "until ls /mnt/v/marks/late | grep -q '^done\.$n\.1\.two\$'; do sleep 0.2; done"; done
+for n in $held; do on one "until ls /mnt/v/marks/late | grep -q '^done\.$n\.1\.two\$'; do sleep 0.5; done"; done
 mark one late last
 [[ $(client) != "$known" ]] || fail "two has the lease that it had"
 ended one late

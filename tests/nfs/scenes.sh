@@ -7,6 +7,7 @@ set -Eeuo pipefail
 FOREBAY=${FOREBAY:-${CARGO_TARGET_DIR:-$here/../../target}/debug/forebay}
 [[ $# == 0 || $* == --all ]] || { echo "usage: scenes.sh [--all]"; exit 2; }
 [[ -x $FOREBAY ]] || { echo "there is no $FOREBAY: build it, or set FOREBAY"; exit 2; }
+FOREBAY=$(realpath "$FOREBAY")
 
 # What fails may be redirected.
 exec {said}>&1
@@ -15,9 +16,14 @@ fail() {
     { echo "FAILED: $*"; tail -n 5 "$work"/*.out; } >&"$said" 2>&1
     exit 1
 }
-trap '((BASH_SUBSHELL)) || fail "$BASH_COMMAND, lines ${BASH_LINENO[*]} of ${BASH_SOURCE[*]##*/}"' ERR
+where() { # The line of a scene, or of what scenes share, that has failed.
+    local frame=1
+    while [[ ${BASH_SOURCE[frame]} == */hosts.sh ]]; do frame=$((frame + 1)); done
+    echo "line ${BASH_LINENO[frame - 1]} of ${BASH_SOURCE[frame]##*/}"
+}
+trap '((BASH_SUBSHELL)) || fail "$(where)"' ERR
 scene() { echo "== $1 (${SECONDS} s)"; }
-number() { grep -o "\"$1\":[0-9]*" "$2" | tail -1 | cut -d: -f2; }
+number() { grep -o "\"$1\":[0-9]*" "$2" | tail -1 | cut -d : -f 2; }
 
 network || { echo "skipped: no hosts can be made here"; exit 0; }
 boot_all 256M one two

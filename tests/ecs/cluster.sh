@@ -44,11 +44,11 @@ export TASK_NETWORK=tasks TASK_GATEWAY=192.0.2.1
 docker network create --driver bridge --subnet 192.0.2.0/24 --gateway "$TASK_GATEWAY" "$TASK_NETWORK" >"$CLOUD/network" 2>&1 ||
     skip "$(cat "$CLOUD/network")"
 "$here/../../deploy/image/import.sh" "${FOREBAY:-${CARGO_TARGET_DIR:-$here/../../target}/debug/forebay}"
-docker run --rm --network none forebay --version >"$CLOUD/version" 2>&1 || skip "$(cat "$CLOUD/version")"
+docker run --rm --network none --entrypoint busybox forebay:shell true >"$CLOUD/tried" 2>&1 || skip "$(cat "$CLOUD/tried")"
 
 export GATEWAY_PORT=4566 BIND_HOST=$TASK_GATEWAY MINISTACK_DOCKER_TIMEOUT=60
 export AWS_ENDPOINT_URL=http://$TASK_GATEWAY:$GATEWAY_PORT AWS_REGION=us-east-1 AWS_DEFAULT_REGION=us-east-1
-export AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test EFS_ROOT=$CLOUD/efs
+export AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test no_proxy=$TASK_GATEWAY EFS_ROOT=$CLOUD/efs
 python=$FOREBAY_TEST_SERVERS/bin/python
 TMPDIR=$CLOUD STATE_DIR=$CLOUD/state "$python" "$here/agent.py" >"$CLOUD/ministack.log" 2>&1 &
 ministack=$!

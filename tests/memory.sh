@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A program that takes more memory than its slot has, where control groups are: in a kernel of its own, since cgroup v2 has
-# the memory controller there whatever this host does with it. As root, with what tests/nfs/two_hosts.sh needs:
-#   tests/nfs/two_hosts.sh bash "$PWD/tests/memory.sh" PATH-OF-FOREBAY
+# the memory controller there whatever this host does with it. As root, with what tests/nfs/hosts.sh needs:
+#   tests/nfs/hosts.sh bash "$PWD/tests/memory.sh" PATH-OF-FOREBAY
 set -euo pipefail
 forebay=$1
 mount -t cgroup2 none /sys/fs/cgroup

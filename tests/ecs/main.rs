@@ -9,3 +9,4 @@ mod double;
 mod engine;
 mod moto;
 mod runs;
+mod submits;

@@ -80,8 +80,8 @@ pub enum Command {
     /// Coordinate a run that was submitted
     #[command(hide = true)]
     Coordinate {
-        /// The job as it was sealed: a file, or - for standard input
-        parcel: PathBuf,
+        /// The job as it was sealed: a file, or - for standard input [default: what FOREBAY_PARCEL holds]
+        parcel: Option<PathBuf>,
     },
     /// Bring a run to its end whose coordinator was interrupted or killed
     Resume {

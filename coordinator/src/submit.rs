@@ -14,7 +14,10 @@ use forebay_jobs::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::fleet::{engine::EngineError, kubernetes::submit as kubernetes, slurm::submit as slurm};
+use crate::fleet::{ecs::submit as ecs, engine::EngineError, kubernetes::submit as kubernetes, slurm::submit as slurm};
+
+/// The environment variable that holds a parcel where no file does.
+pub const PARCEL: &str = "FOREBAY_PARCEL";
 
 /// A run that was submitted, or is to be: what it takes to start its coordinator, and to find it again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -83,6 +86,7 @@ impl Submission {
     /// The fleet starts none, or its engine refused: nothing was started, unless no answer came.
     pub async fn submit(&self, parcel: &str) -> Result<Submitted, SubmitError> {
         match self.job.workers.fleet {
+            FleetKind::Ecs => ecs::submit(self, parcel).await,
             FleetKind::Kubernetes => kubernetes::submit(self, parcel).await,
             FleetKind::Slurm => slurm::submit(self, parcel).await,
             fleet => Err(SubmitError::NoFleet(fleet.name())),
@@ -103,6 +107,7 @@ impl Submission {
     /// It does not say.
     pub async fn standing(&self) -> Result<Standing, SubmitError> {
         match self.job.workers.fleet {
+            FleetKind::Ecs => Ok(ecs::standing(self).await?),
             FleetKind::Kubernetes => Ok(kubernetes::standing(self).await?),
             FleetKind::Slurm => Ok(slurm::standing(self).await?),
             fleet => Err(SubmitError::NoFleet(fleet.name())),
@@ -116,6 +121,7 @@ impl Submission {
     /// It could not be started.
     pub async fn execute(&self, arguments: &[String]) -> Result<i32, SubmitError> {
         match self.job.workers.fleet {
+            FleetKind::Ecs => Ok(ecs::execute(self, arguments).await?),
             FleetKind::Kubernetes => Ok(kubernetes::execute(self, arguments).await?),
             FleetKind::Slurm => Ok(slurm::execute(self, arguments).await?),
             fleet => Err(SubmitError::NoFleet(fleet.name())),

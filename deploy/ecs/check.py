@@ -155,7 +155,10 @@ def check_base(services, stack, subnets, meet, has_output):
     equal("who reaches whom", links, expected)
 
     assert len(stack.outputs["JobTable"].encode()) <= 1024, "CloudFormation cuts outputs after 1024 bytes"
-    table = tomllib.loads(stack.outputs["JobTable"])["ecs"]
+    tables = tomllib.loads(stack.outputs["JobTable"])
+    equal("[coordinator] task_role", tables["coordinator"]["task_role"], stack.outputs["CoordinatorRole"])
+    equal("groups of [coordinator]", tables["coordinator"]["security_groups"], [coordinator])
+    table = tables["ecs"]
     equal("subnets of [ecs]", table["subnets"], subnets)
     equal("groups of [ecs]", table["security_groups"], [workers])
     equal("[ecs] efs", table["efs"]["access_point"], point["AccessPointId"])

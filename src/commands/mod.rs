@@ -37,7 +37,7 @@ pub async fn execute(cli: &Cli, natives: &Natives) -> Result<Exit, CliError> {
     match &cli.command {
         Command::Run(args) => run::run(global, args, natives).await,
         Command::Submit(args) => submit::execute(global, args, natives).await,
-        Command::Coordinate { parcel } => submit::coordinate(global, parcel, natives).await,
+        Command::Coordinate { parcel } => submit::coordinate(global, parcel.as_deref(), natives).await,
         Command::Resume { run } => run::resume(global, run, natives).await,
         Command::Cancel { run } => cancel::execute(global, run).await,
         Command::Wait(args) => wait::execute(global, args).await,

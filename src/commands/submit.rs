@@ -1,12 +1,16 @@
-//! `forebay submit JOB`, and what its fleet then executes: `forebay coordinate PARCEL`.
+//! `forebay submit JOB`, and what its fleet then executes: `forebay coordinate [PARCEL]`.
 
 pub(super) mod record;
 
-use std::{io::Read, path::Path, time::Duration};
+use std::{
+    io::{self, Read},
+    path::Path,
+    time::Duration,
+};
 
 use forebay_coordinator::{
     rundir,
-    submit::{Standing, Submission, SubmitError},
+    submit::{PARCEL, Standing, Submission, SubmitError},
 };
 use forebay_datasets::volume::{Volume, VolumeError};
 use forebay_jobs::{
@@ -33,7 +37,7 @@ pub async fn execute(global: &Global, args: &SubmitArgs, natives: &Natives) -> R
     if let FleetKind::Local | FleetKind::External = spec.workers.fleet {
         let message = format!("the fleet `{}` starts no coordinator", spec.workers.fleet.name());
         let help = format!(
-            "`{} run` coordinates here; or write fleet = \"slurm\" or \"kubernetes\" under [workers]",
+            "`{} run` coordinates here; or write fleet = \"slurm\", \"ecs\" or \"kubernetes\" under [workers]",
             program()
         );
         let error = SpecError { message, help: Some(help), span: text.find("fleet").map(|at| at..at + "fleet".len()) };
@@ -71,11 +75,14 @@ fn there(mut job: JobSpec) -> JobSpec {
 }
 
 /// Coordinates a run that was submitted elsewhere.
-pub async fn coordinate(global: &Global, parcel: &Path, natives: &Natives) -> Result<Exit, CliError> {
+pub async fn coordinate(global: &Global, parcel: Option<&Path>, natives: &Natives) -> Result<Exit, CliError> {
     let mut text = String::new();
-    let read = match parcel.to_str() {
-        Some("-") => std::io::stdin().read_to_string(&mut text).map(drop),
-        _ => std::fs::read_to_string(parcel).map(|read| text = read),
+    let read = match parcel {
+        None => std::env::var(PARCEL)
+            .map(|read| text = read)
+            .map_err(|error| io::Error::other(format!("{PARCEL}: {error}"))),
+        Some(path) if path == Path::new("-") => io::stdin().read_to_string(&mut text).map(drop),
+        Some(path) => std::fs::read_to_string(path).map(|read| text = read),
     };
     let out_of_reach = |error: &dyn std::fmt::Display| CliError::new(Exit::OutOfReach, error.to_string());
     read.map_err(|error| out_of_reach(&format!("cannot read the job that was submitted: {error}")))?;

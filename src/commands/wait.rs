@@ -30,7 +30,9 @@ pub async fn execute(global: &Global, args: &WaitArgs) -> Result<Exit, CliError>
         Attached::Ended(result) => end(global, &result),
         Attached::Abandoned => {
             let error = CliError::new(Exit::OutOfReach, format!("run `{}` has no coordinator any more", run.id()));
-            Err(error.help(format!("nothing is lost: bring it to its end with `forebay resume {}`", run.id())))
+            // Who waits from where the volume is not cannot coordinate there.
+            let how = if args.soon { "submit JOB --id" } else { "resume" };
+            Err(error.help(format!("nothing is lost: bring it to its end with `forebay {how} {}`", run.id())))
         }
     }
 }

@@ -8,3 +8,4 @@ mod support;
 mod double;
 mod engine;
 mod runs;
+mod submits;

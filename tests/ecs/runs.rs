@@ -200,6 +200,7 @@ async fn a_fleet_comes_though_calls_are_throttled_refused_lost_and_told_late() {
         provisioning: Duration::from_millis(300),
         pending: Duration::from_millis(300),
         bad_images: 0,
+        late_logs: Duration::ZERO,
     });
     let running = fixture.start();
     eventually("all tasks are begun", || fixture.begun() == 5);

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compares every request that the tests have sent to their ECS with botocore's model of the real one.
+"""Compares every request that the tests have sent to their ECS and its logs with botocore's models of the real ones.
 
 validate.py DIR: the files that the tests write where FOREBAY_TEST_ECS_REQUESTS names DIR. Needs botocore.
 """
@@ -13,12 +13,17 @@ import botocore.loaders
 import botocore.model
 import botocore.validate
 
-ACTIONS = ["DescribeTaskDefinition", "DescribeTasks", "ListTasks", "RegisterTaskDefinition", "RunTask", "StopTask"]
-model = botocore.model.ServiceModel(botocore.loaders.Loader().load_service_model("ecs", "service-2"), "ecs")
+SERVICES = {
+    "ecs": ["DescribeTaskDefinition", "DescribeTasks", "ListTasks", "RegisterTaskDefinition", "RunTask", "StopTask"],
+    "logs": ["GetLogEvents"],
+}
+load = botocore.loaders.Loader().load_service_model
+models = {name: botocore.model.ServiceModel(load(name, "service-2"), name) for name in SERVICES}
+ACTIONS = {action: models[name].operation_model(action) for name, actions in SERVICES.items() for action in actions}
 
 
 def problems(action, body):
-    shape = model.operation_model(action).input_shape
+    shape = ACTIONS[action].input_shape
     report = botocore.validate.ParamValidator().validate(body, shape)
     found = [report.generate_report()] if report.has_errors() else []
 
@@ -40,10 +45,9 @@ def problems(action, body):
             if shape.enum and value not in shape.enum:
                 found.append(f"{path} is {value}, and none of {shape.enum}")
             pattern = shape.metadata.get("pattern")
-            # Python has no \\p{…}.
-            classes = {r"\\p{L}": r"[^\\W\\d_]", r"\\p{Z}": r"\\s", r"\\p{N}": r"\\d"}
-            for name, same in classes.items():
-                pattern = pattern and pattern.replace(f"[{name}", f"[{same.strip('[]')}").replace(name, same)
+            # Python has no \p{…}; where these are used digits and _ are allowed too.
+            for name, same in {r"\p{L}": r"\w", r"\p{Z}": r"\s", r"\p{N}": r"\d"}.items():
+                pattern = pattern and pattern.replace(name, same)
             if pattern and not re.fullmatch(pattern, value):
                 found.append(f"{path} is {value}, which is not like {pattern}")
 
@@ -55,6 +59,8 @@ def main():
     assert problems("RunTask", {"taskDefinition": "w", "launchType": "FARGAT"}), "a wrong request goes unnoticed"
     assert problems("RunTask", {"taskDefinition": "w", "count": "3"}), "a wrong request goes unnoticed"
     assert problems("RunTask", {"taskDefinition": "w", "nonsense": 1}), "a wrong request goes unnoticed"
+    assert problems("RunTask", {"taskDefinition": "w", "tags": [{"value": "*"}]}), "a wrong request goes unnoticed"
+    assert problems("GetLogEvents", {"logStreamName": "a:b"}), "a wrong request goes unnoticed"
     counts, wrong = dict.fromkeys(ACTIONS, 0), []
     for path in sorted(pathlib.Path(sys.argv[1]).glob("*.ndjson")):
         for line in path.read_text().splitlines():

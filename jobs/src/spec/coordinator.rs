@@ -20,10 +20,25 @@ pub struct CoordinatorSpec {
     /// Who it is for Kubernetes; none: the namespace's default.
     #[serde(default)]
     pub service_account: Option<String>,
+    /// What it may do as a task of ECS; none: what workers may.
+    #[serde(default)]
+    pub task_role: Option<String>,
+    /// Its security groups as a task of ECS; none: those of the workers.
+    #[serde(default)]
+    pub security_groups: Vec<String>,
 }
 
 impl Default for CoordinatorSpec {
     fn default() -> Self {
-        Self { cpus: 1, memory: None, time: None, partition: None, options: Vec::new(), service_account: None }
+        Self {
+            cpus: 1,
+            memory: None,
+            time: None,
+            partition: None,
+            options: Vec::new(),
+            service_account: None,
+            task_role: None,
+            security_groups: Vec::new(),
+        }
     }
 }

@@ -41,7 +41,35 @@ pub struct EcsSpec {
     pub region: Option<String>,
 }
 
+/// Of Fargate: units of CPU, and the first and last size of memory in MiB, with the step between.
+/// <https://docs.aws.amazon.com/AmazonECS/latest/developerguide/task-cpu-memory-error.html>
+pub(super) const SIZES: [(u32, u32, u32, u32); 8] = [
+    (256, 512, 512, 512),
+    (256, 1024, 2048, 1024),
+    (512, 1024, 4096, 1024),
+    (1024, 2048, 8192, 1024),
+    (2048, 4096, 16_384, 1024),
+    (4096, 8192, 30_720, 1024),
+    (8192, 16_384, 61_440, 4096),
+    (16_384, 32_768, 122_880, 8192),
+];
+/// What a task of an instance has that needs no memory in particular, in MiB.
+const MEMORY: u32 = 2048;
+
 impl EcsSpec {
+    /// The smallest task with so many cores and bytes of memory: its units of CPU and its MiB. None: Fargate has none.
+    pub fn smallest(&self, cpus: u32, memory: Option<u64>) -> Option<(u32, u32)> {
+        let wanted = memory.map(|bytes| u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX));
+        let cpu = cpus.saturating_mul(1024);
+        if !self.is_fargate() {
+            return Some((cpu, wanted.unwrap_or(MEMORY)));
+        }
+        SIZES.iter().filter(|(units, ..)| *units >= cpu).find_map(|(units, first, last, step)| {
+            let mut sizes = (*first..=*last).step_by(*step as usize);
+            Some((*units, sizes.find(|size| *size >= wanted.unwrap_or(0))?))
+        })
+    }
+
     /// Whether tasks run on Fargate, so that its rules hold.
     pub fn is_fargate(&self) -> bool {
         match &self.capacity {

@@ -87,10 +87,11 @@ impl JobSpec {
         }
     }
 
-    /// Whether it is the same job, wherever the files are that it ships.
+    /// Whether it is the same job, wherever the files are that it ships, and whatever coordinates it: who needs more memory
+    /// for that has no other run.
     pub fn is_same_as(&self, other: &Self) -> bool {
         let placeless = |job: &Self| {
-            let mut job = job.clone();
+            let mut job = Self { coordinator: None, ..job.clone() };
             job.work.files_mut().into_iter().flatten().for_each(|(_, path)| path.clear());
             job
         };

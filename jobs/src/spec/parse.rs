@@ -63,9 +63,9 @@ pub fn job_file(text: &str, base: &Path, overrides: &[(String, String)]) -> Resu
     let time = raw.workers.time.as_ref().map(Spanned::span);
     limits::check_link(raw.workers.link.as_ref(), &work)?;
     let workers = limits::workers(raw.workers)?;
-    let coordinator = coordinator::coordinator(raw.coordinator, workers.fleet)?;
     let slurm = slurm::slurm(raw.slurm, workers.fleet)?;
     let ecs = ecs::table(raw.ecs, &workers, fleet.clone(), time)?;
+    let coordinator = coordinator::coordinator(raw.coordinator, workers.fleet, ecs.as_ref())?;
     let kubernetes = kubernetes::kubernetes(raw.kubernetes, (workers.fleet, fleet), base)?;
     let retry = limits::retry(raw.retry, &work)?;
     let output = dataset::output(raw.output, base, &dataset, &work)?;

@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Instant, SystemTime},
 };
 
 use serde_json::{Value, json};
@@ -16,6 +16,8 @@ use super::{Shared, State, Task, life, rules, rules::Refusal};
 const ARN: &str = "arn:aws:ecs:us-east-1:123456789012";
 /// Tasks of a page of ListTasks: few, so that there are several pages.
 const PAGE: usize = 16;
+/// Lines of a page of GetLogEvents.
+const LINES: usize = 4;
 
 pub enum Answer {
     Done(Value),
@@ -50,6 +52,7 @@ pub fn answer(shared: &Arc<Shared>, action: &str, body: &Value) -> Answer {
         "StopTask" => stop_task(&mut shared.lock(), body),
         "RegisterTaskDefinition" => register(&mut shared.lock(), body),
         "DescribeTaskDefinition" => describe_definition(&shared.lock(), body),
+        "GetLogEvents" => get_log_events(&shared.lock(), body),
         other => Err(("UnknownOperationException", format!("{other} is none of those that are known"))),
     };
     done.map_or_else(Answer::from, Answer::Done)
@@ -127,6 +130,8 @@ fn run_task(shared: &Arc<Shared>, body: &Value) -> Answer {
             exit: None,
             reason: None,
             seen_from: Instant::now() + state.faults.hidden_for,
+            created: SystemTime::now(),
+            started: None,
             stop: CancellationToken::new(),
             kill: CancellationToken::new(),
         };
@@ -148,6 +153,10 @@ fn run_task(shared: &Arc<Shared>, body: &Value) -> Answer {
     Answer::Done(answer)
 }
 
+fn seconds(at: SystemTime) -> f64 {
+    at.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64()
+}
+
 fn described(id: &str, task: &Task) -> Value {
     let mut told = json!({
         "taskArn": task_arn(id),
@@ -158,8 +167,12 @@ fn described(id: &str, task: &Task) -> Value {
         "startedBy": task.request["startedBy"],
         "overrides": task.request["overrides"],
         "tags": task.request["tags"],
+        "createdAt": seconds(task.created),
         "containers": [{ "name": task.definition["containerDefinitions"][0]["name"], "lastStatus": task.last }],
     });
+    if let Some(started) = task.started {
+        told["startedAt"] = seconds(started).into();
+    }
     let container = &mut told["containers"][0];
     if let Some(exit) = task.exit {
         container["exitCode"] = exit.into();
@@ -198,6 +211,7 @@ fn list_tasks(state: &State, body: &Value) -> Result<Value, Refusal> {
     let now = Instant::now();
     let is_asked_for = |task: &&Task| {
         task.desired == body["desiredStatus"].as_str().unwrap_or("RUNNING")
+            && (body["family"].is_null() || task.definition["family"] == body["family"])
             && (body["startedBy"].is_null() || task.request["startedBy"] == body["startedBy"])
             && task.seen_from <= now
     };
@@ -220,4 +234,17 @@ fn stop_task(state: &mut State, body: &Value) -> Result<Value, Refusal> {
     let task = task.ok_or(("InvalidParameterException", "The referenced task was not found.".to_owned()))?;
     task.ask_to_stop("UserInitiated", &reason);
     Ok(json!({ "task": described(&id, task) }))
+}
+
+/// Its token is how many lines were read.
+fn get_log_events(state: &State, body: &Value) -> Result<Value, Refusal> {
+    rules::get_log_events(body)?;
+    let text = |key: &str| body[key].as_str().unwrap_or_default().to_owned();
+    let lines = state.logs.get(&(text("logGroupName"), text("logStreamName")));
+    let lines = lines.ok_or(("ResourceNotFoundException", "The specified log stream does not exist.".to_owned()))?;
+    let from = text("nextToken").strip_prefix("f/").map_or(0, |read| read.parse().unwrap());
+    let now = Instant::now();
+    let page: Vec<_> = lines[from..].iter().take_while(|(at, _)| *at <= now).take(LINES).collect();
+    let events: Vec<_> = page.iter().map(|(_, line)| json!({ "timestamp": 0, "message": line })).collect();
+    Ok(json!({ "events": events, "nextForwardToken": format!("f/{:056}", from + page.len()) }))
 }

@@ -1,17 +1,22 @@
 //! A container: the command of a task as a process in namespaces of its own, whose root is not to be written, and which
 //! has the volumes of its task definition, and the image's program.
 
-use std::{path::Path, process::Stdio, time::Duration};
+use std::{
+    path::Path,
+    process::Stdio,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{
-    io::AsyncReadExt,
+    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
     process::{Child, Command},
 };
 
-use super::{Shared, Task};
+use super::{Shared, State};
 
 /// As process 1: the program itself, or `init`, which hands SIGTERM on to it. Arguments: the program; pairs of what is mounted and where, up to `--`; then the program's arguments.
 const SCRIPT: &str = "
@@ -23,6 +28,7 @@ const SCRIPT: &str = "
     shift
     mount -o remount,bind,ro /
     cd /
+    exec 2>&1
     program=/mnt/image/$(basename \"$program\")
     [ \"$init\" = true ] || { echo; exec \"$program\" \"$@\"; }
     \"$program\" \"$@\" &
@@ -37,6 +43,8 @@ const SCRIPT: &str = "
 
 pub struct Container {
     child: Child,
+    /// The group and the stream of its log.
+    log: Option<(String, String)>,
     grace: Duration,
     /// Its scratch volumes.
     _scratch: Vec<TempDir>,
@@ -47,7 +55,8 @@ fn texts(list: &Value) -> impl Iterator<Item = &str> {
 }
 
 /// What is to be started; [`Container::start`] waits until it is.
-pub fn of_task(shared: &Shared, id: &str, task: &Task) -> Container {
+pub fn of_task(shared: &Shared, state: &State, id: &str) -> Container {
+    let task = &state.tasks[id];
     let (definition, overrides) = (&task.definition, &task.request["overrides"]["containerOverrides"][0]);
     let container = &definition["containerDefinitions"][0];
     let mut command = Command::new("unshare");
@@ -83,19 +92,34 @@ pub fn of_task(shared: &Shared, id: &str, task: &Task) -> Container {
             command.env(variable["name"].as_str().unwrap(), variable["value"].as_str().unwrap());
         }
     }
+    let role = definition["taskRoleArn"].as_str().and_then(|role| state.roles.get(role));
+    command.envs(role.into_iter().flatten().map(|(name, value)| (name, value)));
     command.env("ECS_CONTAINER_METADATA_URI_V4", format!("http://{}/v4/{id}", shared.address));
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
     let grace = Duration::from_secs(container["stopTimeout"].as_u64().unwrap_or(30));
-    Container { child, grace, _scratch: scratch }
+    let option = |name: &str| container["logConfiguration"]["options"][name].as_str();
+    let stream = |prefix: &str| format!("{prefix}/{}/{id}", container["name"].as_str().unwrap());
+    let log = option("awslogs-group").zip(option("awslogs-stream-prefix").map(stream));
+    let log = log.map(|(group, stream)| (group.to_owned(), stream));
+    Container { child, log, grace, _scratch: scratch }
 }
 
 impl Container {
-    /// Waits until its process 1 hears signals.
-    pub async fn start(&mut self) {
-        let mut out = self.child.stdout.take().unwrap();
+    /// Waits until its process 1 hears signals; what comes after that is its log.
+    pub async fn start(&mut self, shared: &Arc<Shared>, late: Duration) {
+        let mut out = BufReader::new(self.child.stdout.take().unwrap());
         // Nothing comes of one that ends at once, which is seen by whoever waits for it.
         let _ = out.read_u8().await;
-        tokio::spawn(async move { tokio::io::copy(&mut out, &mut tokio::io::sink()).await });
+        let (shared, log) = (Arc::clone(shared), self.log.take());
+        tokio::spawn(async move {
+            let mut lines = out.split(b'\n');
+            while let Ok(Some(line)) = lines.next_segment().await {
+                let line = (Instant::now() + late, String::from_utf8_lossy(&line).into_owned());
+                if let Some(log) = &log {
+                    shared.lock().logs.entry(log.clone()).or_default().push(line);
+                }
+            }
+        });
     }
 
     /// Its exit code, as Docker tells it.

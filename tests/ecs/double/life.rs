@@ -1,6 +1,9 @@
 //! The life of a task, from PROVISIONING to STOPPED.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use super::{Shared, Task, container};
 
@@ -38,9 +41,10 @@ pub async fn of_task(shared: Arc<Shared>, id: String) {
     }
     let mut running = {
         let state = shared.lock();
-        container::of_task(&shared, &id, &state.tasks[&id])
+        container::of_task(&shared, &state, &id)
     };
-    running.start().await;
+    running.start(&shared, faults.late_logs).await;
+    shared.lock().tasks.get_mut(&id).unwrap().started = Some(SystemTime::now());
     to("RUNNING");
     let exit = tokio::select! {
         exit = running.wait() => exit,

@@ -3,6 +3,7 @@
 //!
 //! `rules` says what ECS refuses, `actions` is what it answers, `container` runs a task's command in namespaces of its
 //! own, with the volumes of its task definition and nothing else to write on, and `life` takes it through its states.
+//! What a container prints is in the stream of CloudWatch Logs that its definition says, and the same server has that.
 //! Requests are kept with their times. Where `FOREBAY_TEST_ECS_REQUESTS` names a directory, they are written there, for
 //! `validate.py`.
 
@@ -22,7 +23,7 @@ use std::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicU32, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use serde_json::Value;
@@ -48,6 +49,8 @@ pub struct Faults {
     pub pending: Duration,
     /// The images of so many tasks cannot be pulled.
     pub bad_images: u32,
+    /// So long after it was printed can a line be read.
+    pub late_logs: Duration,
 }
 
 /// A request, as it was answered.
@@ -96,6 +99,10 @@ struct State {
     tokens: BTreeMap<String, (Value, Value)>,
     calls: Bucket<20, 20>,
     launches: Bucket<100, 20>,
+    /// What containers with a role have in their environment: it stands for where the SDK would get credentials.
+    roles: BTreeMap<String, Vec<(&'static str, String)>>,
+    /// By group and stream: lines, and when they can be read.
+    logs: BTreeMap<(String, String), Vec<(Instant, String)>>,
 }
 
 struct Task {
@@ -108,6 +115,8 @@ struct Task {
     exit: Option<i32>,
     reason: Option<&'static str>,
     seen_from: Instant,
+    created: SystemTime,
+    started: Option<SystemTime>,
     /// To be asked to end.
     stop: CancellationToken,
     /// To be killed at once.
@@ -148,6 +157,11 @@ impl Ecs {
     /// From now on RunTask is done, and not answered until this is called with `true`.
     pub fn answer(&self, answers: bool) {
         self.shared.answers.send_replace(answers);
+    }
+
+    /// From now on containers with this role have that in their environment.
+    pub fn set_role<const N: usize>(&self, arn: &str, environment: [(&'static str, String); N]) {
+        self.shared.lock().roles.insert(arn.to_owned(), environment.into());
     }
 
     pub fn log(&self) -> Vec<Logged> {

@@ -145,6 +145,16 @@ pub fn list_tasks(body: &Value) -> Result<(), Refusal> {
     }
 }
 
+pub fn get_log_events(body: &Value) -> Result<(), Refusal> {
+    if body["logGroupName"].is_null() || body["logStreamName"].is_null() {
+        return invalid("a log group and a log stream are required");
+    }
+    if !body["nextToken"].is_null() && body["startFromHead"] != true {
+        return invalid("a forward token needs startFromHead");
+    }
+    Ok(())
+}
+
 /// Sizes of Fargate: CPU, and from where to where memory is, in which steps, in MiB.
 const SIZES: [(u64, u64, u64, u64); 8] = [
     (256, 512, 512, 512),
@@ -157,7 +167,14 @@ const SIZES: [(u64, u64, u64, u64); 8] = [
     (16_384, 32_768, 122_880, 8192),
 ];
 
+/// Of a task definition.
+const LARGEST: usize = 65_536;
+
 pub fn register(body: &Value) -> Result<(), Refusal> {
+    let length = body.to_string().len();
+    if length > LARGEST {
+        return client(format!("Actual length: '{length}'. Max allowed length is '{LARGEST}' bytes."));
+    }
     let family = body["family"].as_str().unwrap_or_default();
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
     if family.is_empty() || family.len() > 255 || !family.bytes().all(plain) {
@@ -195,6 +212,9 @@ pub fn register(body: &Value) -> Result<(), Refusal> {
         }
         let log = &container["logConfiguration"];
         if log["logDriver"] == "awslogs" {
+            if !matches!(log["options"]["mode"].as_str(), None | Some("blocking" | "non-blocking")) {
+                return client("Log driver mode is blocking or non-blocking");
+            }
             for option in ["awslogs-group", "awslogs-region", "awslogs-stream-prefix"] {
                 if fargate && log["options"][option].is_null() {
                     return client(format!("Log driver awslogs requires options: {option}"));

@@ -11,7 +11,8 @@ use tokio::{net::TcpListener, task::JoinSet};
 
 use super::{Logged, Shared, actions, actions::Answer};
 
-const TARGET: &str = "AmazonEC2ContainerServiceV20141113.";
+/// The services, as their signatures name them, and their protocols.
+const SERVICES: [(&str, &str); 2] = [("ecs", "AmazonEC2ContainerServiceV20141113."), ("logs", "Logs_20140328.")];
 
 pub async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     let mut connections = JoinSet::new();
@@ -41,9 +42,12 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<R
         });
     }
     let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let target = header("x-amz-target");
+    let of = SERVICES.iter().find_map(|(service, protocol)| Some((*service, target.strip_prefix(protocol)?)));
+    let (service, action) = of.unwrap_or_default();
     let signed = header("authorization").starts_with("AWS4-HMAC-SHA256 Credential=")
-        && header("authorization").contains("/us-east-1/ecs/aws4_request");
-    let action = header("x-amz-target").strip_prefix(TARGET).unwrap_or_default().to_owned();
+        && header("authorization").contains(&format!("/us-east-1/{service}/aws4_request"));
+    let action = action.to_owned();
     let body = request.into_body().collect().await.map_err(io::Error::other)?.to_bytes();
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();
     let at = Instant::now();

@@ -116,6 +116,8 @@ impl World {
             ..Default::default()
         });
         let made = serde_json::to_value(&job).unwrap();
+        // One of the same name may have ended, and been deleted a moment ago.
+        self.finished.remove(&name);
         self.jobs.insert(name, job);
         Ok(made)
     }

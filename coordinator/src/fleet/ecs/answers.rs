@@ -7,9 +7,10 @@ use std::error::Error;
 
 use aws_sdk_ecs::{
     error::{ProvideErrorMetadata, SdkError},
-    types::{Failure, Task, TaskStopCode},
+    types::{Container, Failure, Task, TaskStopCode},
 };
 
+use super::definition::{COMMAND, COORDINATOR, WORKER};
 use crate::fleet::engine::{Class, EngineError, State};
 
 /// An error of any call.
@@ -30,10 +31,10 @@ where
             let text = format!("{:?}", failure.as_connector_error());
             match unset.iter().any(|sign| text.contains(sign)) {
                 true => EngineError::new(Class::Permanent, format!("no AWS credentials: {}", innermost(error))),
-                false => EngineError::new(Class::Unknown, format!("ECS did not answer: {}", innermost(error))),
+                false => EngineError::new(Class::Unknown, format!("AWS did not answer: {}", innermost(error))),
             }
         }
-        _ => EngineError::new(Class::Unknown, format!("ECS did not answer: {}", innermost(error))),
+        _ => EngineError::new(Class::Unknown, format!("AWS did not answer: {}", innermost(error))),
     }
 }
 
@@ -88,17 +89,30 @@ fn is_evicted(task: &Task) -> bool {
         || task.stopped_reason().is_some_and(|reason| reason.contains("Capacity is unavailable"))
 }
 
+/// The one that is forebay's: AWS may add others.
+fn container(task: &Task) -> Option<&Container> {
+    let is_own = |name: &str| [WORKER, COORDINATOR, COMMAND].contains(&name);
+    task.containers().iter().find(|container| container.name().is_some_and(is_own))
+}
+
+/// How the task's program has ended.
+pub(super) fn exit_code(task: &Task) -> Option<i32> {
+    container(task)?.exit_code()
+}
+
 /// Why a task has ended, by what ECS says of it and of its container, with what to do where that is known.
 pub(super) fn why(task: &Task) -> String {
-    let container = task.containers().iter().find(|container| container.name() == Some(super::CONTAINER));
+    let container = container(task);
     let reason = container.and_then(|container| container.reason());
-    let exit = container.and_then(|container| container.exit_code());
+    let exit = exit_code(task);
     let said = reason.or(task.stopped_reason()).unwrap_or("no reason is known");
     if task.stop_code() == Some(&TaskStopCode::SpotInterruption) {
         return format!("Spot took its capacity back: {said}");
     }
     if said.contains("OutOfMemoryError") {
-        return format!("it ran out of memory: {said}; give it more by [ecs] memory");
+        let is_worker = container.and_then(|container| container.name()) == Some(WORKER);
+        let table = if is_worker { "ecs" } else { "coordinator" };
+        return format!("it ran out of memory: {said}; give it more by [{table}] memory");
     }
     if said.contains("CannotPullContainerError") {
         return format!("its image cannot be pulled: {said}; see [ecs] image and execution_role");
@@ -120,8 +134,6 @@ fn innermost(error: &dyn Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use aws_sdk_ecs::types::Container;
-
     use super::*;
 
     #[test]
@@ -152,7 +164,7 @@ mod tests {
     #[test]
     fn an_end_tells_its_cause_and_what_helps() {
         let ended = |code: Option<TaskStopCode>, stopped: &str, reason: Option<&str>, exit: Option<i32>| {
-            let container = Container::builder().name(super::super::CONTAINER).set_exit_code(exit);
+            let container = Container::builder().name(WORKER).set_exit_code(exit);
             let container = container.set_reason(reason.map(str::to_owned)).build();
             let task = Task::builder().last_status("STOPPED").set_stop_code(code).stopped_reason(stopped);
             match state(&task.containers(container).build()) {

@@ -7,7 +7,7 @@ mod double;
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
-use forebay_jobs::spec::ecs::{Architecture, LaunchType as Launch, Storage};
+use forebay_jobs::spec::ecs::{Architecture, Capacity, LaunchType as Launch, Storage};
 
 use super::*;
 use crate::fleet::conformance::keeps_its_promises;

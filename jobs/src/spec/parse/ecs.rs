@@ -11,7 +11,7 @@ use super::{
 };
 use crate::spec::{
     FleetKind, WorkersSpec,
-    ecs::{Architecture, Capacity, EcsSpec, LaunchType, Network, Provider, Storage, is_fargate},
+    ecs::{Architecture, Capacity, EcsSpec, LaunchType, Network, Provider, SIZES, Storage, is_fargate},
     size,
 };
 
@@ -19,18 +19,6 @@ use crate::spec::{
 const OVERHEAD: u64 = 256;
 /// What Fargate was when this was tried; `LATEST` changes under a job that works.
 const PLATFORM: &str = "1.4.0";
-/// Of Fargate: units of CPU, and the first and last size of memory in MiB, with the step between.
-/// <https://docs.aws.amazon.com/AmazonECS/latest/developerguide/task-cpu-memory-error.html>
-const SIZES: [(u32, u32, u32, u32); 8] = [
-    (256, 512, 512, 512),
-    (256, 1024, 2048, 1024),
-    (512, 1024, 4096, 1024),
-    (1024, 2048, 8192, 1024),
-    (2048, 4096, 16_384, 1024),
-    (4096, 8192, 30_720, 1024),
-    (8192, 16_384, 61_440, 4096),
-    (16_384, 32_768, 122_880, 8192),
-];
 /// Of all tags that a task can have, these are left to the job.
 const MOST_TAGS: usize = 40;
 
@@ -216,19 +204,25 @@ fn task_size(raw: &RawEcs, workers: &WorkersSpec, fargate: bool) -> Result<(u32,
 
 const CPUS: &str = "Fargate has 0.25, 0.5, 1, 2, 4, 8 and 16";
 
+/// Ids of a kind, and not more than so many.
+fn ids(list: &[Spanned<String>], kind: &str, most: usize) -> Result<Vec<String>, SpecError> {
+    if let Some(wrong) = list.iter().find(|id| !is_id(id.get_ref(), kind)) {
+        let message = format!("`{}` is none of the ids that begin with {kind}-", wrong.get_ref());
+        return Err(SpecError::at(wrong, message));
+    }
+    match list.get(most) {
+        Some(over) => Err(SpecError::at(over, format!("ECS takes {most} at most"))),
+        None => Ok(list.iter().map(|id| id.get_ref().clone()).collect()),
+    }
+}
+
+pub(super) fn security_groups(list: &[Spanned<String>]) -> Result<Vec<String>, SpecError> {
+    ids(list, "sg", 5)
+}
+
 fn network(raw: &RawEcs, fargate: bool) -> Result<Option<Network>, SpecError> {
-    let ids = |list: &[Spanned<String>], kind: &str, most: usize| {
-        if let Some(wrong) = list.iter().find(|id| !is_id(id.get_ref(), kind)) {
-            let message = format!("`{}` is none of the ids that begin with {kind}-", wrong.get_ref());
-            return Err(SpecError::at(wrong, message));
-        }
-        match list.get(most) {
-            Some(over) => Err(SpecError::at(over, format!("ECS takes {most} at most"))),
-            None => Ok(list.iter().map(|id| id.get_ref().clone()).collect()),
-        }
-    };
-    let subnets: Vec<_> = ids(&raw.subnets, "subnet", 16)?;
-    let security_groups: Vec<_> = ids(&raw.security_groups, "sg", 5)?;
+    let subnets = ids(&raw.subnets, "subnet", 16)?;
+    let security_groups = security_groups(&raw.security_groups)?;
     if subnets.is_empty() {
         if fargate {
             return Err(missing("subnets", "Fargate's tasks get their addresses from subnets = [\"subnet-…\"]"));
@@ -340,7 +334,7 @@ fn root(raw: Option<&Spanned<String>>, has_point: bool) -> Result<String, SpecEr
     }
 }
 
-fn role(raw: Option<Spanned<String>>) -> Result<Option<String>, SpecError> {
+pub(super) fn role(raw: Option<Spanned<String>>) -> Result<Option<String>, SpecError> {
     match raw {
         Some(role) if !role.get_ref().starts_with("arn:") => {
             Err(SpecError::at(&role, format!("`{}` is no role's ARN", role.get_ref())).help("it begins with arn:"))

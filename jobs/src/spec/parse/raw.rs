@@ -301,6 +301,9 @@ pub(super) struct RawCoordinator {
     #[serde(default)]
     pub(super) options: Vec<Spanned<String>>,
     pub(super) service_account: Option<Spanned<String>>,
+    pub(super) task_role: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) security_groups: Vec<Spanned<String>>,
 }
 
 #[derive(Default, Deserialize)]

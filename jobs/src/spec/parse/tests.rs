@@ -119,6 +119,11 @@ fn errors_point_at_what_is_wrong() {
         ),
         (format!("{command}{slurm}[coordinator]\ncpus = 0"), "0 is out of range", "0"),
         (
+            format!("{command}{slurm}[coordinator]\ntask_role = \"arn:aws:iam::1:role/c\""),
+            "task_role means nothing to the fleet `slurm`",
+            "\"arn:aws:iam::1:role/c\"",
+        ),
+        (
             format!("{command}{slurm}[coordinator]\nmemory = \"1MiB\""),
             "a coordinator needs more memory than this",
             "\"1MiB\"",

@@ -42,6 +42,41 @@ fn a_task_is_the_smallest_that_holds_its_worker() {
 }
 
 #[test]
+fn a_coordinator_has_a_size_of_fargates_and_its_own_role() {
+    let job = |ecs: &str, coordinator: &str| {
+        job_file(&format!("{}\n[coordinator]\n{coordinator}", text("", ecs)), Path::new("/base"), &[])
+    };
+    let fargate = format!("{IMAGE}{NET}{EFS}");
+    let instances = format!("{IMAGE}launch_type = \"EC2\"\nhost_path = \"/mnt/efs\"\n");
+    let size = |ecs: &str, keys: &str| {
+        let job = job(ecs, keys).unwrap();
+        let coordinator = job.coordinator.unwrap();
+        job.ecs.unwrap().smallest(coordinator.cpus, coordinator.memory).unwrap()
+    };
+    assert_eq!(size(&fargate, ""), (1024, 2048));
+    assert_eq!(size(&fargate, "memory = \"2500MiB\""), (1024, 3072));
+    assert_eq!(size(&fargate, "memory = \"12GiB\""), (2048, 12288), "more memory takes more vCPUs");
+    assert_eq!(size(&fargate, "cpus = 3"), (4096, 8192));
+    assert_eq!(size(&instances, "cpus = 3\nmemory = \"700MiB\""), (3072, 700));
+    assert_eq!(size(&instances, ""), (1024, 2048));
+    let own = job(&fargate, "task_role = \"arn:aws:iam::1:role/c\"\nsecurity_groups = [\"sg-0123456789abcdef0\"]");
+    let own = own.unwrap().coordinator.unwrap();
+    assert_eq!((own.task_role.as_deref(), own.security_groups.len()), (Some("arn:aws:iam::1:role/c"), 1));
+    for (ecs, keys, message) in [
+        (&fargate, "cpus = 17", "Fargate has no task of this size"),
+        (&fargate, "memory = \"121GiB\"", "Fargate has no task of this size"),
+        (&fargate, "time = \"1h\"", "time means nothing to the fleet `ecs`"),
+        (&fargate, "partition = \"p\"", "partition means nothing to the fleet `ecs`"),
+        (&fargate, "service_account = \"a\"", "service_account means nothing to the fleet `ecs`"),
+        (&fargate, "task_role = \"me\"", "`me` is no role's ARN"),
+        (&fargate, "security_groups = [\"me\"]", "`me` is none of the ids that begin with sg-"),
+        (&instances, "security_groups = [\"sg-0123456789abcdef0\"]", "without [ecs] subnets this has no effect"),
+    ] {
+        assert_eq!(job(ecs, keys).unwrap_err().message, message, "{keys}");
+    }
+}
+
+#[test]
 fn capacity_is_a_launch_type_or_shares_of_providers() {
     let shares = "capacity = [{ provider = \"FARGATE_SPOT\", weight = 3 }, { provider = \"FARGATE\", base = 2 }]\n";
     let ecs = parsed("", &format!("{IMAGE}{NET}{EFS}{shares}"));

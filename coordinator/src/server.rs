@@ -2,7 +2,7 @@
 //!
 //! Each epoch has its own certificate and its own token, written into `link.json` in a directory that only the run's
 //! user can read. The certificate tells workers whom they talk to, the token tells the coordinator. Streams come by
-//! connections of gRPC or by letters on the volume, and all of them through one [`Door`]. What workers say goes into the
+//! connections of gRPC or by letters on the volume, and all of them through one `Door`. What workers say goes into the
 //! driver's inbox as [`Heard`]; nothing is decided here, except that a worker that is silent for too long has left.
 
 mod address;

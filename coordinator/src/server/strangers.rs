@@ -162,6 +162,7 @@ pub(super) struct Connection {
 
 impl Connection {
     fn new(stream: TcpStream, visitor: Visitor) -> Self {
+        // A limit, which ends with the connection's first token.
         let limits = (Box::pin(tokio::time::sleep(PATIENCE)), Box::pin(visitor.0.leave.clone().cancelled_owned()));
         Self { stream, visitor, limits: Some(limits) }
     }

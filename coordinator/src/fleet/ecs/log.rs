@@ -85,6 +85,7 @@ impl Log {
             if begun.elapsed() >= LATE || (self.is_begun && silent >= SILENT) {
                 return Ok(());
             }
+            // Nobody tells that a log is whole.
             tokio::time::sleep(LOOK).await;
         }
     }

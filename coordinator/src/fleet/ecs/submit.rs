@@ -136,6 +136,7 @@ impl Place {
             if described.iter().any(|task| !matches!(answers::state(task), State::Queued | State::Running)) {
                 return;
             }
+            // Nothing tells when lists do.
             tokio::time::sleep(LOOK.0).await;
         }
     }

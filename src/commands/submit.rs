@@ -52,8 +52,16 @@ pub async fn execute(global: &Global, args: &SubmitArgs, natives: &Natives) -> R
         program: std::env::current_exe().map_err(CliError::runtime)?,
     };
     // Before anybody is asked: what was started is never unknown here.
+    let before = record::find(&global.volume, Some(&run))?;
     record::keep(&submission)?;
-    let submitted = submission.submit(&parcel.seal()).await?;
+    let submitted = match submission.submit(&parcel.seal()).await {
+        Err(error @ SubmitError::Conflict { .. }) => {
+            // The run of this name is the other one.
+            before.map_or_else(|| record::forget(&run), |before| record::keep(&before))?;
+            return Err(error.into());
+        }
+        submitted => submitted?,
+    };
     let how = if submitted.is_old { "coordinates it already" } else { "coordinates it" };
     render::note(
         global.quiet,

@@ -105,6 +105,8 @@ async fn a_run_is_submitted_looked_at_and_waited_for_from_where_no_volume_is() {
     let other = terminal.forebay(["submit", &job, "--id", "r"]).code(2);
     assert!(other.stderr.contains("coordinates another job"), "{}", other.stderr);
     fs::write(&job, text).unwrap();
+    let noted = fs::read_to_string(fixture.desk.path().join("state/forebay/submitted/r.json")).unwrap();
+    assert!(noted.contains("\"count\":2"), "who asks for the run asks for this one: {noted}");
     let pod = &fixture.coordinators()[0]["spec"]["template"]["spec"];
     assert_eq!((&pod["serviceAccountName"], &pod["automountServiceAccountToken"]), (&"boss".into(), &true.into()));
     assert_eq!(pod["containers"][0]["resources"]["limits"]["memory"], "2048Mi");

@@ -44,6 +44,17 @@ pub(super) fn keep(submission: &Submission) -> Result<(), CliError> {
     write().map(drop).map_err(failed)
 }
 
+/// Forgets a run that was not submitted after all.
+pub(super) fn forget(run: &RunId) -> Result<(), CliError> {
+    let Some(path) = dir().map(|dir| dir.join(format!("{run}.json"))) else { return Ok(()) };
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(CliError::new(Exit::OutOfReach, format!("cannot remove {}: {error}", path.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A run that was submitted from here to such a volume, or, if none is named, the one that was submitted last.
 pub(in crate::commands) fn find(volume: &Path, run: Option<&RunId>) -> Result<Option<Submission>, CliError> {
     let Some(dir) = dir() else { return Ok(None) };

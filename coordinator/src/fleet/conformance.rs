@@ -1,11 +1,24 @@
-//! What any engine has to keep, as a function that each runs over a real one.
+//! What any engine, and any fleet, has to keep, as functions that are run over each.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod rough;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use forebay_jobs::id::{Epoch, MemberId};
 use tokio::time::Instant;
 
-use super::engine::{Call, Engine, State, Tag, Token};
+use self::rough::Rough;
+use super::{
+    Fleet,
+    engine::{Call, Engine, State, Tag, Token},
+    managed::Managed,
+};
+
+/// Long enough for any engine here to do what it still means to do.
+const A_WHILE: Duration = Duration::from_millis(1500);
 
 /// Members that exist, and what they are marked with, as lists tell it.
 async fn exist<E: Engine>(engine: &E) -> BTreeMap<MemberId, Token> {
@@ -62,4 +75,59 @@ pub(super) async fn keeps_its_promises<E: Engine>(engine: &E, tag: &Tag) {
     let all: Vec<_> = members.iter().cloned().chain([one]).collect();
     engine.stop(&all).await.unwrap();
     come_to(engine, &BTreeSet::new()).await;
+}
+
+/// Lets a fleet do what it wants to do, until so many exist.
+async fn has(fleet: &mut dyn Fleet, count: usize, exist: &dyn Fn() -> usize) {
+    let began = Instant::now();
+    while exist() != count {
+        assert!(began.elapsed().as_secs() < 60, "{} exist, and not {count}", exist());
+        // That one has ended is an event of some fleets, and of others only once it had said hello.
+        let _ = tokio::time::timeout(Duration::from_millis(20), fleet.observe()).await;
+    }
+}
+
+/// The same, and no more and no fewer come of it.
+async fn keeps(fleet: &mut dyn Fleet, count: usize, exist: &dyn Fn() -> usize) {
+    has(fleet, count, exist).await;
+    let _ =
+        tokio::time::timeout(A_WHILE, async { while fleet.observe().await != super::FleetEvent::Recognized {} }).await;
+    assert_eq!(exist(), count, "they stay as many");
+}
+
+/// Ends one, and does not let the fleet do anything until it has.
+async fn ends_one(exist: &dyn Fn() -> usize, kill: &dyn Fn()) {
+    let (began, before) = (Instant::now(), exist());
+    kill();
+    while exist() == before {
+        assert!(began.elapsed().as_secs() < 60, "it does not end");
+        // No engine tells the test when.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Has as many workers as are wanted, one in the place of each that ends, stops none because fewer are wanted, and in the
+/// end all. They stay until they are stopped, and say nothing. `exist` counts them, and `kill` ends one, behind its back.
+pub(super) async fn a_fleet_keeps_its_promises(fleet: &mut dyn Fleet, exist: &dyn Fn() -> usize, kill: &dyn Fn()) {
+    keeps(fleet, 0, exist).await;
+    fleet.want(3);
+    keeps(fleet, 3, exist).await;
+    fleet.want(3);
+    ends_one(exist, kill).await;
+    keeps(fleet, 3, exist).await;
+    fleet.want(1);
+    keeps(fleet, 3, exist).await;
+    ends_one(exist, kill).await;
+    keeps(fleet, 2, exist).await;
+    fleet.stop_all().await;
+    assert_eq!(exist(), 0, "none is left");
+}
+
+#[tokio::test]
+async fn a_fleet_over_an_engine_that_throttles_loses_answers_and_tells_late_keeps_its_promises() {
+    let (dir, tag) = (tempfile::tempdir().unwrap(), Tag::of("v", &"r".parse().unwrap()));
+    let engine = Rough::default();
+    let mut fleet = Managed::open(engine.clone(), tag, Epoch(1), &dir.path().join("1")).unwrap();
+    std::fs::create_dir(dir.path().join("1")).unwrap();
+    a_fleet_keeps_its_promises(&mut fleet, &|| engine.exist(), &|| engine.kill()).await;
 }

@@ -303,6 +303,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::fleet::conformance::a_fleet_keeps_its_promises;
 
     /// A fleet whose program is a shell script; its `$9` is the worker's name.
     fn fleet(script: &str) -> (tempfile::TempDir, Local) {
@@ -320,6 +321,22 @@ mod tests {
             time: None,
         };
         (dir, Local::new(config))
+    }
+
+    #[tokio::test]
+    async fn workers_of_this_host_keep_what_any_fleet_has_to() {
+        let (dir, mut fleet) = fleet("echo $$ > $9.begun; exec sleep 60");
+        // Who has ended is reaped, and so has no command line any more.
+        let here = || {
+            let names =
+                fs::read_dir(dir.path()).unwrap().flatten().filter_map(|file| file.file_name().into_string().ok());
+            let pid = |name: String| fs::read_to_string(dir.path().join(name)).ok()?.trim().parse::<i32>().ok();
+            let pids = names.filter(|name| name.ends_with(".begun")).filter_map(pid);
+            pids.filter(|pid| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty())).collect()
+        };
+        let here: &dyn Fn() -> Vec<i32> = &here;
+        let kill = || kill_process_group(Pid::from_raw(here()[0]).unwrap(), Signal::KILL).unwrap();
+        a_fleet_keeps_its_promises(&mut fleet, &|| here().len(), &kill).await;
     }
 
     #[tokio::test]

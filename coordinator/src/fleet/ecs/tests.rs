@@ -7,10 +7,14 @@ mod double;
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
+use forebay_jobs::id::Epoch;
 use forebay_jobs::spec::ecs::{Architecture, Capacity, LaunchType as Launch, Storage};
 
 use super::*;
-use crate::fleet::conformance::keeps_its_promises;
+use crate::fleet::{
+    conformance::{a_fleet_keeps_its_promises, keeps_its_promises},
+    managed::Managed,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_keeps_what_any_engine_has_to_keep() {
@@ -46,4 +50,8 @@ async fn it_keeps_what_any_engine_has_to_keep() {
     let engine = Ecs::over(client, "us-east-1".to_owned(), &spec, &workers, command, tag.clone()).unwrap();
     keeps_its_promises(&engine, &tag).await;
     assert_eq!(server.tasks().len(), 4);
+    let mut fleet = Managed::open(engine, tag, Epoch(2), &dir.path().join("2")).unwrap();
+    fs::create_dir(dir.path().join("2")).unwrap();
+    let here = || server.tasks().into_iter().filter(|task| task.status != "STOPPED").collect::<Vec<_>>();
+    a_fleet_keeps_its_promises(&mut fleet, &|| here().len(), &|| server.run_out_of_memory(&here()[0].id)).await;
 }

@@ -1,6 +1,10 @@
 use forebay_jobs::id::Epoch;
 
 use super::*;
+use crate::fleet::{
+    conformance::{a_fleet_keeps_its_promises, keeps_its_promises},
+    managed::Managed,
+};
 
 /// Whose tasks sleep, in a directory that is there.
 fn real(dir: &std::path::Path, rest: &str) -> Slurm {
@@ -21,7 +25,15 @@ async fn slurm_keeps_an_engines_promises() {
     }
     let dir = tempfile::tempdir().unwrap();
     let slurm = real(dir.path(), "");
-    crate::fleet::conformance::keeps_its_promises(&slurm, &slurm.tag).await;
+    keeps_its_promises(&slurm, &slurm.tag).await;
+    let mut fleet = Managed::open(real(dir.path(), ""), slurm.tag.clone(), Epoch(2), &dir.path().join("2")).unwrap();
+    std::fs::create_dir(dir.path().join("2")).unwrap();
+    let jobs = || {
+        let said = std::process::Command::new("squeue").args(["-h", "-r", "-t", "PD,R,CG", "-o", "%F_%K"]).output();
+        String::from_utf8(said.unwrap().stdout).unwrap().lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let kill = || assert!(std::process::Command::new("scancel").arg(&jobs()[0]).status().unwrap().success());
+    a_fleet_keeps_its_promises(&mut fleet, &|| jobs().len(), &kill).await;
     let wrong = real(dir.path(), "[slurm]\npartition = 'nowhere'\n");
     let error = wrong.start(&call(&wrong)).await.unwrap_err();
     assert!(error.class == Class::Permanent && error.why.contains("sinfo -s"), "{error}");

@@ -1,0 +1,49 @@
+//! The engine, and a fleet over it, over the double of Kubernetes that whole runs are tried with.
+
+#![allow(
+    clippy::unwrap_used,
+    dead_code,
+    reason = "clippy does not see that the double is a test, of which this uses a part"
+)]
+
+#[allow(unused_imports, reason = "what it offers is for other tests too")]
+#[path = "../../../../../tests/kubernetes/server/mod.rs"]
+mod server;
+
+use std::{fs, os::unix::fs::PermissionsExt};
+
+use forebay_jobs::{id::Epoch, spec::parse::job_file};
+
+use self::server::KubernetesServer;
+use super::super::*;
+use crate::fleet::{
+    conformance::{a_fleet_keeps_its_promises, keeps_its_promises},
+    managed::Managed,
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_keeps_what_any_engine_and_any_fleet_has_to_keep() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("program");
+    fs::write(&program, "#!/bin/sh\nexec sleep 600\n").unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let server = KubernetesServer::start("batch");
+    server.kubeconfig(&dir.path().join("config"));
+    let text = format!(
+        "name = 'j'\n[dataset]\nsource = 'file:///x'\n[command]\nargv = ['a']\n[workers]\nfleet = 'kubernetes'\n\
+         [kubernetes]\nkubeconfig = 'config'\nimage = 'i:1'\nprogram = '{}'\nclaim = 'c'\nuser = 1000\n",
+        program.display()
+    );
+    let job = job_file(&text, dir.path(), &[]).unwrap();
+    let run: RunId = "r".parse().unwrap();
+    let tag = Tag::of("v", &run);
+    let command = WorkerCommand { program: "x".into(), volume: "/v".into(), run, slots: 1, pretend: false };
+    let engine = Kubernetes::open(PodConfig::new(&job, &tag, command).unwrap()).await.unwrap();
+    keeps_its_promises(&engine, &tag).await;
+
+    let mut fleet = Managed::open(engine, tag, Epoch(2), &dir.path().join("2")).unwrap();
+    fs::create_dir(dir.path().join("2")).unwrap();
+    // A pod that was killed for want of memory has failed, and its index with it.
+    let kill = || server.out_of_memory(server.at_work()[0].metadata.name.as_ref().unwrap());
+    a_fleet_keeps_its_promises(&mut fleet, &|| server.at_work().len(), &kill).await;
+}

@@ -23,9 +23,14 @@ pub struct Fixture {
 
 /// An engine for the run `r`, with these keys of `[ecs]`.
 pub fn engine(client: Client, tag: &Tag, keys: &str) -> Ecs {
+    engine_in(client, tag, "subnet-0123456789abcdef0", keys)
+}
+
+/// The same in another subnet.
+pub fn engine_in(client: Client, tag: &Tag, subnet: &str, keys: &str) -> Ecs {
     let job = format!(
         "name = 'j'\n[dataset]\nsource = 's3://b'\n[command]\nargv = ['x']\n[workers]\nfleet = 'ecs'\n[ecs]\n\
-         cluster = 'c'\nimage = 'registry/forebay:1'\nsubnets = ['subnet-0123456789abcdef0']\n{keys}\n"
+         cluster = 'c'\nimage = 'registry/forebay:1'\nsubnets = ['{subnet}']\n{keys}\n"
     );
     let job = parse::job_file(&job, Path::new("/"), &[]).unwrap();
     let command = WorkerCommand {

@@ -7,5 +7,6 @@ mod support;
 
 mod double;
 mod engine;
+mod moto;
 mod runs;
 mod submits;

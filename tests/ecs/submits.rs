@@ -264,7 +264,8 @@ async fn what_cannot_be_submitted_is_told() {
     assert!(told.contains("is PROVISIONING"), "{told}");
     let without = text.replace("log_group = '/forebay'\n", "");
     assert!(submit(without, 2).contains("coordinates another job"));
-    let told = words(terminal.forebay(["runs", "show", "w"]).code(4).stderr);
+    terminal.forebay(["submit", &job, "--id", "silent"]).code(0);
+    let told = words(terminal.forebay(["runs", "show", "silent"]).code(4).stderr);
     assert!(told.contains("set log_group under [ecs]"), "{told}");
 }
 

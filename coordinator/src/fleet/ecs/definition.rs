@@ -61,6 +61,8 @@ pub(super) fn of(spec: &EcsSpec, shape: &Shape, region: &str) -> (RegisterTaskDe
         .name(shape.container)
         .image(&spec.image)
         .essential(true)
+        // All of its task's, as it would be by itself: not every server of this API knows that.
+        .memory(i32::try_from(shape.memory).unwrap_or(i32::MAX))
         .readonly_root_filesystem(true)
         .stop_timeout(STOP_TIMEOUT)
         // What programs leave behind is reaped, and the worker is not process 1, to which signals are special.

@@ -135,7 +135,9 @@ impl Cluster {
     /// A run's Jobs, and their pods.
     pub(super) async fn of_run(&self, tag: &Tag) -> Result<(Vec<Job>, Vec<Pod>), EngineError> {
         let selector = format!("{RUN}={}", tag.as_str());
-        Ok((self.list(&selector).await?, self.list(&selector).await?))
+        // In this order: a pod without a Job is one whose Job has gone, not one whose Job was made in between.
+        let pods = self.list(&selector).await?;
+        Ok((self.list(&selector).await?, pods))
     }
 
     /// The pods of a Job.

@@ -10,7 +10,7 @@
 #[path = "../../../../../tests/kubernetes/server/mod.rs"]
 mod server;
 
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
 use forebay_jobs::{id::Epoch, spec::parse::job_file};
 
@@ -21,24 +21,30 @@ use crate::fleet::{
     managed::Managed,
 };
 
-#[tokio::test(flavor = "multi_thread")]
-async fn it_keeps_what_any_engine_and_any_fleet_has_to_keep() {
-    let dir = tempfile::tempdir().unwrap();
-    let program = dir.path().join("program");
+/// A cluster, and an engine of a run over it whose workers say nothing and stay.
+async fn engine(dir: &Path) -> (KubernetesServer, Kubernetes, Tag) {
+    let program = dir.join("program");
     fs::write(&program, "#!/bin/sh\nexec sleep 600\n").unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     let server = KubernetesServer::start("batch");
-    server.kubeconfig(&dir.path().join("config"));
+    server.kubeconfig(&dir.join("config"));
     let text = format!(
         "name = 'j'\n[dataset]\nsource = 'file:///x'\n[command]\nargv = ['a']\n[workers]\nfleet = 'kubernetes'\n\
          [kubernetes]\nkubeconfig = 'config'\nimage = 'i:1'\nprogram = '{}'\nclaim = 'c'\nuser = 1000\n",
         program.display()
     );
-    let job = job_file(&text, dir.path(), &[]).unwrap();
+    let job = job_file(&text, dir, &[]).unwrap();
     let run: RunId = "r".parse().unwrap();
     let tag = Tag::of("v", &run);
     let command = WorkerCommand { program: "x".into(), volume: "/v".into(), run, slots: 1, pretend: false };
     let engine = Kubernetes::open(PodConfig::new(&job, &tag, command).unwrap()).await.unwrap();
+    (server, engine, tag)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_keeps_what_any_engine_and_any_fleet_has_to_keep() {
+    let dir = tempfile::tempdir().unwrap();
+    let (server, engine, tag) = engine(dir.path()).await;
     keeps_its_promises(&engine, &tag).await;
 
     let mut fleet = Managed::open(engine, tag, Epoch(2), &dir.path().join("2")).unwrap();
@@ -46,4 +52,21 @@ async fn it_keeps_what_any_engine_and_any_fleet_has_to_keep() {
     // A pod that was killed for want of memory has failed, and its index with it.
     let kill = || server.out_of_memory(server.at_work()[0].metadata.name.as_ref().unwrap());
     a_fleet_keeps_its_promises(&mut fleet, &|| server.at_work().len(), &kill).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_is_made_during_a_look_is_not_seen_as_one_that_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_server, engine, tag) = engine(dir.path()).await;
+    for nonce in 1..=30 {
+        let call = Call { token: tag.fresh(Epoch(1), nonce), count: 1, again: false };
+        let looks = async {
+            for _ in 0..4 {
+                let seen = engine.list(&[]).await.unwrap();
+                assert!(seen.iter().all(|sighting| sighting.state != State::Ending), "{seen:?}");
+            }
+        };
+        let (started, ()) = tokio::join!(engine.start(&call), looks);
+        started.unwrap();
+    }
 }

@@ -125,8 +125,8 @@ pub enum Failure {
         /// Which file, and what is wrong with it.
         message: String,
     },
-    /// The run was cancelled.
-    #[error("the run was cancelled")]
+    /// Its coordinator wanted it no more.
+    #[error("its coordinator wanted it no more")]
     Cancelled,
 }
 

@@ -159,16 +159,17 @@ impl Session {
         self.pending.extend(events);
     }
 
-    /// Makes all that was decided durable, in one step. Says whether that was anything.
-    pub(super) async fn commit(&mut self) -> Result<bool, CoordinateError> {
+    /// Makes all that was decided durable, in one step, and gives it.
+    pub(super) async fn commit(&mut self) -> Result<Vec<Event>, CoordinateError> {
         if self.pending.is_empty() {
-            return Ok(false);
+            return Ok(Vec::new());
         }
         let events = std::mem::take(&mut self.pending);
         let mut journal = self.journal.take().ok_or(CoordinateError::Deposed)?;
-        let append = move || journal.append(&events).map(|()| journal);
-        self.journal = Some(tokio::task::spawn_blocking(append).await??);
-        Ok(true)
+        let append = move || journal.append(&events).map(|()| (journal, events));
+        let (journal, events) = tokio::task::spawn_blocking(append).await??;
+        self.journal = Some(journal);
+        Ok(events)
     }
 
     /// What the machine wants. It wakes for what has become due since it last decided, be it in the past by now.
@@ -248,7 +249,7 @@ mod tests {
         let mut session = Session::open(&fixture.run, Epoch(1), &first).unwrap();
         session.take(&Input::Opened { epoch: Epoch(1) });
         session.take(&Input::Planned { snapshot: Some("s".into()), phases: vec![2] });
-        assert!(session.commit().await.unwrap() && !session.commit().await.unwrap());
+        assert!(!session.commit().await.unwrap().is_empty() && session.commit().await.unwrap().is_empty());
         let sealed = fixture.seal(&first);
         let second = Session::open(&fixture.run, Epoch(2), &fixture.epoch(2)).unwrap();
         assert_eq!((second.figures.tasks().total, &second.machine), (2, &session.machine));

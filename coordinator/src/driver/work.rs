@@ -38,7 +38,7 @@ use super::{
 };
 use crate::{
     fleet::{Fleet, FleetEvent},
-    run::{EndState, Input},
+    run::{EndState, Event, Input},
     rundir::RunDir,
     server::{Heard, Server},
 };
@@ -146,7 +146,13 @@ impl<'a> Work<'a> {
         let mut heard = Vec::with_capacity(BATCH);
         let mut ticked = Instant::now();
         loop {
-            if self.session.commit().await? {
+            let decided = self.session.commit().await?;
+            for event in &decided {
+                if let Event::AttemptFailed { attempt, failure, .. } = event {
+                    (self.tell)(RunProgress::AttemptFailed { attempt: *attempt, failure: failure.clone() });
+                }
+            }
+            if !decided.is_empty() {
                 (self.tell)(RunProgress::Tasks {
                     phases: self.session.figures.phases.clone(),
                     workers: self.session.figures.workers(),

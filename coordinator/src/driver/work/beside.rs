@@ -111,9 +111,6 @@ impl Work<'_> {
             Finished::Stopped => {}
             Finished::Prepared(prepared) => prepared?,
             Finished::Checked { worker, attempt, input } => {
-                if let Input::Failed { attempt, failure, .. } = &input {
-                    (self.tell)(RunProgress::AttemptFailed { attempt: *attempt, failure: failure.clone() });
-                }
                 self.session.take(&input);
                 self.workers.checked(&worker, attempt);
                 self.take_gone();

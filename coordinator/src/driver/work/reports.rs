@@ -12,7 +12,6 @@ use forebay_jobs::{
 use super::{Finished, Work};
 use crate::{
     commit::{self, chain},
-    driver::RunProgress,
     run::{Done, Input, Run},
 };
 
@@ -43,10 +42,7 @@ impl Work<'_> {
                 self.check(done);
                 None
             }
-            Outcome::Failed(failure) => {
-                (self.tell)(RunProgress::AttemptFailed { attempt, failure: failure.clone() });
-                Some(Input::Failed { worker, attempt, failure })
-            }
+            Outcome::Failed(failure) => Some(Input::Failed { worker, attempt, failure }),
             Outcome::GivenBack => Some(Input::GivenBack { worker, attempt }),
         }
     }

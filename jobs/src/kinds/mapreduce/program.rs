@@ -57,10 +57,7 @@ pub fn feed(ctx: &TaskContext<'_>, stdin: io::PipeWriter) -> Result<(), TaskErro
 fn feed_piece(ctx: &TaskContext<'_>, piece: &Piece, stdin: &mut BufWriter<io::PipeWriter>) -> Result<(), TaskError> {
     let unread = |source| TaskError::Read(ReadError::Io { path: piece.path.clone().into(), source });
     let (file, mut range) = piece_range(ctx.volume, piece)?;
-    let mut last = [b'\n'];
-    if !range.is_empty() {
-        file.read_exact_at(&mut last, range.end - 1).map_err(unread)?;
-    }
+    let last = range.clone().next_back();
     if range.end - range.start >= SPLICED {
         stdin.flush().map_err(pipe)?;
         splice(&file, &mut range, stdin.get_ref()).map_err(pipe)?;
@@ -74,8 +71,12 @@ fn feed_piece(ctx: &TaskContext<'_>, piece: &Piece, stdin: &mut BufWriter<io::Pi
     }
     // The next piece begins a line of its own, where there are lines.
     let lines = matches!(Format::of(&piece.key), Format::Text | Format::Csv | Format::Ndjson);
-    if lines && last != *b"\n" {
-        stdin.write_all(b"\n").map_err(pipe)?;
+    if let Some(at) = last.filter(|_| lines) {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).map_err(unread)?;
+        if byte != *b"\n" {
+            stdin.write_all(b"\n").map_err(pipe)?;
+        }
     }
     Ok(())
 }

@@ -172,7 +172,7 @@ pub struct Server {
     readers: TaskTracker,
     stop: CancellationToken,
     /// None where nobody can connect.
-    serving: Option<JoinHandle<Result<(), tonic::transport::Error>>>,
+    serving: Option<Serving>,
     /// None where no letters are read.
     office: Option<JoinHandle<()>>,
 }
@@ -205,14 +205,14 @@ impl Server {
             stop: stop.clone(),
             strangers: Arc::clone(&strangers),
         }));
-        let office = takes_mail.then(|| tokio::spawn(Office::new(door.clone(), &token).serve()));
         let (addresses, serving) = match link {
             LinkKind::Files => (Vec::new(), None),
             LinkKind::Tcp | LinkKind::Auto => {
-                let (bound, serving) = serve(listen, identity, door, &strangers).await?;
+                let (bound, serving) = serve(listen, identity, door.clone(), &strangers).await?;
                 (address::addresses(bound, &advertise), Some(serving))
             }
         };
+        let office = takes_mail.then(|| tokio::spawn(Office::new(door, &token).serve()));
         let version = LinkFile::VERSION;
         let link = LinkFile { version, epoch, addresses, mail: takes_mail, certificate, token, cluster };
         Ok(Self { link, epoch_dir: epoch_dir.to_owned(), volume, readers, stop, serving, office })
@@ -237,12 +237,27 @@ impl Server {
 
     /// Waits until the server ends, which it does only by failing.
     pub async fn failed(&mut self) -> ServerError {
-        match &mut self.serving {
-            Some(serving) => match serving.await {
-                Ok(Err(error)) => error.into(),
-                Ok(Ok(())) | Err(_) => ServerError::Ended,
-            },
-            None => std::future::pending().await,
+        let serving = async {
+            match &mut self.serving {
+                Some(serving) => match serving.await {
+                    Ok(Err(error)) => error.into(),
+                    Ok(Ok(())) | Err(_) => ServerError::Ended,
+                },
+                None => std::future::pending().await,
+            }
+        };
+        let office = async {
+            match &mut self.office {
+                Some(office) => drop(office.await),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            error = serving => error,
+            () = office => {
+                self.office = None;
+                ServerError::Ended
+            }
         }
     }
 

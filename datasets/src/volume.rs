@@ -29,7 +29,8 @@ pub(crate) use self::{
 };
 pub use self::{
     durable::{
-        NewFile, create_dir, create_dirs, create_dirs_below, publish_dir, replace, sync_dir, sync_tree, write_new,
+        NewFile, create_dir, create_dirs, create_dirs_below, hand_over, publish_dir, replace, sync_dir, sync_tree,
+        write_new,
     },
     holder::Holder,
     look::looking_again,

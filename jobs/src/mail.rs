@@ -16,7 +16,7 @@ mod seal;
 
 pub use self::{
     caller::{ask_to_cancel, correspond},
-    letters::{Backoff, Line, Listed, Mailbox, Outbox, Taken, letters, read},
+    letters::{Backoff, Line, Listed, Mailbox, Outbox, Taken, read},
 };
 
 /// What comes and goes with the link, in the directory of an epoch: letters, and what shows that a volume is this one.

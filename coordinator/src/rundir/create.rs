@@ -111,7 +111,7 @@ fn ship(source: &Path, files: &Path, name: &str) -> Result<(), RunDirError> {
     // A script stays executable.
     let mode = fs::Permissions::from_mode(meta.permissions().mode() & 0o777 | 0o400);
     file.file().set_permissions(mode).map_err(|error| VolumeError::io("write", &target, error))?;
-    file.finish()?;
+    file.finish_in_tree()?;
     Ok(())
 }
 

@@ -25,7 +25,7 @@ impl Canary {
         let path = epoch_dir.join(LINK).join(format!("canary-{}", volume::nonce()));
         let place = volume.relative(&path).unwrap_or_default();
         let canary = Self { path, place, text: volume::nonce() };
-        volume::replace(&canary.path, canary.text.as_bytes())?;
+        volume::hand_over(&canary.path, canary.text.as_bytes())?;
         Ok(canary)
     }
 

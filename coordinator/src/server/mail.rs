@@ -9,9 +9,9 @@ use std::{
     time::Duration,
 };
 
-use forebay_datasets::volume::{Holder, Volume, VolumeError};
+use forebay_datasets::volume::{self, Holder, Volume, VolumeError};
 use forebay_jobs::{
-    mail::{Backoff, DOWN, LINK, Line, Mailbox, Outbox, Taken, UP, letters, read},
+    mail::{Backoff, DOWN, LINK, Line, Mailbox, Outbox, Taken, UP, read},
     wire::{CancelRequest, FromWorker, ToWorker},
 };
 use futures::{StreamExt, stream};
@@ -41,7 +41,7 @@ pub(super) fn prepare(epoch_dir: &Path, mailboxes: bool) -> Result<(), VolumeErr
     let link = epoch_dir.join(LINK);
     let dirs = [link.clone(), link.join(UP), link.join(DOWN)];
     for dir in dirs.iter().take(if mailboxes { 3 } else { 1 }) {
-        fs::create_dir(dir).map_err(|error| VolumeError::io("create", dir, error))?;
+        volume::create_dir(dir)?;
     }
     Ok(())
 }
@@ -210,10 +210,7 @@ async fn answer(
 
 async fn write(mut outbox: Outbox, lines: Vec<Line<ToWorker>>) -> Result<Outbox, VolumeError> {
     let dir = PathBuf::new();
-    let write = move || {
-        letters(lines).iter().try_for_each(|letter| outbox.write(letter))?;
-        Ok(outbox)
-    };
+    let write = move || outbox.say(lines).map(|()| outbox);
     let failed = |error: tokio::task::JoinError| VolumeError::io("write", &dir, io::Error::other(error));
     tokio::task::spawn_blocking(write).await.map_err(failed)?
 }
@@ -236,7 +233,10 @@ impl Desk {
         }
         let writing: BTreeSet<_> = listed.iter().map(|(mailbox, _)| mailbox.clone()).collect();
         for (mailbox, number) in listed {
-            self.take(mailbox, number, &mut news)?;
+            if let Err(error) = self.take(mailbox, number, &mut news) {
+                // The next one of its mailbox waits for it, and no other.
+                tracing::debug!(%error, "a letter cannot be read");
+            }
         }
         let gone = |(name, open): &(&String, &Open)| open.is_gone && !writing.contains(*name);
         let gone: Vec<_> = self.open.iter().filter(gone).map(|(name, _)| name.clone()).collect();

@@ -194,11 +194,11 @@ async fn a_hello_that_is_sent_again_is_nobodys() {
     let up = mail::Mailbox::up(&epoch_dir, &token);
     // As a worker writes it, so that it can be kept.
     fs::create_dir(epoch_dir.join(LINK).join(mail::DOWN).join("a")).unwrap();
-    let text = mail::letters([mail::Line::Said(fixture.hello())]).remove(0);
+    let hello = || [mail::Line::Said(fixture.hello())];
     let elsewhere = tempfile::tempdir().unwrap();
     let kept = mail::Mailbox::up(elsewhere.path(), &token);
     fs::create_dir_all(kept.dir()).unwrap();
-    mail::Outbox::new(kept.clone(), "a").write(&text).unwrap();
+    mail::Outbox::new(kept.clone(), "a").say(hello()).unwrap();
     let letter = fs::read(kept.dir().join("a.1")).unwrap();
     // Whole letters appear by a rename.
     let put = |name: &str, letter: &[u8]| {
@@ -214,7 +214,7 @@ async fn a_hello_that_is_sent_again_is_nobodys() {
     let other = mail::Mailbox::up(elsewhere.path(), "another");
     put("b.1", &letter);
     put("a.2", &letter);
-    mail::Outbox::new(other.clone(), "c").write(&text).unwrap();
+    mail::Outbox::new(other.clone(), "c").say(hello()).unwrap();
     put("c.1", &fs::read(other.dir().join("c.1")).unwrap());
     put("d.1", &letter[..letter.len() - 1]);
     put("core", b"garbage");

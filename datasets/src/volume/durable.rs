@@ -52,6 +52,13 @@ pub fn write_new(path: &Path, bytes: &[u8]) -> Result<(), VolumeError> {
     file.finish_new().map(drop)
 }
 
+/// Writes a file whole for whoever is there to read it: temporary name, sync, rename. A crash may take it away.
+pub fn hand_over(path: &Path, bytes: &[u8]) -> Result<(), VolumeError> {
+    let mut file = NewFile::create(path)?;
+    file.write_all(bytes).map_err(|error| VolumeError::io("write", path, error))?;
+    file.finish_in_tree().map(drop)
+}
+
 /// Writes a file whole in place of what was there: temporary name, sync, rename.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), VolumeError> {
     let mut file = NewFile::create(path)?;

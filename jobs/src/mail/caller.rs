@@ -6,14 +6,14 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use forebay_datasets::volume::{self, VolumeError};
+use forebay_datasets::volume;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Status;
 
 use super::LEASE;
-use super::letters::{Backoff, Line, Mailbox, Outbox, Taken, letters, read, status};
+use super::letters::{Backoff, Line, Mailbox, Outbox, Taken, read, status};
 use crate::wire::{CancelRequest, FromWorker, ToWorker};
 
 /// How often it is looked whether there still is a coordinator; it renews its lease every 3 s.
@@ -151,17 +151,13 @@ impl Post {
         let inbox = Mailbox::down(&epoch_dir, token, &name);
         let outbox = Some(Outbox::new(Mailbox::up(&epoch_dir, token), &name));
         let dir = inbox.dir().to_owned();
-        blocking(move || fs::create_dir(dir)).await?.map_err(gone)?;
+        blocking(move || volume::create_dir(&dir)).await?.map_err(|error| Status::unavailable(error.to_string()))?;
         Ok(Self { epoch_dir, outbox, inbox, name, taken: 0, missing: None, renewed: None })
     }
 
     async fn write<T: Serialize + Send + 'static>(&mut self, lines: Vec<Line<T>>) -> Result<(), Status> {
         let mut outbox = self.outbox.take().ok_or_else(|| Status::internal("a letter was given up"))?;
-        let write = move || {
-            letters(lines).iter().try_for_each(|letter| outbox.write(letter))?;
-            Ok::<_, VolumeError>(outbox)
-        };
-        let written = blocking(write).await?;
+        let written = blocking(move || outbox.say(lines).map(|()| outbox)).await?;
         self.outbox =
             Some(written.map_err(|error| Status::unavailable(format!("a letter cannot be written: {error}")))?);
         Ok(())

@@ -54,7 +54,7 @@ pub(super) fn status(code: i32, message: String) -> Status {
 }
 
 /// The texts of the letters that say this, in order.
-pub fn letters<T: Serialize>(lines: impl IntoIterator<Item = Line<T>>) -> Vec<Vec<u8>> {
+fn letters<T: Serialize>(lines: impl IntoIterator<Item = Line<T>>) -> Vec<Vec<u8>> {
     let mut letters: Vec<Vec<u8>> = Vec::new();
     for line in lines {
         let line = serde_json::to_vec(&line).expect("messages serialise");
@@ -91,13 +91,17 @@ impl Outbox {
         Self { mailbox, name: name.to_owned(), written: 0 }
     }
 
-    /// Writes the next letter. Blocks.
+    /// Puts lines into letters, and writes these. Blocks.
     ///
     /// # Errors
     /// The volume's; where the directory is gone, who was to read it is.
-    pub fn write(&mut self, text: &[u8]) -> Result<(), VolumeError> {
+    pub fn say<T: Serialize>(&mut self, lines: impl IntoIterator<Item = Line<T>>) -> Result<(), VolumeError> {
+        letters(lines).iter().try_for_each(|letter| self.write(letter))
+    }
+
+    fn write(&mut self, text: &[u8]) -> Result<(), VolumeError> {
         let name = format!("{}.{}", self.name, self.written + 1);
-        volume::replace(&self.mailbox.dir.join(&name), &self.mailbox.seal.close(&self.mailbox.place(&name), text))?;
+        volume::hand_over(&self.mailbox.dir.join(&name), &self.mailbox.seal.close(&self.mailbox.place(&name), text))?;
         self.written += 1;
         Ok(())
     }

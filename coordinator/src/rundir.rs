@@ -182,14 +182,14 @@ impl RunDir {
     fn write_json(&self, epoch_dir: &Path, name: &str, value: &impl Serialize) -> Result<(), RunDirError> {
         let path = epoch_dir.join(name);
         let text = serde_json::to_vec_pretty(value).map_err(|source| RunDirError::Malformed { path, source })?;
-        self.install(epoch_dir, name, |path| volume::replace(path, &text))?;
+        self.install(epoch_dir, name, |path| volume::hand_over(path, &text))?;
         Ok(())
     }
 
     /// Gives a file its place in the run, through the epoch's directory.
     ///
-    /// The file is written there and renamed from there. Whoever takes the run over renames that directory first, so
-    /// that a coordinator that was deposed without knowing it finds neither its directory nor its file.
+    /// The file is written and synced there, and renamed from there. Whoever takes the run over renames that directory
+    /// first, so that a coordinator that was deposed without knowing it finds neither its directory nor its file.
     pub(crate) fn install<E: From<VolumeError>>(
         &self,
         epoch_dir: &Path,
@@ -199,8 +199,7 @@ impl RunDir {
         let prepared = epoch_dir.join(name);
         write(&prepared)?;
         lease::fence(epoch_dir)?;
-        // It renames files as well as directories, and tolerates a lost reply in the same way.
-        volume::publish_dir(&prepared, &self.dir.join(name))?;
+        volume::rename_over(&prepared, &self.dir.join(name))?;
         Ok(())
     }
 }

@@ -231,7 +231,8 @@ impl Server {
         let mut file = NewFile::create(&path)?;
         file.file().set_permissions(fs::Permissions::from_mode(0o600)).map_err(unable)?;
         file.write_all(&text).map_err(unable)?;
-        file.finish()?;
+        // It is of no use after a crash.
+        file.finish_in_tree()?;
         Ok(())
     }
 

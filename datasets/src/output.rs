@@ -155,10 +155,9 @@ pub fn publish(
     objects.sort_by(|a, b| a.key.cmp(&b.key));
     let manifest = Manifest { objects };
     manifest.write(&publish.join(MANIFEST))?;
-    volume::sync_tree(publish)?;
     let summary = serde_json::to_vec_pretty(summary).expect("a JSON value serialises");
-    volume::write_new(&publish.join(SUCCESS), &summary)?;
-    volume::publish_dir(publish, output)?;
+    volume::hand_over(&publish.join(SUCCESS), &summary)?;
+    volume::publish_tree(publish, output)?;
     Ok(manifest.bytes())
 }
 

@@ -354,6 +354,9 @@ pub(crate) fn latest(dataset_dir: &Path) -> Result<Option<SnapshotId>, VolumeErr
 pub(crate) fn set_latest(dataset_dir: &Path, id: &SnapshotId) -> Result<(), SnapshotError> {
     let refs = dataset_dir.join("refs");
     let before = latest(dataset_dir)?;
+    if before.as_ref() == Some(id) {
+        return hold::secure(dataset_dir, id);
+    }
     volume::create_dirs(&refs)?;
     volume::replace(&refs.join("latest"), id.0.as_bytes())?;
     let secured = hold::secure(dataset_dir, id);

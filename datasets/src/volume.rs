@@ -22,15 +22,12 @@ use std::{
     sync::Arc,
 };
 
+pub(crate) use self::place::{ALIGNED, Placing, place_by_link};
 use self::{description::Description, probe::Depth};
-pub(crate) use self::{
-    durable::rename_over,
-    place::{ALIGNED, Placing, place_by_link},
-};
 pub use self::{
     durable::{
-        NewFile, create_dir, create_dirs, create_dirs_below, hand_over, publish_dir, replace, sync_dir, sync_tree,
-        write_new,
+        NewFile, create_dir, create_dirs, create_dirs_below, hand_over, publish_dir, publish_tree, rename_over,
+        replace, sync_dir, sync_tree, write_new,
     },
     holder::Holder,
     look::looking_again,

@@ -275,7 +275,7 @@ impl Plan {
             text.push(b'\n');
             serde_json::to_writer(&mut text, split).expect("plain fields serialise");
         }
-        volume::replace(path, &text)
+        volume::hand_over(path, &text)
     }
 
     /// Reads a plan.

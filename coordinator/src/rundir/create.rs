@@ -39,7 +39,7 @@ pub fn create(volume: &Volume, run: &RunId, job_text: &str, job: &JobSpec) -> Re
     fs::create_dir_all(&runs).map_err(|error| VolumeError::io("create", &runs, error))?;
     let new = New { volume, dir: runs.join(format!(".new-{}", volume::nonce())) };
     new.fill(job_text, job)?;
-    match volume::publish_dir(&new.dir, &dir) {
+    match volume::publish_tree(&new.dir, &dir) {
         Ok(()) => Ok(Created::New(RunDir { id: run.clone(), dir, job: job.clone() })),
         Err(VolumeError::AlreadyExists { .. }) => same_run(volume, run, job).map(Created::Exists),
         Err(error) => Err(error.into()),
@@ -75,7 +75,7 @@ impl New<'_> {
             file.write_all(text).map_err(|error| VolumeError::io("write", &path, error))?;
             file.finish_in_tree()?;
         }
-        Ok(volume::sync_tree(&self.dir)?)
+        Ok(())
     }
 }
 

@@ -52,7 +52,8 @@ pub fn write_new(path: &Path, bytes: &[u8]) -> Result<(), VolumeError> {
     file.finish_new().map(drop)
 }
 
-/// Writes a file whole for whoever is there to read it: temporary name, sync, rename. A crash may take it away.
+/// Writes a file whole: temporary name, sync, rename. A crash may take it away until its directory is synced: for what
+/// is to be renamed anyway, and for what is only read by who is there.
 pub fn hand_over(path: &Path, bytes: &[u8]) -> Result<(), VolumeError> {
     let mut file = NewFile::create(path)?;
     file.write_all(bytes).map_err(|error| VolumeError::io("write", path, error))?;
@@ -67,7 +68,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), VolumeError> {
 }
 
 /// Puts a file that is whole and synced in place of what stands at `to`, and makes that durable. Both are on one volume.
-pub(crate) fn rename_over(from: &Path, to: &Path) -> Result<(), VolumeError> {
+pub fn rename_over(from: &Path, to: &Path) -> Result<(), VolumeError> {
     let moved = fs::metadata(from).map_err(|error| VolumeError::io("inspect", from, error))?;
     if let Err(error) = fs::rename(from, to)
         && (from.exists() || !is_same(&moved, to))
@@ -102,7 +103,13 @@ fn sync_below(path: &Path) -> Result<bool, VolumeError> {
     Ok(holds_any)
 }
 
-/// Gives a directory, whole and synced, its final name in one step.
+/// Like [`publish_dir`], for a tree whose directories are still to be synced, the files in them being synced already.
+pub fn publish_tree(from: &Path, to: &Path) -> Result<(), VolumeError> {
+    sync_below(from)?;
+    publish_dir(from, to)
+}
+
+/// Gives a directory, whole and synced but for its own names, its final name in one step.
 ///
 /// # Errors
 /// [`VolumeError::AlreadyExists`] if something stands there that is not it.

@@ -168,6 +168,24 @@ impl Fixture {
     }
 }
 
+/// How many workers there are to be after each piece of news of preparing a run, while nothing else wants any.
+async fn wanted_while_preparing(volume: &Volume, run: &RunDir) -> Vec<u32> {
+    let claim = lease::claim(run.path()).unwrap();
+    let (tell, reading): (Tell, _) = (Arc::new(|_| {}), Reading::default());
+    let (news, mut told) = mpsc::unbounded_channel();
+    let preparing = (Arc::clone(&tell), news);
+    prepare::prepare(volume.clone(), run.clone(), claim.dir.clone(), preparing, &reading, None).await.unwrap();
+    let session = Session::open(run, claim.epoch, &claim.dir).unwrap();
+    let (_sender, inbox) = mpsc::channel(1);
+    let mut work = Work::new((volume, run), (claim.epoch, claim.dir), (session, None), inbox, tell, reading);
+    let mut wanted = Vec::new();
+    while let Some(news) = told.recv().await {
+        work.hear_of_data(news).unwrap();
+        wanted.push(work.workers_for(0));
+    }
+    wanted
+}
+
 const COMMAND: &str = "[command]\nargv = ['true']\n";
 
 fn exit_1() -> Failure {
@@ -196,6 +214,18 @@ async fn a_run_retries_publishes_once_and_keeps_its_result() {
     let (again, attempts) = fixture.coordinate(play, |_| false).await;
     assert!(!fixture.run.path().join("attempts").exists());
     assert_eq!((again.unwrap(), attempts.len()), (result, 0));
+}
+
+#[tokio::test]
+async fn a_worker_is_there_by_the_time_there_is_a_plan_unless_all_may_be_done_already() {
+    let fixture = Fixture::new(COMMAND);
+    let run = |id: &str| {
+        let text = fs::read_to_string(fixture.run.path().join("job.toml")).unwrap();
+        rundir::create(&fixture.volume, &id.parse().unwrap(), &text, fixture.run.job()).unwrap().into_run()
+    };
+    assert_eq!(wanted_while_preparing(&fixture.volume, &run("first")).await, [1, 0]);
+    fixture.coordinate(|_| Some(Ok("good")), |_| false).await.0.unwrap();
+    assert_eq!(wanted_while_preparing(&fixture.volume, &run("again")).await, [0, 0]);
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use forebay_jobs::{
     identity::WorkIdentity,
     kinds::sql::engine::choose_over,
     plan::Plan,
-    spec::Engine,
+    spec::{Engine, FleetKind},
     task::{Failure, OutputFile, TaskInput, TaskSpec},
     wire::Assignment,
 };
@@ -84,6 +84,8 @@ pub(super) struct Work<'a> {
     /// What the run's work is, if preparing has asked.
     identity: Option<WorkIdentity>,
     found: Option<Found>,
+    /// Whether there will be something to do once there is a plan.
+    will_work: bool,
     publishing: bool,
     exporting: bool,
     /// When absent workers are looked after; none while that is under way.
@@ -128,6 +130,7 @@ impl<'a> Work<'a> {
             seeking: None,
             identity: None,
             found: None,
+            will_work: false,
             publishing: false,
             exporting: false,
             look_at: Some(Instant::now()),
@@ -205,8 +208,7 @@ impl<'a> Work<'a> {
                 fleet.lost(&worker);
             }
             self.sync_workers();
-            let workers = if self.is_of_all { self.all_if_any(wanted.workers) } else { wanted.workers };
-            fleet.want(workers.saturating_sub(self.adopted(fleet)));
+            fleet.want(self.workers_for(wanted.workers).saturating_sub(self.adopted(fleet)));
             self.look_after_absent();
             self.start_what_is_wanted(&wanted);
             let wake = wanted.wake_at.map(|at| {
@@ -282,9 +284,16 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// As many workers as the job wants, if there is anything to do.
-    fn all_if_any(&self, workers: u32) -> u32 {
-        if workers > 0 { self.run.job().workers.count } else { 0 }
+    /// How many workers there are to be for what so many could do.
+    pub(super) fn workers_for(&self, workers: u32) -> u32 {
+        let wanted = &self.run.job().workers;
+        match workers {
+            // On this host one costs nothing, and is there by the time there is a plan.
+            0 if self.will_work && wanted.fleet == FleetKind::Local => 1,
+            0 => 0,
+            _ if self.is_of_all => wanted.count,
+            workers => workers,
+        }
     }
 
     fn observed(&mut self, event: FleetEvent) {

@@ -87,10 +87,12 @@ impl Work<'_> {
         });
     }
 
-    pub(super) fn hear_of_data(&mut self, news: News) -> Result<(), CoordinateError> {
+    pub(in crate::driver) fn hear_of_data(&mut self, news: News) -> Result<(), CoordinateError> {
         match news {
             News::Identified(work) => self.identity = Some(work),
+            News::WillWork => self.will_work = true,
             News::Planned(plan) => {
+                self.will_work = false;
                 let (snapshot, phases) = (plan.snapshot.clone(), plan.phases());
                 self.is_of_all = is_of_all(self.run, &plan);
                 self.plan = Some(plan);

@@ -9,6 +9,7 @@
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../support/scenes.sh"
 program
+: "${FOREBAY_TEST_SERVERS:?names a venv with ministack and docker}"
 no_docker() { skip "no Docker daemon can run here: $*"; }
 if [[ ${1:-} != --inside ]]; then
     CLOUD=$(mktemp -d "${TMPDIR:-/tmp}/forebay-ecs.XXXXXX")

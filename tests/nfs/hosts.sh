@@ -57,8 +57,12 @@ clear_up() {
 trap clear_up EXIT
 show() { tail -n 20 "$work"/*.log; }
 
-# Makes the network. Where that fails, says why.
+# Where that cannot be, skips.
 network() {
+    local why
+    why=$(make_network 2>&1) || skip "no hosts can be made here: ${why##*$'\n'}"
+}
+make_network() { # Where that fails, says why.
     [[ $EUID == 0 ]] || { echo "not root"; return 1; }
     [[ -c /dev/net/tun ]] || { echo "there is no /dev/net/tun"; return 1; }
     command -v linux.uml >/dev/null || { echo "user-mode-linux is not installed"; return 1; }
@@ -112,7 +116,7 @@ apart() { for host in one two; do inside ip link set "tap-$host" type bridge_sla
 
 if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
     (($#)) || { sed -n 's/^# //p' "$0" | head -4; exit 2; }
-    network || exit
+    network
     boot_all 1G one
     on one "$(printf '%q ' env "HOME=/run" "ENDPOINT=http://$NET.254:9000" "$@")" || exit
 fi

@@ -130,12 +130,8 @@ def texts(kind: str, args: argparse.Namespace) -> list[str]:
 
 def staged(volume: Path, files: list[str]) -> None:
     """What a run finds there already: no tool's time is in it. Read once, so that it is in the page cache as well."""
-    source = Path(files[0]).parent
-    job = volume / "job.toml"
-    if not job.exists():
-        volume.mkdir()
-        job.write_text(f"file://{source}")
-        subprocess.run([ARGS.forebay.resolve(), "--volume", volume, "--quiet", "dataset", "stage", f"file://{source}"], check=True, stdout=subprocess.DEVNULL)
+    stage = ["--volume", volume, "--quiet", "dataset", "stage", f"file://{Path(files[0]).parent}"]
+    subprocess.run([ARGS.forebay.resolve(), *stage], check=True, stdout=subprocess.DEVNULL)
     for file in volume.glob("datasets/*/snapshots/*/data/*"):
         file.read_bytes()
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What the scenes need of the cloud beside forebay: `create` it, say which `tasks` there are, and read a task's `log`."""
+"""What the scenes need of the cloud beside forebay: `create` it, and say which `tasks` there are."""
 import pathlib
 import sys
 
@@ -43,9 +43,4 @@ def tasks():
             print(tags["forebay:run"], ident, task["lastStatus"], exit_code, task["stopCode"], task["stoppedReason"])
 
 
-def log(task):
-    for event in client("logs").get_log_events(logGroupName="/forebay", logStreamName=f"forebay/worker/{task}")["events"]:
-        print(event["message"])
-
-
-{"create": create, "tasks": tasks, "log": log}[sys.argv[1]](*sys.argv[2:])
+{"create": create, "tasks": tasks}[sys.argv[1]]()

@@ -6,12 +6,11 @@
 # what the AWS SDK reads, and CLOUD, FILE_SYSTEM, ACCESS_POINT and VOLUME, which is the access point's directory.
 # FOREBAY names the program, by default the debug build; FOREBAY_TEST_SERVERS a venv with ministack and docker.
 #   apt-get install docker.io busybox-static binutils iproute2 util-linux
-set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-skip() {
-    echo "skipped: no Docker daemon can run here: $*"
-    exit
-}
+. "$here/../support/scenes.sh"
+program
+: "${FOREBAY_TEST_SERVERS:?names a venv with ministack and docker}"
+no_docker() { skip "no Docker daemon can run here: $*"; }
 if [[ ${1:-} != --inside ]]; then
     CLOUD=$(mktemp -d "${TMPDIR:-/tmp}/forebay-ecs.XXXXXX")
     export CLOUD
@@ -21,8 +20,7 @@ if [[ ${1:-} != --inside ]]; then
         find /sys/fs/cgroup -depth -type d -path "*/${CLOUD##*/}*" -exec rmdir {} + 2>/dev/null || true
     }
     trap end EXIT
-    unshare --fork --pid --mount-proc --net --kill-child true 2>/dev/null || skip "no namespaces"
-    unshare --fork --pid --mount-proc --net --kill-child "$0" --inside "$@"
+    in_namespaces "$0" --inside "$@" || exit
     exit
 fi
 shift
@@ -34,17 +32,19 @@ export DOCKER_HOST="unix://$CLOUD/docker.sock" DOCKER_CONFIG="$CLOUD/docker"
 dockerd -H "$DOCKER_HOST" --data-root "$CLOUD/data" --exec-root "$CLOUD/exec" -p "$CLOUD/dockerd.pid" --cgroup-parent="/${CLOUD##*/}" \
     --bridge=none --iptables=false --ip6tables=false --ip-masq=false >"$CLOUD/dockerd.log" 2>&1 &
 dockerd=$!
-for _ in $(seq 300); do
-    docker version >/dev/null 2>&1 && break
-    kill -0 "$dockerd" 2>/dev/null || skip "$(tail -n 1 "$CLOUD/dockerd.log")"
-    sleep 0.1
-done
+show() { tail -n 20 "$CLOUD"/*.log; }
+docker_answers() {
+    docker version >/dev/null 2>&1 && return
+    kill -0 "$dockerd" 2>/dev/null || no_docker "$(tail -n 1 "$CLOUD/dockerd.log")"
+    return 1
+}
+until_ "Docker's daemon answers" docker_answers
 # Each task has an address of its own, as with awsvpc, and reaches coordinator, ministack and the others.
 export TASK_NETWORK=tasks TASK_GATEWAY=192.0.2.1
 docker network create --driver bridge --subnet 192.0.2.0/24 --gateway "$TASK_GATEWAY" "$TASK_NETWORK" >"$CLOUD/network" 2>&1 ||
-    skip "$(cat "$CLOUD/network")"
-"$here/../../deploy/image/import.sh" "${FOREBAY:-${CARGO_TARGET_DIR:-$here/../../target}/debug/forebay}"
-docker run --rm --network none --entrypoint busybox forebay:shell true >"$CLOUD/tried" 2>&1 || skip "$(cat "$CLOUD/tried")"
+    no_docker "$(cat "$CLOUD/network")"
+"$here/../../deploy/image/import.sh" "$FOREBAY"
+docker run --rm --network none --entrypoint busybox forebay:shell true >"$CLOUD/tried" 2>&1 || no_docker "$(cat "$CLOUD/tried")"
 
 export GATEWAY_PORT=4566 BIND_HOST=$TASK_GATEWAY MINISTACK_DOCKER_TIMEOUT=60
 export AWS_ENDPOINT_URL=http://$TASK_GATEWAY:$GATEWAY_PORT AWS_REGION=us-east-1 AWS_DEFAULT_REGION=us-east-1
@@ -52,17 +52,16 @@ export AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test no_proxy=$TASK_GATEWAY 
 python=$FOREBAY_TEST_SERVERS/bin/python
 TMPDIR=$CLOUD STATE_DIR=$CLOUD/state "$python" "$here/agent.py" >"$CLOUD/ministack.log" 2>&1 &
 ministack=$!
-until (: <"/dev/tcp/$TASK_GATEWAY/$GATEWAY_PORT") 2>/dev/null; do
-    kill -0 "$ministack" 2>/dev/null || {
-        cat "$CLOUD/ministack.log" >&2
-        exit 1
-    }
-    sleep 0.1
-done
+ministack_listens() {
+    (: <"/dev/tcp/$TASK_GATEWAY/$GATEWAY_PORT") 2>/dev/null && return
+    kill -0 "$ministack" 2>/dev/null || fail "ministack has ended"
+    return 1
+}
+until_ "ministack listens" ministack_listens
 read -r FILE_SYSTEM ACCESS_POINT path < <("$python" "$here/cloud.py" create)
 export FILE_SYSTEM ACCESS_POINT VOLUME=$EFS_ROOT/$FILE_SYSTEM$path
 # What EFS does when an access point is used for the first time.
 mkdir -p "$VOLUME"
 chown 10001:10001 "$VOLUME"
 chmod 711 "$CLOUD"
-"$@"
+"$@" || exit

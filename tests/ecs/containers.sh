@@ -2,27 +2,16 @@
 # Runs whose workers are containers that an ECS starts, on a volume that they share, while containers are killed: the output
 # is that of `fleet = "local"`, byte for byte, and nothing is left. Coordinators are containers too, of the same image.
 # As root; takes about a minute and a half. What it needs, cluster.sh says.
-set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
+. "$here/../support/scenes.sh"
 [[ -n ${CLOUD:-} ]] || exec "$here/cluster.sh" "$here/containers.sh"
 
 jobs=$CLOUD/jobs
 mkdir "$jobs"
-fail() {
-    echo "FAILED: $*"
+show() {
     docker ps
     tasks
     tail -n 20 "$jobs"/*.said "$CLOUD/ministack.log"
-    exit 1
-}
-until_() { # WHAT COMMAND…
-    local what=$1
-    shift
-    for _ in $(seq 300); do
-        "$@" && return
-        sleep 0.2
-    done
-    fail "it did not come to this: $what"
 }
 cloud() { "$FOREBAY_TEST_SERVERS/bin/python" "$here/cloud.py" "$@"; }
 tasks() { cloud tasks | awk -v run="$run" '$1 == run'; }

@@ -45,6 +45,7 @@ if [[ $$ == 1 ]]; then # In a guest, this file is init. $1: who it is, $2: where
     exec socat -t 3600 TCP-LISTEN:7000,fork,reuseaddr EXEC:/bin/bash
 fi
 
+. "$here/../support/scenes.sh"
 work=$(mktemp -d) ns=forebay-$$
 inside() { ip netns exec "$ns" "$@"; }
 clear_up() {
@@ -54,9 +55,14 @@ clear_up() {
     rm -rf "$work"
 }
 trap clear_up EXIT
+show() { tail -n 20 "$work"/*.log; }
 
-# Makes the network. Where that fails, says why.
+# Where that cannot be, skips.
 network() {
+    local why
+    why=$(make_network 2>&1) || skip "no hosts can be made here: ${why##*$'\n'}"
+}
+make_network() { # Where that fails, says why.
     [[ $EUID == 0 ]] || { echo "not root"; return 1; }
     [[ -c /dev/net/tun ]] || { echo "there is no /dev/net/tun"; return 1; }
     command -v linux.uml >/dev/null || { echo "user-mode-linux is not installed"; return 1; }
@@ -87,8 +93,7 @@ boot_all() { # MEMORY HOST…: these, their server, and one of objects; waits un
     (($# > 1)) || objects=(tiny)
     inside python3 "$here/objects.py" "$NET.254" "${objects[@]}" >"$work/objects.log" 2>&1 &
     for host in objects "$@"; do
-        for _ in $(seq 240); do grep -qs ready "$work/$host.log" && break; sleep 0.25; done
-        grep -q ready "$work/$host.log" || { echo "FAILED: $host is not there"; tail -n 20 "$work"/*.log; return 1; }
+        until_ "$host is there" grep -qs ready "$work/$host.log"
     done
 }
 on() { # HOST COMMAND: its output without empty lines, and its exit status, within three minutes. The line with that ends it, whoever still holds the connection.
@@ -113,5 +118,5 @@ if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
     (($#)) || { sed -n 's/^# //p' "$0" | head -4; exit 2; }
     network
     boot_all 1G one
-    on one "$(printf '%q ' env "HOME=/run" "ENDPOINT=http://$NET.254:9000" "$@")"
+    on one "$(printf '%q ' env "HOME=/run" "ENDPOINT=http://$NET.254:9000" "$@")" || exit
 fi

@@ -2,9 +2,11 @@
 # A whole Slurm on this host, on loopback: munge, a controller and some nodes, that `COMMAND…` uses and that end with it.
 #   tests/slurm/cluster.sh [NODES=4] [CPUS=2] COMMAND…
 # As root, since it has processes and a network of its own. Needs: apt-get install slurm-wlm munge iproute2 util-linux
-set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/../support/scenes.sh"
 if [[ ${1:-} != --inside ]]; then
-    exec unshare --fork --pid --mount-proc --net --kill-child "$0" --inside "$@"
+    command -v slurmctld >/dev/null && command -v munged >/dev/null || skip "Slurm and munge are not installed"
+    in_namespaces "$0" --inside "$@" || exit
+    exit
 fi
 shift
 nodes=4 cpus=2
@@ -56,10 +58,9 @@ munged --socket="$SLURM_ROOT/munge.sock" --key-file="$SLURM_ROOT/munge.key" --pi
     --seed-file="$SLURM_ROOT/munge.seed" --force
 slurmctld
 for n in $(seq "$nodes"); do slurmd -N "node$n"; done
-for _ in $(seq 100); do
-    [[ $(sinfo -h -o %T 2>/dev/null | sort -u) == idle ]] && break
-    sleep 0.2
-done
+show() { sinfo || tail -n 20 "$SLURM_ROOT"/*.log; }
+idle() { [[ $(sinfo -h -o %T 2>/dev/null | sort -u) == idle ]]; }
+until_ "all nodes are idle" idle
 sinfo -h -o "%D nodes of %c cpus: %T"
 cd "$from"
-"$@"
+"$@" || exit

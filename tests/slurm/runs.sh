@@ -2,34 +2,19 @@
 # Runs whose workers Slurm starts, on a Slurm of four nodes, while nodes and workers are taken away: the output is the same
 # each time, and no worker is left. As root; takes about three minutes. FOREBAY names the program, by default the debug build.
 #   apt-get install slurm-wlm munge iproute2 util-linux
-set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-export FOREBAY=${FOREBAY:-${CARGO_TARGET_DIR:-$here/../../target}/debug/forebay}
-if ! unshare --fork --pid --mount-proc --net true 2>/dev/null; then
-    echo "skipped: no processes and network of its own can be made here"
-    exit
-fi
+. "$here/../support/scenes.sh"
+program
 [[ -n ${SLURM_ROOT:-} ]] || exec "$here/cluster.sh" 4 2 "$here/runs.sh"
 
 work=$SLURM_ROOT/work
-mkdir -p "$work/src"
-for n in $(seq 10 29); do head -c 20000 /dev/zero | tr '\0' "${n:1}" >"$work/src/$n.txt"; done
-fail() {
-    echo "FAILED: $*"
+inputs "$work/src"
+sums "$work/src" >"$work/sums"
+show() {
     squeue -a -t all
     tail -n 20 "$work"/*.said "$SLURM_ROOT/slurmctld.log"
-    exit 1
 }
-until_() { # WHAT COMMAND…
-    local what=$1
-    shift
-    for _ in $(seq 450); do
-        "$@" && return
-        sleep 0.2
-    done
-    fail "it did not come to this: $what"
-}
-begin() { # NAME MORE: a run of 20 tasks, which wait for a file once four have begun.
+begin() { # NAME [KEYS [WORK]]: a run of 20 tasks, each of which waits for `go` and then does WORK; until four have begun.
     run=$1 marks=$work/$1.marks
     mkdir "$marks"
     cat >"$work/$run.toml" <<JOB
@@ -53,6 +38,7 @@ JOB
 }
 begun() { (($(find "$marks" -name '*.*' | wc -l) >= $1)); }
 jobs_in() { squeue -h -r -t "$1" -o '%F_%K'; }
+jobs_of_run() { squeue -h -r -t all -o '%F_%K %j' | grep " $run\." | sort; }
 are() { (($(jobs_in "$1" | wc -l) == $2)); }
 workers() { pgrep -f "worker --volume $work/v --run" || true; }
 go() { touch "$marks/go"; }
@@ -61,13 +47,18 @@ ends() { # STATE: and nobody is left.
     wait "$coordinator" || true
     grep -q "\"state\":\"$1\"" "$work/$run.json" || fail "$run is to be $1"
     if [[ $1 == succeeded ]]; then
-        (cd "$work/v/runs/$run/output" && find . -name sum -exec md5sum {} + | sort -k2) >"$work/$run.sums"
-        [[ $(wc -l <"$work/$run.sums") == 20 ]] || fail "$run: not all is published"
-        cmp "$work/plain.sums" "$work/$run.sums" || fail "$run: the output is another one"
+        cat "$work/v/runs/$run/output"/task-*/sum | cmp - "$work/sums" || fail "$run: the output is another one"
     fi
     # Those that Slurm does not know any more end by themselves.
     until_ "no worker is left" nobody
     echo "   $(grep -o '"workers":[0-9]*' "$work/$run.json"), $(grep -o '"attempts":[0-9]*' "$work/$run.json" | tail -1)"
+}
+heard() { # Of the workers of all tasks that have begun.
+    local mark
+    for mark in "$marks"/*.*; do
+        "$FOREBAY" --volume "$work/v" explain "$run" "$(basename "${mark%.*}")" >"$work/explained"
+        grep -q 'begun at' "$work/explained" && ! grep -q 'nothing is heard' "$work/explained" || return
+    done
 }
 pid_of() { cat "$SLURM_ROOT/slurmd.$1.pid"; }
 
@@ -123,16 +114,16 @@ ends succeeded
 
 echo "== the coordinator is killed: the next one takes its workers over, and starts no others"
 begin adopted
-before=$(squeue -h -r -t all -o '%F_%K' | sort)
+before=$(jobs_of_run)
 kill -9 "$coordinator"
 wait "$coordinator" 2>/dev/null || true
 "$FOREBAY" --volume "$work/v" --listen 127.0.0.1 resume "$run" --json >"$work/$run.json" 2>"$work/$run.said" &
 coordinator=$!
 until_ "it has taken over" test -e "$work/v/runs/$run/epochs/2/link.json"
-sleep 8 # Longer than an absent worker is waited for.
-[[ $(squeue -h -r -t all -o '%F_%K' | sort) == "$before" ]] || fail "others were started"
+until_ "it hears of all workers" heard
 go
 ends succeeded
+[[ $(jobs_of_run) == "$before" ]] || fail "others were started"
 
 echo "== a run is cancelled"
 begin cancelled

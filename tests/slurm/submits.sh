@@ -2,33 +2,18 @@
 # Runs that are submitted to Slurm from where the volume is not, nor anything of theirs is on the nodes. As root; takes about a
 # minute. FOREBAY names the program, by default the debug build.
 #   apt-get install slurm-wlm munge iproute2 util-linux
-set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-export FOREBAY=${FOREBAY:-${CARGO_TARGET_DIR:-$here/../../target}/debug/forebay}
-if ! unshare --fork --pid --mount-proc --net true 2>/dev/null; then
-    echo "skipped: no processes and network of its own can be made here"
-    exit
-fi
+. "$here/../support/scenes.sh"
+program
 [[ -n ${SLURM_ROOT:-} ]] || exec "$here/cluster.sh" 3 2 "$here/submits.sh"
 
 work=$SLURM_ROOT/work
-mkdir -p "$work"/{src,v,desk,own,state}
-for n in $(seq 10 29); do head -c 20000 /dev/zero | tr '\0' "${n:1}" >"$work/src/$n.txt"; done
+mkdir -p "$work"/{v,desk,own,state}
+inputs "$work/src"
 export XDG_STATE_HOME=$work/state FOREBAY_VOLUME=$work/v
-fail() {
-    echo "FAILED: $*"
+show() {
     squeue -a -t all
-    tail -n 20 "$work"/said* "$work"/own/*.log 2>/dev/null
-    exit 1
-}
-until_() { # WHAT COMMAND…
-    local what=$1
-    shift
-    for _ in $(seq 450); do
-        "$@" && return
-        sleep 0.2
-    done
-    fail "it did not come to this: $what"
+    tail -n 20 "$work"/said* "$work"/own/*.log
 }
 # A host with Slurm's commands and the job's folder, and without the volume; nodes have the volume, and not the folder.
 elsewhere() { unshare --mount sh -euc 'mount -t tmpfs none "$FOREBAY_VOLUME"; mount --bind "$0/own" "$0/desk"; cd "$0/desk"; exec "$@"' "$work" "$@"; }
@@ -89,14 +74,13 @@ until_ "it coordinates again" test -e "$work/v/runs/r/epochs/2/link.json"
 touch "$work/go"
 wait "$waiting" || fail "the run ended with $?"
 grep -q '"state":"succeeded"' "$work/r.json" || fail "it did not succeed"
-(($(find "$work/v/runs/r/output" -name sum | wc -l) == 20)) || fail "not all is published"
+cat "$work/v/runs/r/output"/task-*/sum | cmp - <(sums "$work/src") || fail "the output is another one"
 (($(forebay runs logs r 2>/dev/null | grep -c '^.*task [0-9]*$') == 20)) || fail "its logs are not printed"
 until_ "nothing is left" nobody
 
 echo "== it has ended: submitted again it ends at once, and is the same"
 forebay submit job.toml --id r -q >/dev/null
 forebay wait r --json | grep -q '"state":"succeeded"' || fail "it is another run"
-code=0
 sed 's/reuse = "off"/[retry]\nattempts = 2/' "$work/own/job.toml" >"$work/own/other.toml"
 forebay submit other.toml --id r -q >/dev/null
 until_ "it ended" nobody

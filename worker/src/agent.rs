@@ -148,8 +148,7 @@ async fn run_until(config: WorkerConfig, natives: Natives, mut told: mpsc::Recei
         until,
         natives: natives.names(),
     };
-    let hello = || me.hello(&volume, BTreeSet::new());
-    let Some(link) = first_link(&me, &volume, hello, &mut told).await? else { return Ok(()) };
+    let Some(link) = first_link(&me, &volume, &mut told).await? else { return Ok(()) };
     tracing::info!(run = %config.run, worker = %config.worker, epoch = %link.epoch, slots, "joined");
     become_subreaper();
     let guard = Guard::start().inspect_err(|error| {
@@ -198,12 +197,11 @@ async fn run_until(config: WorkerConfig, natives: Natives, mut told: mpsc::Recei
 async fn first_link(
     me: &Me,
     volume: &Volume,
-    hello: impl Fn() -> FromWorker,
     told: &mut mpsc::Receiver<()>,
 ) -> Result<Option<Link>, WorkerError> {
     let since = Instant::now();
     loop {
-        let error = match link::connect(&me.run, volume, hello()).await {
+        let error = match link::connect(&me.run, volume, me.hello(volume, BTreeSet::new())).await {
             Ok(link) => return Ok(Some(link)),
             Err(error) => error,
         };

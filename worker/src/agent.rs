@@ -194,11 +194,7 @@ async fn run_until(config: WorkerConfig, natives: Natives, mut told: mpsc::Recei
 
 /// The link to the coordinator; none if there is nothing to be done. Whoever asked an engine for this worker may have died
 /// since then, and a successor wants it: so such a worker waits for one.
-async fn first_link(
-    me: &Me,
-    volume: &Volume,
-    told: &mut mpsc::Receiver<()>,
-) -> Result<Option<Link>, WorkerError> {
+async fn first_link(me: &Me, volume: &Volume, told: &mut mpsc::Receiver<()>) -> Result<Option<Link>, WorkerError> {
     let since = Instant::now();
     loop {
         let error = match link::connect(&me.run, volume, me.hello(volume, BTreeSet::new())).await {

@@ -31,7 +31,7 @@ use crate::{
 pub(super) enum News {
     /// What the run's work is, which was asked before all was staged.
     Identified(WorkIdentity),
-    /// All is staged and nothing of it planned, and earlier runs have left nothing: there will be work for a worker.
+    /// Earlier runs have left nothing: there will be work for a worker.
     WillWork,
     /// The plan, which is durable.
     Planned(Arc<Plan>),
@@ -57,6 +57,9 @@ pub(super) async fn prepare(
 ) -> Result<(), CoordinateError> {
     // What could be reused is known once all is staged.
     let is_known = is_known(&volume, &run, &news).await?;
+    if !is_known {
+        let _ = news.send(News::WillWork);
+    }
     let early = match starts_early(run.job()) && !is_known {
         true => Some(Arc::new(Early::new((volume.clone(), run.clone(), epoch_dir.clone()), news.clone(), plan))),
         false => None,
@@ -69,12 +72,7 @@ pub(super) async fn prepare(
             let finish = move || finish(&run, &epoch_dir, &early, &record, &staged);
             tokio::task::spawn_blocking(finish).await??
         }
-        None => {
-            if !is_known && record.objects > 0 {
-                let _ = news.send(News::WillWork);
-            }
-            plan_after(volume, run, epoch_dir, (&tell, reading), (record, staged)).await?
-        }
+        None => plan_after(volume, run, epoch_dir, (&tell, reading), (record, staged)).await?,
     };
     // Who does not listen any more has ended.
     let _ = news.send(told);

@@ -84,7 +84,7 @@ pub(super) struct Work<'a> {
     /// What the run's work is, if preparing has asked.
     identity: Option<WorkIdentity>,
     found: Option<Found>,
-    /// Whether there will be something to do once there is a plan.
+    /// Whether there is something to do, planned or not.
     will_work: bool,
     publishing: bool,
     exporting: bool,
@@ -289,7 +289,7 @@ impl<'a> Work<'a> {
         let wanted = &self.run.job().workers;
         match workers {
             // On this host one costs nothing, and is there by the time there is a plan.
-            0 if self.will_work && wanted.fleet == FleetKind::Local => 1,
+            0 if self.will_work && self.plan.is_none() && wanted.fleet == FleetKind::Local => 1,
             0 => 0,
             _ if self.is_of_all => wanted.count,
             workers => workers,

@@ -92,7 +92,6 @@ impl Work<'_> {
             News::Identified(work) => self.identity = Some(work),
             News::WillWork => self.will_work = true,
             News::Planned(plan) => {
-                self.will_work = false;
                 let (snapshot, phases) = (plan.snapshot.clone(), plan.phases());
                 self.is_of_all = is_of_all(self.run, &plan);
                 self.plan = Some(plan);

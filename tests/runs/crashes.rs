@@ -10,9 +10,9 @@ use rustix::process::Pid;
 use serde_json::Value;
 
 use crate::support::{
-    Cluster, eventually,
+    Cluster, eventually, names,
     processes::{Running, kill},
-    published,
+    published, seed,
 };
 
 const MOMENTS: u32 = 20;
@@ -56,9 +56,6 @@ impl Fixture {
             "{head}[mapreduce]\nmap = ['sh', '-c', \"sleep 0.02; tr ' ' '\\\\n'\"]\nreduce = ['uniq', '-c']\n\
              partitions = 6\n[split]\nby = 'file'\n{tail}"
         );
-        let seed = std::env::var("FOREBAY_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
-        let seed = seed.unwrap_or_else(|| fastrand::u64(..));
-        println!("FOREBAY_TEST_SEED={seed}");
         let undisturbed = |name: &str, text: &str| {
             let file = cluster.file(&format!("{name}.toml"), text);
             let begun = Instant::now();
@@ -68,7 +65,7 @@ impl Fixture {
         };
         let jobs = [undisturbed("command", &command), undisturbed("phases", &phases)];
         assert_eq!((jobs[0].tasks, jobs[0].output.len(), jobs[1].tasks), (FILES, FILES as usize, FILES + 6));
-        Self { cluster, jobs, random: fastrand::Rng::with_seed(seed) }
+        Self { cluster, jobs, random: fastrand::Rng::with_seed(seed()) }
     }
 
     /// Which job a moment strikes.
@@ -112,10 +109,12 @@ impl Fixture {
 
     /// The attempts of a run that came to their end: task, attempt, process.
     fn done(&self, run: &str) -> BTreeSet<(String, String)> {
-        let names = std::fs::read_dir(self.cluster.volume().join("done")).unwrap();
-        let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        let of_run = names.filter_map(|name| name.strip_prefix(&format!("{run}.")).map(str::to_owned));
-        of_run.map(|name| (name.split('.').next().unwrap().to_owned(), name)).collect()
+        let beginning = format!("{run}.");
+        let names = names(&self.cluster.volume().join("done"), &beginning).into_iter();
+        names
+            .map(|name| name[beginning.len()..].to_owned())
+            .map(|name| (name.split('.').next().unwrap().to_owned(), name))
+            .collect()
     }
 
     /// What holds at the end of every run, whatever happened to it.

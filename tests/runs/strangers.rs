@@ -18,7 +18,7 @@ use rustls::{
 use serde_json::Value;
 
 use super::adoption::Fixture;
-use crate::support::{eventually, processes::Running};
+use crate::support::{eventually, link, processes::Running};
 
 /// A stranger is turned away within 10 s.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -38,8 +38,7 @@ impl Scene {
     async fn new() -> Self {
         let fixture = Fixture::new("").await;
         let (running, _) = fixture.at_work();
-        let text = fs::read(fixture.cluster.run_dir("r").join("epochs/1/link.json")).unwrap();
-        let (pid, link) = (running.pid(), serde_json::from_slice(&text).unwrap());
+        let (pid, link) = (running.pid(), link(&fixture.cluster.run_dir("r"), 1));
         Self { fixture, running, pid, link, before: most_memory(pid) }
     }
 

@@ -1,6 +1,6 @@
 //! A query in all workers of its run: the answer is that of one worker, whoever is killed, and nobody else gets in.
 
-mod strangers;
+pub(crate) mod strangers;
 
 use std::{fs, path::Path};
 

@@ -17,7 +17,7 @@ use tonic::{
 use super::Long;
 
 /// How somebody calls a port: with what of the run's.
-fn caller(address: &str, certificate: &str, key: Option<(&str, &str)>) -> Channel {
+pub(crate) fn caller(address: &str, certificate: &str, key: Option<(&str, &str)>) -> Channel {
     let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(certificate)).domain_name("forebay");
     let tls = match key {
         Some((certificate, key)) => tls.identity(Identity::from_pem(certificate, key)),

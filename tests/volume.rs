@@ -26,7 +26,9 @@ fn snapshots(list: &Value) -> Vec<&str> {
 }
 
 fn is_there(cluster: &Cluster, snapshot: &str) -> bool {
-    cluster.forebay(["dataset", "verify", "data", "--full", "--snapshot", snapshot]).code == Some(0)
+    let outcome = cluster.forebay(["dataset", "verify", "data", "--full", "--snapshot", snapshot]);
+    assert!(matches!(outcome.code, Some(0 | 3)), "it is whole or gone: {outcome:#?}");
+    outcome.code == Some(0)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -194,11 +194,13 @@ async fn who_needs_no_proxy_is_asked_without_it() {
 async fn a_proxy_that_refuses_is_an_error() {
     let cluster = cluster().await;
     let proxy = Proxy::start(address(&cluster), true);
-    for (variable, endpoint) in
-        [("HTTP_PROXY", format!("http://{NOBODY}")), ("HTTPS_PROXY", format!("https://{NOBODY}"))]
-    {
+    let cases = [
+        ("HTTP_PROXY", format!("http://{NOBODY}"), "it answered 407"),
+        ("HTTPS_PROXY", format!("https://{NOBODY}"), "proxy authorization required"),
+    ];
+    for (variable, endpoint, why) in cases {
         let error = stage(&cluster.with_env(variable, &proxy.url()), &endpoint).code(4);
-        assert!(!error.stderr.is_empty() && !proxy.asked().is_empty(), "{error:?}");
+        assert!(error.words().contains(why) && !proxy.asked().is_empty(), "{error:?}");
     }
     cluster.forebay(["dataset", "show", "data"]).code(3);
 }

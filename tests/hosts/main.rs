@@ -149,8 +149,6 @@ fn the_tasks_of_a_host_that_dies_are_done_by_another() {
     let output = scene.output();
     let result = scene.coordinator.outcome().json(0);
     check(&result, output);
-    // Those of the host that lives may have been begun a second time, too: they have taken long by then.
-    assert!(marks(&scene.dir, "done") >= TASKS);
 }
 
 #[test]

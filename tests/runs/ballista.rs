@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::tables::parquet;
 
 use crate::support::{
-    Cluster, csv, eventually, link,
+    Cluster, csv, eventually, failure, link,
     namespace::start_in_namespace,
     processes::{Running, kill},
 };
@@ -209,7 +209,7 @@ async fn a_record_that_cannot_be_read_is_named_whoever_reads_it() {
          [workers]\ncount = 2\nslots = 1\n"
     );
     let result = cluster.forebay(["run", &cluster.file("bad.toml", &text), "--json"]).json(1);
-    let told = result["error"].as_str().unwrap();
+    let told = failure(&result);
     assert!(told.contains("`weather.csv`, line 3: the column `month`: `two` is no Int64"), "{told}");
     assert_eq!(result["tasks"]["attempts"], 1, "another try would find the same: {result}");
 }
@@ -242,7 +242,7 @@ async fn a_worker_s_memory_holds_for_its_part_which_is_spilled_or_refused() {
     let all = "select array_length(array_agg(repeat(a.tailnum || b.dest, 60))) as l from flights a join flights b
         on a.origin = b.origin and a.month = b.month and a.day = b.day and a.hour = b.hour where a.month = 1 and a.day < 8";
     let result = cluster.forebay(["run", &job(&cluster, "refused", all, rest), "--json"]).json(1);
-    let told = result["error"].as_str().unwrap();
+    let told = failure(&result);
     assert!(told.contains("give [workers] memory more"), "{told}");
     assert_eq!(result["tasks"]["attempts"], 1, "another try would want as much: {result}");
 }

@@ -144,12 +144,12 @@ impl Fixture {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_worker_is_killed() {
+async fn what_a_killed_worker_had_in_its_slots_is_all_that_is_lost() {
     workers_are_killed(1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_workers_are_killed() {
+async fn what_two_killed_workers_had_in_their_slots_is_all_that_is_lost() {
     workers_are_killed(2).await;
 }
 
@@ -168,12 +168,12 @@ async fn workers_are_killed(count: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_coordinator_is_killed() {
+async fn what_was_done_under_a_killed_coordinator_is_not_done_again() {
     coordinators_are_killed(false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_coordinator_and_all_workers_are_killed() {
+async fn what_was_done_before_coordinator_and_workers_were_killed_is_not_done_again() {
     coordinators_are_killed(true).await;
 }
 

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use rustix::process::{Pid, Signal};
 
 use crate::support::{
-    Cluster, Outcome, eventually, link,
+    Cluster, Outcome, eventually, failure, link,
     processes::{kill, signal},
     published,
 };
@@ -100,7 +100,7 @@ async fn what_a_gang_needs_and_cannot_have_is_said() {
     link(&cluster.run_dir("others"), 1);
     let worker = cluster.terminal().start(["worker", "--run", "others", "--slots", "2", "--name", "w"]);
     let result = running.outcome().json(4);
-    let error = result["error"].as_str().unwrap();
+    let error = failure(&result);
     assert!(error.contains("3 tasks are a gang and run at once, and its 1 workers have 2 slots"), "{error}");
     worker.outcome().code(0);
     // A rank without input is a rank all the same, and a gang of one is a gang.

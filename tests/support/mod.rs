@@ -255,6 +255,12 @@ pub fn copies(count: usize) -> BTreeMap<String, Vec<u8>> {
     contents(count).enumerate().map(copy).collect()
 }
 
+/// Why a run failed, as it tells.
+#[track_caller]
+pub fn failure(result: &Value) -> &str {
+    result["error"].as_str().unwrap_or_else(|| panic!("no error is told: {result}"))
+}
+
 /// What a run published, as it tells where.
 #[track_caller]
 pub fn output(result: &Value) -> BTreeMap<String, Vec<u8>> {

@@ -80,7 +80,6 @@ async fn who_has_not_the_run_s_key_is_refused_by_each_port() {
     ask(Some((certificate, key))).await.unwrap();
     for stranger in strangers {
         let refused = ask(stranger).await.unwrap_err();
-        assert_ne!(refused.code(), Code::Ok);
         assert!(std::error::Error::source(&refused).is_some(), "by the transport, and not by the service: {refused:?}");
     }
 

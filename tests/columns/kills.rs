@@ -1,19 +1,13 @@
 //! `kill -9` of a stager of columns, bits that flip on the volume, and stagers that meet.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-    os::unix::fs::FileExt,
-    path::Path,
-    time::Duration,
-};
+use std::{collections::BTreeSet, fs, os::unix::fs::FileExt, path::Path, time::Duration};
 
 use forebay::s3_server::Faults;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::{
-    support::{Cluster, eventually, files},
+    support::{Cluster, eventually, files, since},
     table::{STAGE, wide},
 };
 
@@ -47,13 +41,6 @@ fn undisturbed(cluster: &Cluster) -> Undisturbed {
     let objects = terminal.forebay(["dataset", "show", "data", "--objects", "--json"]).json(0)["objects"].clone();
     assert_eq!(cluster.s3.counts().sent_whole().len(), ANSWERS);
     Undisturbed { snapshot, objects }
-}
-
-/// The answers that came after `before`.
-fn since(before: &BTreeMap<String, u64>, after: BTreeMap<String, u64>) -> BTreeMap<String, u64> {
-    let times = |what: &String| before.get(what).copied().unwrap_or(0);
-    let new = after.into_iter().map(|(what, n)| (n - times(&what), what)).filter(|(n, _)| *n > 0);
-    new.map(|(n, what)| (what, n)).collect()
 }
 
 /// Changes a byte of the end of one object and a byte of a range before the end of another, which a stager of the volume

@@ -55,8 +55,8 @@ async fn a_part_says_what_it_does_not_hold() {
     let id = staged["snapshot"].as_str().unwrap();
     let version = format!("version = '{id}'");
 
-    let error = |text: &str| cluster.forebay(["run", &cluster.file("job.toml", text)]).code(2).stderr;
-    let not_held = error(&job(&version, "select sum(c10) from w")).replace('\n', " ");
+    let error = |text: &str| cluster.forebay(["run", &cluster.file("job.toml", text)]).code(2).words();
+    let not_held = error(&job(&version, "select sum(c10) from w"));
     for part in ["columns c10", "`w/1.parquet`", id, "c03, c04, c30"] {
         assert!(not_held.contains(part), "{part}: {not_held}");
     }
@@ -115,7 +115,7 @@ async fn columns_that_no_file_has_are_an_error_and_columns_that_some_have_are_no
     cluster.s3.put("data", "w/0.parquet", vec![7; 500_000]);
     let no_footer = gets("c04").code(4);
     for part in ["`w/0.parquet`", "it is no Parquet file", "exclude"] {
-        assert!(no_footer.stderr.replace('\n', " ").contains(part), "{part}: {}", no_footer.stderr);
+        assert!(no_footer.words().contains(part), "{part}: {}", no_footer.stderr);
     }
     cluster.s3.remove("data", "w/0.parquet");
     // A query that reads all of them needs no choice.

@@ -1,12 +1,12 @@
 //! The table that is staged: wide, and in several row groups.
 
-use std::{io, ops::Range, path::Path, sync::Arc};
+use std::{io, ops::Range, sync::Arc};
 
 use arrow::array::{ArrayRef, Int64Array, RecordBatch};
 use forebay_datasets::columns::{Columns, Footer, Held, TAIL};
 use parquet::{arrow::ArrowWriter, file::properties::WriterProperties};
 
-use crate::support::{Cluster, Outcome, Terminal, published};
+use crate::support::{Cluster, Terminal, csv};
 
 /// What the query needs.
 pub const NAMES: &str = "c03,c04,c30";
@@ -51,10 +51,9 @@ pub fn job_of(source: &str, dataset: &str, query: &str) -> String {
 
 /// A run, and its rows.
 pub fn result(cluster: &Cluster, terminal: &Terminal, job: &str) -> (serde_json::Value, String) {
-    let run: Outcome = terminal.forebay(["run", &cluster.file("job.toml", job), "--json"]);
-    let run = run.json(0);
-    let output = published(Path::new(run["output"]["path"].as_str().unwrap()));
-    (run, String::from_utf8(output["part-00000.csv"].clone()).unwrap())
+    let run = terminal.forebay(["run", &cluster.file("job.toml", job), "--json"]).json(0);
+    let rows = csv(&run);
+    (run, rows)
 }
 
 /// The ranges that are held of a file for [`NAMES`].

@@ -198,13 +198,13 @@ async fn takes_the_latest_version(server: &Server) {
 }
 
 async fn says_who_was_denied_and_what_is_not_there(server: &Server) {
-    let bench = Bench::new(server, "denied").await;
+    let bench = Bench::new(server, "locked").await;
     bench.put("x", b"1".to_vec()).await;
     let absent = bench.terminal().forebay(["dataset", "stage", "s3://is-not-there"]).code(3);
     assert!(absent.stderr.contains("`is-not-there` does not exist"), "{}", absent.stderr);
     if server.can.signatures {
         let denied = bench.terminal().env("AWS_SECRET_ACCESS_KEY", "wrong");
-        let denied = denied.forebay(["dataset", "stage", "s3://denied"]).code(4);
+        let denied = denied.forebay(["dataset", "stage", "s3://locked"]).code(4);
         assert!(denied.stderr.contains("denied"), "{}", denied.stderr);
     }
 }

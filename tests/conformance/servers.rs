@@ -1,7 +1,7 @@
 //! S3 servers that no one here wrote, started by a test and ended with it; and this project's own, for comparison.
 
 use std::{
-    net::{Ipv4Addr, TcpListener, TcpStream},
+    net::{Ipv4Addr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
@@ -13,7 +13,7 @@ use aws_sdk_s3::{
 use forebay::s3_server::{ACCESS_KEY, S3Server, SECRET_KEY};
 use tempfile::TempDir;
 
-use crate::support::eventually;
+use crate::support::{eventually, free_port};
 
 /// What a server can be asked for; what it cannot is written down in `docs/s3-servers.md`.
 #[derive(Clone, Copy, Debug)]
@@ -73,10 +73,6 @@ fn program(name: &str) -> PathBuf {
     let dir =
         std::env::var_os("FOREBAY_TEST_SERVERS").expect("FOREBAY_TEST_SERVERS is a venv with the servers: .ci/run");
     Path::new(&dir).join("bin").join(name)
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
 
 fn start(name: &'static str, can: Can, endpoint: String, port: u16, dir: TempDir, command: &mut Command) -> Server {

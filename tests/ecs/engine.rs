@@ -159,12 +159,7 @@ async fn refusals_have_their_classes_and_parts_are_no_errors() {
     assert_eq!(engine.start(&fixture.call(1, 5, false)).await.unwrap_err().class, Class::Throttled);
     let Started { members, refused } = engine.start(&fixture.call(2, 5, false)).await.unwrap();
     assert_eq!((members.len(), refused.map(|error| error.class)), (2, Some(Class::Capacity)));
-    let elsewhere = super::engine::engine(
-        client(&fixture.server.endpoint()),
-        &fixture.tag,
-        &format!("efs = {{ file_system = '{EFS}' }}\n"),
-    );
-    assert_eq!(elsewhere.start(&fixture.call(3, 11, false)).await.unwrap_err().class, Class::Permanent);
+    assert_eq!(engine.start(&fixture.call(3, 11, false)).await.unwrap_err().class, Class::Permanent);
     drop(fixture.server);
     assert_eq!(engine.list(&[]).await.unwrap_err().class, Class::Unknown);
 }

@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     path::Path,
     process::{Child, Command, Stdio},
 };
@@ -12,7 +12,7 @@ use forebay_coordinator::fleet::engine::{Call, Engine, Tag};
 use crate::{
     double::client,
     engine::{EFS, engine_in},
-    support::eventually,
+    support::{eventually, free_port},
 };
 
 struct Moto(Child);
@@ -46,7 +46,7 @@ fn subnet(port: u16) -> String {
 #[ignore = "needs moto's server: .ci/run installs it"]
 async fn another_server_takes_the_requests() {
     let dir = std::env::var("FOREBAY_TEST_SERVERS").expect("FOREBAY_TEST_SERVERS names a venv with moto[server]");
-    let port = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let program = Path::new(&dir).join("bin/moto_server");
     let mut command = Command::new(program);
     command.args(["-H", "127.0.0.1", "-p", &port.to_string()]).stdout(Stdio::null()).stderr(Stdio::null());

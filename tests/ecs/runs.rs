@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::{
     double::{Ecs, Faults, Seen},
     engine::EFS,
-    support::{Cluster, Terminal, eventually, published},
+    support::{Cluster, Terminal, copies, eventually, names, processes::Running, published},
 };
 
 struct Fixture {
@@ -30,9 +30,7 @@ impl Fixture {
     /// As many tasks as workers with a slot each, all of which wait for the file `go`.
     async fn new(workers: usize, ecs: &str) -> Self {
         let cluster = Cluster::start().await;
-        for n in 0..workers {
-            cluster.s3.put("data", &format!("{n:03}.txt"), format!("content {n}"));
-        }
+        cluster.put_contents("data", workers);
         fs::create_dir(cluster.volume().join("marks")).unwrap();
         let job = format!(
             "name = 'j'\n[dataset]\nsource = 's3://data'\n[command]\nshell = \"\"\"\n\
@@ -55,18 +53,12 @@ impl Fixture {
         terminal.env("FOREBAY_LISTEN", "127.0.0.1")
     }
 
-    fn start(&self) -> crate::support::processes::Running {
+    fn start(&self) -> Running {
         self.terminal().start(["run", &self.job, "--id", "r", "--json"])
     }
 
-    fn marks(&self, which: &str) -> BTreeSet<String> {
-        let names = fs::read_dir(self.cluster.volume().join("marks")).unwrap();
-        let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        names.filter(|name| name.starts_with(which)).collect()
-    }
-
     fn begun(&self) -> usize {
-        self.marks("begun").len()
+        names(&self.cluster.volume().join("marks"), "begun").len()
     }
 
     fn go(&self) {
@@ -80,9 +72,7 @@ impl Fixture {
             (&self.tasks.into(), &0.into()),
             "{result}"
         );
-        let output = published(&self.cluster.run_dir("r").join("output"));
-        let expected = (0..self.tasks).map(|n| (format!("task-{n:05}/x"), format!("content {n}").into_bytes()));
-        assert!(output.into_iter().eq(expected));
+        assert_eq!(published(&self.cluster.run_dir("r").join("output")), copies(self.tasks));
         self.nothing_is_left();
     }
 

@@ -91,9 +91,7 @@ async fn one_that_is_stopped_is_not_begun_again_and_the_last_ones_take_their_job
     let members = fixture.start(1, 3).await;
     fixture.are_running(3).await;
     fixture.engine.stop(&members[1..2]).await.unwrap();
-    let list = fixture
-        .until("it has ended", |list| matches!(state(list, &members[1]).unwrap().state, State::Ended { .. }))
-        .await;
+    let list = fixture.has_ended(&members[1]).await;
     assert_eq!(list.iter().filter(|sighting| sighting.state == State::Running).count(), 2);
     assert_eq!((fixture.server.jobs().len(), fixture.server.left()), (1, 2));
     // Those that are gone, or never were, are none to stop.
@@ -113,7 +111,7 @@ async fn one_that_waits_for_a_node_can_be_stopped_too() {
     let queued = |list: &[Sighting]| list.iter().all(|sighting| sighting.state == State::Queued) && list.len() == 2;
     fixture.until("they wait", |list| queued(list) && fixture.server.pods().len() == 2).await;
     fixture.engine.stop(&members[..1]).await.unwrap();
-    fixture.until("it has ended", |list| matches!(state(list, &members[0]).unwrap().state, State::Ended { .. })).await;
+    fixture.has_ended(&members[0]).await;
     fixture.server.set(|settings| settings.unschedulable = None);
     fixture.are_running(1).await;
     assert_eq!(fixture.server.pods().iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).count(), 1);
@@ -125,22 +123,15 @@ async fn who_is_disrupted_is_begun_anew_and_who_fails_is_not() {
                   trap 'exit 3' TERM; is_ready; while :; do sleep 0.02; done";
     let fixture = Fixture::new(script).await;
     let members = fixture.start(1, 3).await;
-    let list = fixture.are_running(2).await;
-    let list = match &state(&list, &members[2]).unwrap().state {
-        State::Ended { .. } => list,
-        _ => {
-            fixture
-                .until("one fails", |list| matches!(state(list, &members[2]).unwrap().state, State::Ended { .. }))
-                .await
-        }
-    };
-    assert_eq!(state(&list, &members[2]).unwrap().state, State::Ended { why: "exit code 4".to_owned() });
+    fixture.are_running(2).await;
+    let list = fixture.has_ended(&members[2]).await;
+    assert_eq!(state(&list, &members[2]).state, State::Ended { why: "exit code 4".to_owned() });
     assert_eq!(fixture.engine.explain(&members[2]).await.as_deref(), Some("the reason"));
     fixture.server.evict(&fixture.pod(&members[0]));
     let anew = |member: &MemberId, life: u32| {
         let member = member.clone();
         move |list: &[Sighting]| {
-            let it = state(list, &member).unwrap();
+            let it = state(list, &member);
             assert!(matches!(it.state, State::Running | State::Queued), "it keeps its place: {it:?}");
             it.state == State::Running && it.life == life
         }
@@ -148,9 +139,9 @@ async fn who_is_disrupted_is_begun_anew_and_who_fails_is_not() {
     fixture.until("it is evicted and begun anew", anew(&members[0], 1)).await;
     // Its worker goes on, on a node that is cut off.
     fixture.server.lose_node_of(&fixture.pod(&members[1]));
-    fixture.until("its node is lost and it is begun anew", |list| state(list, &members[1]).unwrap().life == 1).await;
+    fixture.until("its node is lost and it is begun anew", |list| state(list, &members[1]).life == 1).await;
     let list = fixture.are_running(2).await;
-    let lives = [0, 1, 2].map(|index: usize| state(&list, &members[index]).unwrap().life);
+    let lives = [0, 1, 2].map(|index: usize| state(&list, &members[index]).life);
     // The first may have been on that node too.
     assert!(matches!(lives, [1 | 2, 1, 0]), "{list:?}");
     assert!(fixture.server.adrift() > 0);
@@ -165,7 +156,7 @@ async fn two_pods_of_an_index_are_one_member_and_both_are_stopped() {
     fixture.until("there are three pods", |_| fixture.server.at_work().len() == 3).await;
     assert_eq!(fixture.list().await.len(), 2);
     fixture.engine.stop(&members[..1]).await.unwrap();
-    fixture.until("it has ended", |list| matches!(state(list, &members[0]).unwrap().state, State::Ended { .. })).await;
+    fixture.has_ended(&members[0]).await;
     fixture.until("both are gone", |_| fixture.server.left() == 1).await;
 }
 
@@ -175,7 +166,7 @@ async fn who_is_disrupted_and_ends_in_order_has_ended() {
     let members = fixture.start(1, 1).await;
     fixture.are_running(1).await;
     fixture.server.evict(&fixture.pod(&members[0]));
-    fixture.until("it has ended", |list| matches!(state(list, &members[0]).unwrap().state, State::Ended { .. })).await;
+    fixture.has_ended(&members[0]).await;
     fixture
         .until("its Job has ended too", |_| fixture.server.jobs()[0].status.as_ref().unwrap().conditions.is_some())
         .await;

@@ -84,6 +84,11 @@ impl Fixture {
         }
     }
 
+    /// A member has ended.
+    pub async fn has_ended(&self, member: &MemberId) -> Vec<Sighting> {
+        self.until("it has ended", |list| matches!(state(list, member).state, State::Ended { .. })).await
+    }
+
     /// So many run, and hear signals.
     pub async fn are_running(&self, count: usize) -> Vec<Sighting> {
         let is_ready = |member: &MemberId| self.dir.path().join(format!("ready.{member}")).exists();
@@ -106,6 +111,8 @@ impl Fixture {
     }
 }
 
-pub fn state<'a>(list: &'a [Sighting], member: &MemberId) -> Option<&'a Sighting> {
-    list.iter().find(|sighting| sighting.member == *member)
+#[track_caller]
+pub fn state<'a>(list: &'a [Sighting], member: &MemberId) -> &'a Sighting {
+    let its = list.iter().find(|sighting| sighting.member == *member);
+    its.unwrap_or_else(|| panic!("{member} is not in {list:#?}"))
 }

@@ -10,7 +10,7 @@ use rustix::process::Signal;
 
 use crate::{
     server::{Failing, KubernetesServer},
-    support::{Cluster, Outcome, Terminal, eventually, processes::Running, published},
+    support::{Cluster, Outcome, Terminal, eventually, link, names, processes::Running, published},
 };
 
 const FILES: usize = 12;
@@ -58,8 +58,7 @@ impl Fixture {
     }
 
     fn begun(&self) -> usize {
-        let names = fs::read_dir(self.cluster.volume()).unwrap().map(|entry| entry.unwrap().file_name());
-        names.filter(|name| name.to_string_lossy().starts_with("begun.")).count()
+        names(self.cluster.volume(), "begun.").len()
     }
 
     fn go(&self) {
@@ -141,8 +140,7 @@ async fn a_coordinator_is_killed_and_the_next_one_takes_its_pods_over() {
     running.signal(Signal::KILL);
     drop(running.outcome());
     let resumed = fixture.terminal().start(["resume", "r", "--json"]);
-    let link = fixture.cluster.run_dir("r").join("epochs/2/link.json");
-    eventually("the second coordinator has taken the run over", || link.exists());
+    link(&fixture.cluster.run_dir("r"), 2);
     fixture.ends_well(resumed);
     let made = fixture.kubernetes.manifests();
     assert_eq!(made.len(), 1, "those that were there were enough: {pods:?}");
@@ -201,7 +199,7 @@ async fn pods_that_can_never_work_end_the_coordinator_with_a_word_of_what_to_do(
     let why = ("ErrImagePull".to_owned(), "registry/forebay:1: not found".to_owned());
     fixture.kubernetes.set(|settings| settings.image = Some(why));
     let outcome = failed(&fixture, &fixture.pods(""));
-    let told = outcome.stderr.split_whitespace().collect::<Vec<_>>().join(" ");
+    let told = outcome.words();
     assert!(told.contains("registry/forebay:1: not found") && told.contains("pull_secrets"), "{told}");
     // The run is there, and goes on once that is mended.
     fixture.kubernetes.set(|settings| settings.image = None);

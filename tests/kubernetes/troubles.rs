@@ -110,7 +110,7 @@ async fn an_image_that_fails_on_one_node_ends_nothing_while_others_work() {
     let why = ("ErrImagePull".to_owned(), "denied".to_owned());
     fixture.server.set(|settings| settings.image = Some(why));
     let members = fixture.start(2, 1).await;
-    let waits = |list: &[Sighting]| state(list, &members[0]).unwrap().state == State::Queued;
+    let waits = |list: &[Sighting]| state(list, &members[0]).state == State::Queued;
     fixture.until("it waits", |list| waits(list) && fixture.server.pods().len() == 2).await;
     fixture.server.set(|settings| settings.image = None);
     fixture.are_running(2).await;
@@ -122,10 +122,8 @@ async fn who_is_killed_for_want_of_memory_ends_with_a_word_of_what_to_do() {
     let members = fixture.start(1, 2).await;
     fixture.are_running(2).await;
     fixture.server.out_of_memory(&fixture.pod(&members[0]));
-    let list = fixture
-        .until("it has ended", |list| matches!(state(list, &members[0]).unwrap().state, State::Ended { .. }))
-        .await;
-    let State::Ended { why } = &state(&list, &members[0]).unwrap().state else { unreachable!() };
+    let list = fixture.has_ended(&members[0]).await;
+    let State::Ended { why } = &state(&list, &members[0]).state else { unreachable!() };
     assert!(why.contains("1280Mi") && why.contains("raise [workers] memory") && why.contains("137"), "{why}");
 }
 

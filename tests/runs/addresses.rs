@@ -1,14 +1,14 @@
 //! Coordinators that are not reached where they listen, and those that are not reached at all.
 
 use std::{
-    fs, io,
+    io,
     net::{TcpListener, TcpStream},
     thread,
 };
 
 use serde_json::Value;
 
-use crate::support::{Cluster, eventually, processes::Running, published};
+use crate::support::{Cluster, copies, free_port, link, processes::Running, published};
 
 struct Fixture {
     cluster: Cluster,
@@ -19,9 +19,7 @@ impl Fixture {
     /// Two tasks for workers that the test starts.
     async fn new(workers: &str) -> Self {
         let cluster = Cluster::start().await;
-        for n in 0..2 {
-            cluster.s3.put("data", &format!("{n}.txt"), format!("content {n}"));
-        }
+        cluster.put_contents("data", 2);
         let text = format!(
             "name = 'j'\n[dataset]\nsource = 's3://data'\n[command]\nshell = 'cat $(cat $FOREBAY_INPUTS) > \
              $FOREBAY_OUTPUT_DIR/x'\n[workers]\nfleet = 'external'\n{workers}\n"
@@ -36,9 +34,7 @@ impl Fixture {
         let arguments = ["--listen", listen, "run", &self.job, "--id", "r", "--json"];
         let terminal = if advertise.is_empty() { terminal } else { terminal.env("FOREBAY_ADVERTISE", advertise) };
         let running = terminal.start(arguments);
-        let link = self.cluster.run_dir("r").join("epochs/1/link.json");
-        eventually("the coordinator is there", || link.exists());
-        (running, serde_json::from_slice(&fs::read(link).unwrap()).unwrap())
+        (running, link(&self.cluster.run_dir("r"), 1))
     }
 
     fn work(&self) -> Running {
@@ -49,15 +45,8 @@ impl Fixture {
     fn check(&self, running: Running) {
         let result = running.outcome().json(0);
         assert_eq!(result["tasks"]["succeeded"], 2, "{result}");
-        let output = published(&self.cluster.run_dir("r").join("output"));
-        let expected = (0..2).map(|n| (format!("task-{n:05}/x"), format!("content {n}").into_bytes()));
-        assert!(output.into_iter().eq(expected));
+        assert_eq!(published(&self.cluster.run_dir("r").join("output")), copies(2));
     }
-}
-
-/// A port that was free a moment ago.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Carries connections to another port, as a NAT does that forwards one; where it listens.
@@ -141,7 +130,7 @@ async fn a_coordinator_that_cannot_listen_says_why_and_leaves_no_run() {
     ];
     for (listen, why) in cases {
         let refused = fixture.cluster.forebay(["--listen", &listen, "run", &fixture.job, "--id", "r"]).code(4);
-        let text = refused.stderr.split_whitespace().collect::<Vec<_>>().join(" ");
+        let text = refused.words();
         assert!(text.contains(&listen) && text.contains(&why), "{}", refused.stderr);
         assert!(!fixture.cluster.run_dir("r").exists());
     }

@@ -1,12 +1,12 @@
 //! A coordinator dies or stalls, and its workers work for the next one; a worker is told to end, and others do its work.
 
-use std::{fs, path::Path};
+use std::fs;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::support::{
-    Cluster, eventually,
+    Cluster, copies, eventually, link, names,
     processes::{Running, is_running, kill},
     published,
 };
@@ -25,9 +25,7 @@ impl Fixture {
     /// was done.
     pub(super) async fn new(workers: &str) -> Self {
         let cluster = Cluster::start().await;
-        for n in 0..TASKS {
-            cluster.s3.put("data", &format!("{n}.txt"), format!("content {n}"));
-        }
+        cluster.put_contents("data", TASKS);
         let here = cluster.volume().join("marks");
         fs::create_dir(&here).unwrap();
         let here = here.display();
@@ -55,8 +53,7 @@ impl Fixture {
     }
 
     pub(super) fn is_taken_over(&self) {
-        let link = self.cluster.run_dir("r").join("epochs/2/link.json");
-        eventually("the second coordinator has taken the run over", || link.exists());
+        link(&self.cluster.run_dir("r"), 2);
     }
 
     pub(super) fn go(&self) {
@@ -72,20 +69,13 @@ impl Fixture {
         let tasks = &result["tasks"];
         assert_eq!((&tasks["succeeded"], &tasks["attempts"]), (&TASKS.into(), &TASKS.into()), "{result}");
         assert_eq!([self.marks("begun").len(), self.marks("done").len()], [TASKS; 2]);
-        let output = published(&self.cluster.run_dir("r").join("output"));
-        let expected = (0..TASKS).map(|n| (format!("task-{n:05}/x"), format!("content {n}").into_bytes()));
-        assert!(output.into_iter().eq(expected));
+        assert_eq!(published(&self.cluster.run_dir("r").join("output")), copies(TASKS));
         assert!(!self.cluster.run_dir("r").join("reports").exists());
         let epochs = fs::read_dir(self.cluster.run_dir("r").join("epochs")).unwrap();
         let left: Vec<_> =
             epochs.map(|epoch| epoch.unwrap().path().join("link")).filter(|link| link.exists()).collect();
         assert!(left.is_empty(), "{left:?}");
     }
-}
-
-fn names(dir: &Path, beginning: &str) -> Vec<String> {
-    let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    names.filter(|name| name.starts_with(beginning)).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,18 +1,17 @@
 //! A query in all workers of its run: the answer is that of one worker, whoever is killed, and nobody else gets in.
 
-mod strangers;
+pub(crate) mod strangers;
 
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, path::Path};
 
-use arrow::array::{ArrayRef, Int64Array, RecordBatch};
-use parquet::arrow::ArrowWriter;
 use serde_json::Value;
 
+use super::tables::parquet;
+
 use crate::support::{
-    Cluster, eventually,
+    Cluster, csv, eventually, failure, link,
     namespace::start_in_namespace,
     processes::{Running, kill},
-    published,
 };
 
 const TABLES: &str = "tables = { flights = 'flights/*.parquet', weather = 'weather.csv', airlines = 'airlines.csv', \
@@ -68,11 +67,8 @@ async fn cluster() -> Cluster {
         }
     }
     for month in 1..4 {
-        let fares: ArrayRef = Arc::new(Int64Array::from_iter_values((0..100).map(|n| n * month)));
-        let batch = RecordBatch::try_from_iter([("fare", fares)]).unwrap();
-        let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), None).unwrap();
-        writer.write(&batch).unwrap();
-        cluster.s3.put("acme", &format!("fares/month={month}/a.parquet"), writer.into_inner().unwrap());
+        let fares = parquet(&[("fare", (0..100).map(|n| n * month).collect())]);
+        cluster.s3.put("acme", &format!("fares/month={month}/a.parquet"), fares);
     }
     cluster
 }
@@ -83,11 +79,6 @@ fn job(cluster: &Cluster, name: &str, query: &str, rest: &str) -> String {
          [sql]\nquery = \"\"\"{query}\"\"\"\n{TABLES}{rest}"
     );
     cluster.file(&format!("{name}.toml"), &text)
-}
-
-fn text(result: &Value) -> String {
-    let output = published(Path::new(result["output"]["path"].as_str().unwrap()));
-    String::from_utf8(output["part-00000.csv"].clone()).unwrap()
 }
 
 fn figure(cluster: &Cluster, run: &str, name: &str) -> f64 {
@@ -104,7 +95,7 @@ async fn two_workers_and_four_give_the_rows_that_one_gives() {
             let rest = format!("engine = '{engine}'\n[workers]\ncount = {workers}\nslots = 2\n");
             let id = format!("{engine}-{workers}-{index}");
             let result = cluster.forebay(["run", &job(&cluster, "j", query, &rest), "--id", &id, "--json"]).json(0);
-            (text(&result), result["workers"].as_u64().unwrap(), id)
+            (csv(&result), result["workers"].as_u64().unwrap(), id)
         };
         let (expected, ..) = run("datafusion", 1);
         assert!(expected.lines().count() > 2, "{what}: {expected}");
@@ -133,7 +124,7 @@ impl Long {
         let args = ["--listen", "127.0.0.1", "run", &file, "--id", "long", "--json"];
         let coordinator = cluster.terminal().start(args);
         let dir = cluster.run_dir("long");
-        eventually("there is a coordinator", || dir.join("epochs/1/link.json").exists());
+        link(&dir, 1);
         let worker = |name| cluster.terminal().start(["worker", "--run", "long", "--slots", "2", "--name", name]);
         let workers = vec![worker("a"), worker("b")];
         let logs = |name: &str| dir.join(format!("logs/{name}.log")).exists();
@@ -146,8 +137,7 @@ impl Long {
     }
 
     fn link(&self) -> Value {
-        let text = fs::read(self.cluster.run_dir("long").join("epochs/1/link.json")).unwrap();
-        serde_json::from_slice(&text).unwrap()
+        link(&self.cluster.run_dir("long"), 1)
     }
 }
 
@@ -156,13 +146,13 @@ async fn a_worker_that_is_killed_in_a_stage_costs_time_and_no_row() {
     let expected = {
         let cluster = cluster().await;
         let file = job(&cluster, "one", LONG, "engine = 'datafusion'\n");
-        text(&cluster.forebay(["run", &file, "--json"]).json(0))
+        csv(&cluster.forebay(["run", &file, "--json"]).json(0))
     };
     for victim in [0, 1] {
         let Long { cluster, coordinator, workers } = Long::begin().await;
         kill(&[workers[victim].pid()]);
         let result = coordinator.outcome().json(0);
-        assert_eq!(text(&result), expected);
+        assert_eq!(csv(&result), expected);
         // Either the attempt was the killed worker's, or its query was begun again by the other one.
         let again = (result["tasks"]["attempts"].as_f64().unwrap(), figure(&cluster, "long", "queries"));
         assert!(again == (2.0, 1.0) || again == (1.0, 2.0), "{again:?}");
@@ -177,7 +167,7 @@ async fn a_coordinator_that_is_killed_takes_its_scheduler_along_and_the_next_one
     drop(coordinator);
     let result = cluster.forebay(["--listen", "127.0.0.1", "resume", "long", "--json"]).json(0);
     assert_eq!(result["tasks"]["attempts"], 1, "the attempt went on: {result}");
-    assert!(text(&result).starts_with("origin,n,s\nEWR,"), "{result}");
+    assert!(csv(&result).starts_with("origin,n,s\nEWR,"), "{result}");
     workers.into_iter().for_each(|worker| drop(worker.outcome().code(0)));
 }
 
@@ -189,10 +179,9 @@ async fn each_worker_may_have_the_volume_at_a_path_of_its_own() {
         let file = job(&cluster, id, query, rest);
         cluster.terminal().start(["--listen", "127.0.0.1", "run", &file, "--id", id, "--json"])
     };
-    let expected = text(&run("one", "engine = 'datafusion'\n").outcome().json(0));
+    let expected = csv(&run("one", "engine = 'datafusion'\n").outcome().json(0));
     let coordinator = run("two", "engine = 'ballista'\n[workers]\nfleet = 'external'\ncount = 2\n");
-    let link = cluster.run_dir("two").join("epochs/1/link.json");
-    eventually("there is a coordinator", || link.exists());
+    link(&cluster.run_dir("two"), 1);
     let volume = cluster.volume().display();
     let workers = ["a", "b"].map(|name| {
         // The coordinator's path holds nothing there.
@@ -204,7 +193,7 @@ async fn each_worker_may_have_the_volume_at_a_path_of_its_own() {
         start_in_namespace(&cluster.terminal(), &text)
     });
     let result = coordinator.outcome().json(0);
-    assert_eq!(text(&result), expected);
+    assert_eq!(csv(&result), expected);
     assert_eq!((&result["tasks"]["attempts"], figure(&cluster, "two", "queries")), (&1.into(), 1.0), "{result}");
     workers.into_iter().for_each(|worker| drop(worker.outcome().code(0)));
 }
@@ -220,7 +209,7 @@ async fn a_record_that_cannot_be_read_is_named_whoever_reads_it() {
          [workers]\ncount = 2\nslots = 1\n"
     );
     let result = cluster.forebay(["run", &cluster.file("bad.toml", &text), "--json"]).json(1);
-    let told = result["error"].as_str().unwrap();
+    let told = failure(&result);
     assert!(told.contains("`weather.csv`, line 3: the column `month`: `two` is no Int64"), "{told}");
     assert_eq!(result["tasks"]["attempts"], 1, "another try would find the same: {result}");
 }
@@ -235,7 +224,7 @@ async fn a_worker_s_memory_holds_for_its_part_which_is_spilled_or_refused() {
         from flights a join flights b on a.origin = b.origin and a.month = b.month and a.day = b.day and a.hour = b.hour
         where a.month = 1 and a.day < 16)";
     let one = job(&cluster, "one", sorted, "engine = 'datafusion'\n");
-    let expected = text(&cluster.forebay(["run", &one, "--json"]).json(0));
+    let expected = csv(&cluster.forebay(["run", &one, "--json"]).json(0));
     let file = job(&cluster, "spills", sorted, rest);
     let mut run = cluster.terminal().start(["run", &file, "--id", "spills", "--json"]);
     let slots = cluster.run_dir("spills").join("slots");
@@ -248,12 +237,12 @@ async fn a_worker_s_memory_holds_for_its_part_which_is_spilled_or_refused() {
     };
     eventually("it spills, or ends", || has_spilled() || run.has_ended());
     assert!(!run.has_ended(), "nothing was spilled: {:?}", run.outcome());
-    assert_eq!(text(&run.outcome().json(0)), expected);
+    assert_eq!(csv(&run.outcome().json(0)), expected);
 
     let all = "select array_length(array_agg(repeat(a.tailnum || b.dest, 60))) as l from flights a join flights b
         on a.origin = b.origin and a.month = b.month and a.day = b.day and a.hour = b.hour where a.month = 1 and a.day < 8";
     let result = cluster.forebay(["run", &job(&cluster, "refused", all, rest), "--json"]).json(1);
-    let told = result["error"].as_str().unwrap();
+    let told = failure(&result);
     assert!(told.contains("give [workers] memory more"), "{told}");
     assert_eq!(result["tasks"]["attempts"], 1, "another try would want as much: {result}");
 }
@@ -272,5 +261,5 @@ async fn check_says_which_engine_it_is_and_why_and_what_ballista_cannot_do() {
     let refused = cluster.forebay(["run", &file]).code(2).stderr;
     assert!(refused.contains("Ballista cannot execute") && refused.contains("engine = \"datafusion\""), "{refused}");
     let other = job(&cluster, "other", recursive, "engine = 'datafusion'\n[workers]\ncount = 2\nslots = 1\n");
-    assert_eq!(text(&cluster.forebay(["run", &other, "--json"]).json(0)), "n\n1\n2\n3\n");
+    assert_eq!(csv(&cluster.forebay(["run", &other, "--json"]).json(0)), "n\n1\n2\n3\n");
 }

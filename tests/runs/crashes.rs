@@ -10,9 +10,9 @@ use rustix::process::Pid;
 use serde_json::Value;
 
 use crate::support::{
-    Cluster, eventually,
+    Cluster, eventually, names,
     processes::{Running, kill},
-    published,
+    published, seed,
 };
 
 const MOMENTS: u32 = 20;
@@ -56,9 +56,6 @@ impl Fixture {
             "{head}[mapreduce]\nmap = ['sh', '-c', \"sleep 0.02; tr ' ' '\\\\n'\"]\nreduce = ['uniq', '-c']\n\
              partitions = 6\n[split]\nby = 'file'\n{tail}"
         );
-        let seed = std::env::var("FOREBAY_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
-        let seed = seed.unwrap_or_else(|| fastrand::u64(..));
-        println!("FOREBAY_TEST_SEED={seed}");
         let undisturbed = |name: &str, text: &str| {
             let file = cluster.file(&format!("{name}.toml"), text);
             let begun = Instant::now();
@@ -68,7 +65,7 @@ impl Fixture {
         };
         let jobs = [undisturbed("command", &command), undisturbed("phases", &phases)];
         assert_eq!((jobs[0].tasks, jobs[0].output.len(), jobs[1].tasks), (FILES, FILES as usize, FILES + 6));
-        Self { cluster, jobs, random: fastrand::Rng::with_seed(seed) }
+        Self { cluster, jobs, random: fastrand::Rng::with_seed(seed()) }
     }
 
     /// Which job a moment strikes.
@@ -112,10 +109,12 @@ impl Fixture {
 
     /// The attempts of a run that came to their end: task, attempt, process.
     fn done(&self, run: &str) -> BTreeSet<(String, String)> {
-        let names = std::fs::read_dir(self.cluster.volume().join("done")).unwrap();
-        let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        let of_run = names.filter_map(|name| name.strip_prefix(&format!("{run}.")).map(str::to_owned));
-        of_run.map(|name| (name.split('.').next().unwrap().to_owned(), name)).collect()
+        let beginning = format!("{run}.");
+        let names = names(&self.cluster.volume().join("done"), &beginning).into_iter();
+        names
+            .map(|name| name[beginning.len()..].to_owned())
+            .map(|name| (name.split('.').next().unwrap().to_owned(), name))
+            .collect()
     }
 
     /// What holds at the end of every run, whatever happened to it.
@@ -145,12 +144,12 @@ impl Fixture {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_worker_is_killed() {
+async fn what_a_killed_worker_had_in_its_slots_is_all_that_is_lost() {
     workers_are_killed(1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_workers_are_killed() {
+async fn what_two_killed_workers_had_in_their_slots_is_all_that_is_lost() {
     workers_are_killed(2).await;
 }
 
@@ -169,12 +168,12 @@ async fn workers_are_killed(count: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_coordinator_is_killed() {
+async fn what_was_done_under_a_killed_coordinator_is_not_done_again() {
     coordinators_are_killed(false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_coordinator_and_all_workers_are_killed() {
+async fn what_was_done_before_coordinator_and_workers_were_killed_is_not_done_again() {
     coordinators_are_killed(true).await;
 }
 

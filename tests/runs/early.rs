@@ -6,7 +6,7 @@ use forebay::s3_server::Faults;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::support::{Cluster, eventually, processes::Running, published};
+use crate::support::{Cluster, eventually, failure, processes::Running, published};
 
 /// Three chunks of a staging, the last one with the object that the server does not give.
 const OBJECTS: usize = 300;
@@ -86,12 +86,10 @@ async fn a_coordinator_killed_between_is_resumed_where_it_was() {
     let run = fixture.begin();
     run.signal(Signal::KILL);
     run.outcome();
-    let ended = fixture.ended();
     fixture.hold_back(false);
     let result = fixture.cluster.forebay(["resume", "r", "--json"]).json(0);
     // What was committed is not done again: only what was in the two slots, or on its way to be committed.
     fixture.check(&result, |attempts| (30..=30 + 4).contains(&attempts));
-    assert!(ended >= 10);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -101,7 +99,7 @@ async fn a_source_that_changes_meanwhile_ends_the_run_and_publishes_no_mixture()
     fixture.cluster.s3.put("data", LATE, "another text\n");
     fixture.hold_back(false);
     let result = run.outcome().json(4);
-    let error = result["error"].as_str().unwrap();
+    let error = failure(&result);
     assert!(error.starts_with("s3://data/ changed while it was being staged, and tasks had started"), "{error}");
     assert!(!fixture.cluster.run_dir("r").join("output").exists());
     // The next run, whose dataset is staged by now, has nothing to wait for.

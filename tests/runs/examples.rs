@@ -10,14 +10,14 @@ use bytes::Bytes;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::Value;
 
-use crate::support::{Cluster, examples::example, files, published};
+use crate::support::{Cluster, examples::example, files, output};
 
 async fn run(name: &str) -> (Value, BTreeMap<String, Vec<u8>>) {
     let cluster = Cluster::start().await;
     let job = example(name);
     cluster.forebay(["check", job.to_str().unwrap()]).code(0);
     let result = cluster.forebay(["run", job.to_str().unwrap(), "--json"]).json(0);
-    let output = published(Path::new(result["output"]["path"].as_str().unwrap()));
+    let output = output(&result);
     (result, output)
 }
 
@@ -110,7 +110,7 @@ async fn large_tables_are_joined() {
     let job = cluster.file("join.toml", &fs::read_to_string(example("join-large-tables.toml")).unwrap());
     generate("orders", &cluster.volume().join("generated"), &ROWS.to_string());
     let result = cluster.forebay(["run", &job, "--json"]).json(0);
-    let output = published(Path::new(result["output"]["path"].as_str().unwrap()));
+    let output = output(&result);
     let customers = ROWS / 10;
     let mut countries = vec![(0, std::collections::BTreeSet::new(), 0); 7];
     for n in 0..ROWS {

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use rustix::process::{Pid, Signal};
 
 use crate::support::{
-    Cluster, Outcome, eventually,
+    Cluster, Outcome, eventually, failure, link,
     processes::{kill, signal},
     published,
 };
@@ -97,10 +97,10 @@ async fn what_a_gang_needs_and_cannot_have_is_said() {
     // What others have is known once they are there.
     let others = cluster.file("others.toml", &job("[split]\ncount = 3\n[workers]\nfleet = 'external'\n"));
     let running = cluster.terminal().start(["--listen", "127.0.0.1", "run", &others, "--id", "others", "--json"]);
-    eventually("there is a coordinator", || cluster.run_dir("others").join("epochs/1/link.json").exists());
+    link(&cluster.run_dir("others"), 1);
     let worker = cluster.terminal().start(["worker", "--run", "others", "--slots", "2", "--name", "w"]);
     let result = running.outcome().json(4);
-    let error = result["error"].as_str().unwrap();
+    let error = failure(&result);
     assert!(error.contains("3 tasks are a gang and run at once, and its 1 workers have 2 slots"), "{error}");
     worker.outcome().code(0);
     // A rank without input is a rank all the same, and a gang of one is a gang.

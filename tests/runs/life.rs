@@ -1,11 +1,11 @@
 //! Submitted twice, interrupted, cancelled, waited for.
 
-use std::{fs, path::Path};
+use std::fs;
 
 use forebay::s3_server::Faults;
 use rustix::process::Signal;
 
-use crate::support::{Cluster, eventually, published};
+use crate::support::{Cluster, eventually, output, published};
 
 /// Three tasks, each of which waits for the file `go` beside the volume's runs.
 fn job(cluster: &Cluster) -> String {
@@ -28,10 +28,7 @@ fn go(cluster: &Cluster) {
 
 /// Waits until tasks are in slots.
 fn is_working(cluster: &Cluster, run: &str) {
-    eventually("tasks run", || {
-        let tasks = cluster.forebay(["runs", "tasks", run, "--state", "running", "--json"]);
-        tasks.code == Some(0) && tasks.json(0)["tasks"].as_array().unwrap().len() == 3
-    });
+    eventually("tasks run", || cluster.tasks(run, "running") == 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -125,7 +122,7 @@ async fn large_outputs_are_copied_in_parts_and_compared() {
     cluster.forebay(["dataset", "stage", "s3://data"]).code(0);
     cluster.s3.set_faults(faults);
     let result = cluster.forebay(["run", &job, "--json"]).json(0);
-    for (name, bytes) in published(Path::new(result["output"]["path"].as_str().unwrap())) {
+    for (name, bytes) in output(&result) {
         assert!(cluster.s3.object("copies", &format!("r/{name}")).unwrap() == bytes, "{name}");
     }
     let parts = cluster.s3.counts().parts();

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, process::Command, thread};
 
-use crate::support::{Cluster, Outcome, eventually, namespace::in_namespace, processes::Running, published};
+use crate::support::{Cluster, Outcome, link, namespace::in_namespace, processes::Running, published};
 
 struct Fixture {
     cluster: Cluster,
@@ -23,8 +23,7 @@ impl Fixture {
              files = ['map.sh']\n[workers]\nfleet = 'external'\n",
         );
         let running = cluster.terminal().start(["--listen", "127.0.0.1", "run", &job, "--id", "r", "--json"]);
-        let link = cluster.run_dir("r").join("epochs/1/link.json");
-        eventually("the coordinator is there", || link.exists());
+        link(&cluster.run_dir("r"), 1);
         Self { cluster, running }
     }
 

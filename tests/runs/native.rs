@@ -1,11 +1,11 @@
 //! A map and a reduce that are compiled into a program: `examples/sessions`, with the built binary beside it.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, fs};
 
 use crate::support::{
     Cluster, eventually,
     examples::{example, job, sessions, stations},
-    files,
+    files, link, output,
     processes::kill,
     published,
 };
@@ -73,7 +73,7 @@ async fn stations_are_what_a_plain_program_finds_and_bad_lines_are_named() {
             format!("{station},{least:?},{mean:?},{greatest:?}\n")
         })
         .collect();
-    let output = published(Path::new(result["output"]["path"].as_str().unwrap()));
+    let output = output(&result);
     let found: Vec<_> = output.values().map(|part| String::from_utf8_lossy(part)).collect();
     assert_eq!(found, [format!("station,min,mean,max\n{expected}")]);
     for (line, why) in [("Quito", "there is no `;`"), ("Quito;1x.0", "what follows the `;` is no temperature")] {
@@ -98,7 +98,7 @@ async fn sessions_are_what_a_plain_program_counts_however_the_logs_are_cut() {
         let result = terminal.forebay(["run", &job, "--json"]).json(0);
         assert_eq!(result["tasks"]["total"], tasks, "{result}");
         assert_eq!(result["output"]["rows"], 10);
-        let output = published(Path::new(result["output"]["path"].as_str().unwrap()));
+        let output = output(&result);
         assert_eq!(rows(&output), expected);
         assert_eq!(first.get_or_insert_with(|| output.clone()), &output);
     }
@@ -115,11 +115,7 @@ async fn workers_that_are_killed_in_the_middle_make_no_difference() {
     let mut running = terminal.start(["run", &job, "--id", "r", "--json"]);
     let mut seen = Vec::new();
     for done in [20, 150] {
-        let succeeded = || {
-            let tasks = cluster.forebay(["runs", "tasks", "r", "--state", "succeeded", "--json"]);
-            tasks.code == Some(0) && tasks.json(0)["tasks"].as_array().unwrap().len() >= done
-        };
-        eventually("some tasks are done", succeeded);
+        eventually("some tasks are done", || cluster.tasks("r", "succeeded") >= done);
         let workers = running.children();
         assert!(!running.has_ended() && !workers.is_empty(), "the run is in the middle");
         seen.extend(&workers);
@@ -163,7 +159,7 @@ async fn what_is_not_compiled_in_is_told_before_a_run() {
         let job = sessions_job(&cluster, "pause = 1800", "pause = \"long\"");
         let error = native.forebay([command, &job]).code(2);
         let said = "the reduce of `sessions` failed when it is made: the parameter `pause` is `long`: invalid digit";
-        assert!(error.stderr.replace("\n  | ", " ").contains(said), "{}", error.stderr);
+        assert!(error.words().contains(said), "{}", error.stderr);
         sessions_job(&cluster, "8KiB", "8KiB");
     }
     assert!(!volume.exists());
@@ -176,10 +172,10 @@ async fn a_worker_without_the_code_is_refused_and_one_that_has_it_works_for_any_
     // It does not need the code itself.
     cluster.forebay(["check", &job]).code(0);
     let running = cluster.terminal().start(["--listen", "127.0.0.1", "run", &job, "--id", "r", "--json"]);
-    eventually("there is a coordinator", || cluster.run_dir("r").join("epochs/1/link.json").exists());
+    link(&cluster.run_dir("r"), 1);
     let refused = cluster.forebay(["worker", "--run", "r"]).code(4);
     let said = "the job's map is `sessions`, and compiled into the worker is none: start the program that has it";
-    assert!(refused.stderr.replace("\n  | ", " ").contains(said), "{}", refused.stderr);
+    assert!(refused.words().contains(said), "{}", refused.stderr);
     let worker = cluster.terminal().of_program(sessions()).start(["worker", "--run", "r"]);
     let result = running.outcome().json(0);
     assert_eq!((&result["workers"], &result["output"]["rows"]), (&1.into(), &10.into()), "{result}");

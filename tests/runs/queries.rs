@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use crate::support::{Cluster, published};
+use crate::support::{Cluster, csv};
 
 const TABLES: &str =
     r#"tables = { flights = "flights/*.parquet", weather = "weather.csv", airlines = "airlines.csv" }"#;
@@ -31,10 +31,8 @@ async fn the_flights_of_2013_give_the_rows_that_duckdb_gives() {
         let result = cluster.forebay(["run", &cluster.file("job.toml", &job), "--json"]).json(0);
         let fetched = if index == 0 { 14 } else { 0 };
         assert_eq!(result["staged"]["fetched_objects"], fetched, "staged once, by the first query");
-        let output = published(Path::new(result["output"]["path"].as_str().unwrap()));
-        let (_, given) = output.into_iter().next().unwrap();
         let expected = fs::read_to_string(data.join("expected").join(format!("{name}.csv"))).unwrap();
-        let rows = same_rows(&String::from_utf8(given).unwrap(), &expected);
+        let rows = same_rows(&csv(&result), &expected);
         assert_eq!(result["output"]["rows"], rows, "{name}");
     }
 }
@@ -71,9 +69,8 @@ async fn csv_with_newlines_in_quotes_is_not_torn_and_columns_in_another_order_ar
     };
     let query = "select count(*) AS r, sum(n) AS s, max(length(text)) AS l, count(distinct text) AS d from data";
     let result = cluster.forebay(["run", &job(query), "--json"]).json(0);
-    let output = published(Path::new(result["output"]["path"].as_str().unwrap()));
     let expected = format!("r,s,l,d\n60000,{},22,60000\n", 60_000_u64 * 59_999 / 2);
-    assert_eq!(String::from_utf8(output["part-00000.csv"].clone()).unwrap(), expected);
+    assert_eq!(csv(&result), expected);
     cluster.s3.put("data", "b.csv", "text,n\nx,1\n");
     let error = cluster.forebay(["run", &job(query)]).code(2);
     assert!(error.stderr.contains("has the columns n, text"), "{}", error.stderr);
@@ -88,7 +85,6 @@ async fn columns_of_an_object_that_is_cut_are_counted_once() {
                 [split]\nby = 'bytes'\nsize = '10KiB'\n[output]\nformat = 'csv'\n";
     let result = cluster.forebay(["run", &cluster.file("job.toml", text), "--json"]).json(0);
     assert!(result["tasks"]["total"].as_u64().unwrap() > 5, "{result}");
-    let output = published(Path::new(result["output"]["path"].as_str().unwrap()));
     let expected = "column,count,nulls,min,max,mean\nn,5000,0,0,4999,2499.5\n";
-    assert_eq!(String::from_utf8(output["part-00000.csv"].clone()).unwrap(), expected);
+    assert_eq!(csv(&result), expected);
 }

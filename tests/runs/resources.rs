@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::support::{Cluster, published};
+use crate::support::{Cluster, Outcome, failure, published};
 
 fn job(cluster: &Cluster, argv: &str, workers: &str) -> String {
     for n in 0..4 {
@@ -25,13 +25,13 @@ async fn a_program_gets_no_more_memory_than_its_slot_has() {
     let logs = cluster.forebay(["runs", "logs", "little"]).code(0).stdout;
     assert!(logs.contains(&format!("{} {}", 150 << 20, 300 << 20)), "{logs}");
     let result = cluster.forebay(["run", &take(450), "--id", "much", "--json"]).json(1);
-    let error = result["error"].as_str().unwrap();
+    let error = failure(&result);
     // Where there are control groups the kernel ends it, elsewhere it is refused the memory.
     assert!(error.contains("used more than its 300 MiB of memory") || error.contains("MemoryError"), "{error}");
     // A program that is not there is still said not to be.
     let missing = job(&cluster, "argv = ['no-such-program']", "memory = '100MiB'\nslots = 1");
     let result = cluster.forebay(["run", &missing, "--id", "missing", "--json"]).json(1);
-    let error = result["error"].as_str().unwrap();
+    let error = failure(&result);
     assert!(error.contains("cannot start `no-such-program`: No such file"), "{error}");
 }
 
@@ -67,7 +67,7 @@ async fn what_no_worker_could_ever_hold_is_an_error_at_once() {
         let terminal = cluster.with_env("CUDA_VISIBLE_DEVICES", "0,1");
         for command in [&["check", &job][..], &["run", &job, "--id", "r"]] {
             let outcome = terminal.command().args(command).output().unwrap();
-            let outcome = crate::support::Outcome::of(outcome).code(5);
+            let outcome = Outcome::of(outcome).code(5);
             assert!(outcome.stderr.contains(error), "{outcome:?}");
         }
     }

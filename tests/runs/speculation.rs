@@ -12,7 +12,7 @@ use std::{
 use rustix::process::{Pid, Signal};
 
 use crate::support::{
-    Cluster, eventually,
+    Cluster, copies, csv, eventually, link,
     processes::{is_running, signal},
     published,
 };
@@ -20,9 +20,7 @@ use crate::support::{
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_on_a_worker_that_stands_still_is_done_by_another() {
     let cluster = Cluster::start().await;
-    for n in 0..8 {
-        cluster.s3.put("data", &format!("{n}.txt"), format!("content {n}"));
-    }
+    cluster.put_contents("data", 8);
     let pid = cluster.volume().join("pid");
     let text = format!(
         "name = 'j'\n[dataset]\nsource = 's3://data'\n[command]\nshell = \"\"\"\n\
@@ -32,14 +30,14 @@ async fn a_task_on_a_worker_that_stands_still_is_done_by_another() {
     );
     let job = cluster.file("job.toml", &text);
     let running = cluster.terminal().start(["--listen", "127.0.0.1", "run", &job, "--id", "r", "--json"]);
-    eventually("there is a coordinator", || cluster.run_dir("r").join("epochs/1/link.json").exists());
+    link(&cluster.run_dir("r"), 1);
     let slow = cluster.with_env("SLOW", "1").start(["worker", "--run", "r", "--slots", "1", "--name", "slow"]);
     eventually("it has begun a task", || pid.exists());
     let fast = cluster.terminal().start(["worker", "--run", "r", "--slots", "1", "--name", "fast"]);
     let result = running.outcome().json(0);
     // Of the slow worker's attempts one was begun, and one waited behind it.
     assert_eq!((&result["tasks"]["succeeded"], &result["tasks"]["attempts"]), (&8.into(), &9.into()), "{result}");
-    assert_eq!(published(&cluster.run_dir("r").join("output")).len(), 8);
+    assert_eq!(published(&cluster.run_dir("r").join("output")), copies(8));
     fast.outcome().code(0);
     slow.outcome().code(0);
     let pid = std::fs::read_to_string(pid).unwrap().trim().parse().unwrap();
@@ -83,7 +81,7 @@ async fn what_a_slow_worker_has_not_read_is_read_by_another_once() {
          [workers]\nfleet = 'external'\ncount = 2\n[retry]\nspeculate = false\n[output]\nformat = 'csv'\n";
     let job = cluster.file("job.toml", text);
     let running = cluster.terminal().start(["--listen", "127.0.0.1", "run", &job, "--id", "r", "--json"]);
-    eventually("there is a coordinator", || cluster.run_dir("r").join("epochs/1/link.json").exists());
+    link(&cluster.run_dir("r"), 1);
     let slow = cluster.terminal().start(["worker", "--run", "r", "--slots", "1", "--name", "slow"]);
     let throttled = Throttled::new(slow.pid());
     eventually("it has a task", || cluster.run_dir("r").join("slots/slow.0").exists());
@@ -93,10 +91,9 @@ async fn what_a_slow_worker_has_not_read_is_read_by_another_once() {
     // Four splits, what was left of one or two of them, and a reduce task.
     let tasks = result["tasks"]["total"].as_u64().unwrap();
     assert!(tasks > 5 && result["tasks"]["attempts"] == tasks, "nothing was done twice: {result}");
-    let counted = published(&cluster.run_dir("r").join("output")).remove("part-00000.csv").unwrap();
     let expected =
         ["eight", "five", "four", "one", "seven", "six", "three", "two"].map(|word| format!("{word},{lines}\n"));
-    assert_eq!(String::from_utf8(counted).unwrap(), format!("word,count\n{}", expected.concat()));
+    assert_eq!(csv(&result), format!("word,count\n{}", expected.concat()));
     let explained = (0..4).map(|task| cluster.forebay(["explain", "r", &task.to_string()]).code(0).stdout);
     assert!(explained.into_iter().any(|text| text.contains("done in part: what it had not read became")));
     fast.outcome().code(0);

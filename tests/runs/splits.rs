@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::support::{Cluster, eventually, processes::kill, published};
+use crate::support::{Cluster, eventually, link, processes::kill, published};
 
 const QUERY: &str = "select k, sum(x) as s, avg(x) as a, stddev(x) as d, count(*) as c from data group by k";
 
@@ -40,12 +40,7 @@ async fn any_workers_give_the_same_bytes_also_when_one_is_killed() {
     assert!(output("three") == expected, "three workers give other bytes");
 
     let running = cluster.terminal().start(["run", &job("count = 2\nslots = 1"), "--id", "killed", "--json"]);
-    let done = || {
-        let tasks = cluster.forebay(["runs", "tasks", "killed", "--state", "succeeded", "--json"]);
-        // It may not be there yet.
-        tasks.code == Some(0) && !tasks.json(0)["tasks"].as_array().unwrap().is_empty()
-    };
-    eventually("some of it is done", done);
+    eventually("some of it is done", || cluster.tasks("killed", "succeeded") > 0);
     kill(&running.children()[..1]);
     running.outcome().json(0);
     assert!(output("killed") == expected, "with a worker that was killed it gives other bytes");
@@ -66,8 +61,8 @@ async fn a_split_that_fails_is_tried_again() {
         "r",
         "--json",
     ]);
-    let (plan, link) = (cluster.run_dir("r").join("plan.ndjson"), cluster.run_dir("r").join("epochs/1/link.json"));
-    eventually("it is planned", || plan.exists() && link.exists());
+    link(&cluster.run_dir("r"), 1);
+    eventually("it is planned", || cluster.run_dir("r").join("plan.ndjson").exists());
     let (file, away) = (cluster.data("data").join("0.ndjson"), cluster.volume().join("away"));
     fs::rename(&file, &away).unwrap();
     let worker = cluster.terminal().start(["worker", "--run", "r", "--slots", "1", "--name", "w"]);

@@ -10,15 +10,20 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+use http_body_util::StreamBody;
+use hyper::{Request, body::Frame};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, setrlimit};
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, StreamOwned,
     pki_types::{CertificateDer, pem::PemObject},
 };
 use serde_json::Value;
+use tonic::{Code, Status, body::Body, codegen::Service};
 
-use super::adoption::Fixture;
-use crate::support::{eventually, processes::Running};
+use super::{adoption::Fixture, ballista::strangers::caller};
+use crate::support::{eventually, link, processes::Running};
 
 /// A stranger is turned away within 10 s.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -38,13 +43,16 @@ impl Scene {
     async fn new() -> Self {
         let fixture = Fixture::new("").await;
         let (running, _) = fixture.at_work();
-        let text = fs::read(fixture.cluster.run_dir("r").join("epochs/1/link.json")).unwrap();
-        let (pid, link) = (running.pid(), serde_json::from_slice(&text).unwrap());
+        let (pid, link) = (running.pid(), link(&fixture.cluster.run_dir("r"), 1));
         Self { fixture, running, pid, link, before: most_memory(pid) }
     }
 
+    fn url(&self) -> &str {
+        self.link["addresses"][0].as_str().unwrap()
+    }
+
     fn address(&self) -> SocketAddr {
-        self.link["addresses"][0].as_str().unwrap().strip_prefix("https://").unwrap().parse().unwrap()
+        self.url().strip_prefix("https://").unwrap().parse().unwrap()
     }
 
     fn connect(&self) -> TcpStream {
@@ -69,6 +77,22 @@ impl Scene {
         self.link["certificate"].as_str().unwrap()
     }
 
+    /// The answer to a call of a worker's that shows this token and begins a message of 4 GiB.
+    async fn huge_call(&self, token: &str) -> Code {
+        let begun = [&[0, 0xff, 0xff, 0xff, 0xff][..], &[b'x'; 8192]].concat();
+        let begun = stream::iter([Ok::<_, Status>(Frame::data(Bytes::from(begun)))]);
+        let request = Request::post("/forebay.Link/Work")
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .header("authorization", format!("Bearer {token}"))
+            // The rest of it never comes.
+            .body(Body::new(StreamBody::new(begun.chain(stream::pending()))));
+        let mut channel = caller(self.url(), self.certificate(), None);
+        std::future::poll_fn(|context| channel.poll_ready(context)).await.unwrap();
+        let answer = channel.call(request.unwrap()).await.unwrap();
+        Status::from_header_map(answer.headers()).unwrap().code()
+    }
+
     /// The run ends right, and has cost no more than strangers may. What its coordinator said.
     fn check(self) -> String {
         let spent = most_memory(self.pid).saturating_sub(self.before);
@@ -90,17 +114,17 @@ fn most_memory(pid: Pid) -> u64 {
     line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() << 10
 }
 
-/// Reads until the other side has closed. What came.
-fn until_closed(stream: &mut impl Read) -> Vec<u8> {
-    let (began, mut read, mut buffer) = (Instant::now(), Vec::new(), [0; 4096]);
+/// Reads until the other side has closed.
+fn until_closed(stream: &mut impl Read) {
+    let (began, mut buffer) = (Instant::now(), [0; 4096]);
     loop {
         match stream.read(&mut buffer) {
-            Ok(0) => return read,
-            Ok(count) => read.extend(&buffer[..count]),
+            Ok(0) => return,
+            Ok(_) => {}
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
                 panic!("not turned away")
             }
-            Err(_) => return read,
+            Err(_) => return,
         }
         assert!(began.elapsed() < PATIENCE, "not turned away");
     }
@@ -113,24 +137,6 @@ fn frame(kind: u8, flags: u8, stream: u32, body: &[u8]) -> Vec<u8> {
 }
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-/// A call of a worker's, with this token, that announces a message of 4 GiB.
-fn huge_call(token: &str) -> Vec<u8> {
-    let text = |bytes: &str| [&[u8::try_from(bytes.len()).unwrap()], bytes.as_bytes()].concat();
-    let header = |name: &str, value: &str| [vec![0], text(name), text(value)].concat();
-    let headers = [
-        // POST, https, and names that the table has for path and authority.
-        vec![0x83, 0x87, 0x04],
-        text("/forebay.Link/Work"),
-        vec![0x01],
-        text("forebay"),
-        header("content-type", "application/grpc"),
-        header("te", "trailers"),
-        header("authorization", &format!("Bearer {token}")),
-    ];
-    let message = [&[0, 0xff, 0xff, 0xff, 0xff][..], &[b'x'; 8192]].concat();
-    [PREFACE.to_vec(), frame(4, 0, 0, &[]), frame(1, 4, 1, &headers.concat()), frame(0, 0, 1, &message)].concat()
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_talks_nonsense_or_slowly_is_turned_away() {
@@ -179,14 +185,14 @@ async fn who_talks_nonsense_or_slowly_is_turned_away() {
     large.write_all(&[0; 100_000]).ok();
     until_closed(&mut large);
 
-    // A message of 4 GiB: without the token, and with it, as a worker that has gone mad.
-    let mut stranger = scene.secure(scene.certificate());
-    stranger.write_all(&huge_call("0123")).unwrap();
-    assert!(!until_closed(&mut stranger).is_empty(), "it is answered");
-    let mut mad = scene.secure(scene.certificate());
-    mad.write_all(&huge_call(scene.link["token"].as_str().unwrap())).unwrap();
-    let mut answered = [0; 1024];
-    assert!(mad.read(&mut answered).unwrap() > 0);
+    // The beginning of HTTP/2, and no call.
+    let mut idle = scene.secure(scene.certificate());
+    idle.write_all(&[PREFACE, &frame(4, 0, 0, &[])].concat()).unwrap();
+    until_closed(&mut idle);
+
+    // A message of 4 GiB: without the token, and with it, as from a worker that has gone mad.
+    assert_eq!(scene.huge_call("0123").await, Code::Unauthenticated);
+    assert_eq!(scene.huge_call(scene.link["token"].as_str().unwrap()).await, Code::OutOfRange);
 
     // One that expects another coordinator goes by itself.
     let made = rcgen::generate_simple_self_signed(["forebay".to_owned()]).unwrap();

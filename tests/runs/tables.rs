@@ -6,9 +6,9 @@ use arrow::array::{ArrayRef, Int64Array, RecordBatch};
 use parquet::arrow::ArrowWriter;
 use serde_json::Value;
 
-use crate::support::{Cluster, published};
+use crate::support::{Cluster, output};
 
-fn parquet(columns: &[(&str, Vec<i64>)]) -> Vec<u8> {
+pub(super) fn parquet(columns: &[(&str, Vec<i64>)]) -> Vec<u8> {
     let array = |values: &Vec<i64>| -> ArrayRef { Arc::new(Int64Array::from(values.clone())) };
     let batch = RecordBatch::try_from_iter(columns.iter().map(|(name, values)| (*name, array(values)))).unwrap();
     let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), None).unwrap();
@@ -21,8 +21,7 @@ fn run(cluster: &Cluster, job: &str) -> Value {
 }
 
 fn texts(run: &Value) -> Vec<(String, String)> {
-    let output = published(Path::new(run["output"]["path"].as_str().unwrap()));
-    output.into_iter().map(|(name, bytes)| (name, String::from_utf8(bytes).unwrap())).collect()
+    output(run).into_iter().map(|(name, bytes)| (name, String::from_utf8(bytes).unwrap())).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -120,7 +119,7 @@ async fn bad_records_fail_with_their_place_or_are_listed_in_the_output() {
              [output]\nformat = 'csv'"
         )
     };
-    let error = cluster.forebay(["run", &cluster.file("job.toml", &job("fail"))]).code(2).stderr.replace('\n', " ");
+    let error = cluster.forebay(["run", &cluster.file("job.toml", &job("fail"))]).code(2).words();
     assert!(error.contains("`a.ndjson`, line 2"), "{error}");
     let given = run(&cluster, &job("skip"));
     let files = texts(&given);

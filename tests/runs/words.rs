@@ -10,7 +10,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::support::{Cluster, files, published};
+use crate::support::{Cluster, files, output};
 
 const FILES: usize = 10_500;
 
@@ -62,7 +62,7 @@ async fn agree_with_perl(ways: &[(u32, &str)]) {
         let result = cluster.forebay(["run", &cluster.file("words.toml", &job), "--json"]).json(0);
         println!("{workers} workers, splits of {split}: {} tasks in {} s", result["tasks"]["total"], result["seconds"]);
         assert_eq!((&result["staged"]["objects"], &result["workers"]), (&FILES.into(), &(*workers).into()));
-        let output = published(Path::new(result["output"]["path"].as_str().unwrap()));
+        let output = output(&result);
         assert!(counts_of(&output) == expected, "{workers} workers, splits of {split}");
         // Not only after sorting: every byte is where it was.
         assert!(first.get_or_insert_with(|| output.clone()) == &output, "{workers} workers, splits of {split}");

@@ -42,18 +42,6 @@ async fn a_dataset_is_staged_once_and_only_what_changed_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn busy_servers_and_broken_bodies_are_outlasted() {
-    let cluster = Cluster::start().await;
-    for i in 0..60 {
-        cluster.s3.put("data", &format!("{i}"), vec![i as u8; 1000]);
-    }
-    cluster.s3.put("data", "big", big(1));
-    cluster.s3.set_faults(Faults { busy_every: Some(5), ..Faults::default() });
-    cluster.forebay(["dataset", "stage", "s3://data"]).code(0);
-    cluster.forebay(["dataset", "verify", "data", "--full"]).code(0);
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn what_never_arrives_whole_is_never_published() {
     for (key, content, faults) in [
         ("x", vec![7; 1000], Faults { cut_short: ["x".to_owned()].into(), ..Faults::default() }),
@@ -115,15 +103,6 @@ async fn damage_on_the_volume_is_found() {
     cluster.forebay(["dataset", "verify", "data"]).code(0);
     let report = cluster.forebay(["dataset", "verify", "data", "--full", "--json"]).json(4);
     assert_eq!(report["bad"][0]["key"], "x");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn objects_encrypted_with_kms_have_an_etag_that_is_no_md5() {
-    let cluster = Cluster::start().await;
-    cluster.s3.put_encrypted("data", "small", "secret");
-    cluster.s3.put_encrypted("data", "big", big(3));
-    cluster.forebay(["dataset", "stage", "s3://data"]).code(0);
-    assert_eq!(std::fs::read(cluster.data("data").join("big")).unwrap(), big(3));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -96,7 +96,7 @@ async fn a_listing_that_never_holds_what_it_counts_is_an_error() {
     let chance = Chance { per_mille: vec![(Fault::PageOmits, 1000)], at_most: u32::MAX, ..Chance::default() };
     cluster.s3.set_faults(Faults { chance, ..Faults::default() });
     let error = cluster.forebay(["dataset", "stage", "s3://data"]).code(4);
-    assert!(error.stderr.contains("list"), "{}", error.stderr);
+    assert!(error.words().contains("a page of the listing has 999 of 1000 keys"), "{}", error.stderr);
     cluster.forebay(["dataset", "show", "data"]).code(3);
 }
 
@@ -108,7 +108,7 @@ async fn a_listing_that_goes_in_circles_is_an_error() {
     let mut staging = cluster.terminal().start(["dataset", "stage", "s3://data"]);
     eventually("the staging ends by itself", || staging.has_ended());
     let error = staging.outcome().code(4);
-    assert!(error.stderr.contains("list"), "{}", error.stderr);
+    assert!(error.words().contains("a listing is said to go on, and not where"), "{}", error.stderr);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -138,17 +138,12 @@ async fn one_object_that_cannot_be_had_is_named_and_the_others_are_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_clock_that_is_an_hour_off_is_put_right_or_named() {
+async fn a_clock_that_is_an_hour_off_is_put_right() {
     for ahead in [3600, -3600] {
         let cluster = Cluster::start().await;
         cluster.s3.put("data", "x", "1");
         cluster.s3.set_faults(Faults { clock_ahead: ahead, ..Faults::default() });
-        let outcome = cluster.forebay(["dataset", "stage", "s3://data"]);
-        if outcome.code != Some(0) {
-            let error = outcome.code(4);
-            assert!(error.stderr.contains("clock"), "{}", error.stderr);
-            cluster.forebay(["dataset", "show", "data"]).code(3);
-        }
+        cluster.forebay(["dataset", "stage", "s3://data"]).code(0);
     }
 }
 

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::{
     crowd::HEAVY,
-    support::{Cluster, Terminal, bytes, eventually, processes::Running, seed},
+    support::{Cluster, Terminal, bytes, eventually, processes::Running, seed, since},
 };
 
 const SMALL: u64 = 400;
@@ -50,16 +50,6 @@ fn undisturbed(cluster: &Cluster) -> Undisturbed {
     let answers = since(&before, cluster.s3.counts().sent_whole());
     assert!(answers.len() as u64 >= SMALL + LARGE, "{} answers", answers.len());
     Undisturbed { snapshot: staged["snapshot"].clone(), answers, time }
-}
-
-/// The answers that came after `before`.
-fn since(before: &BTreeMap<String, u64>, after: BTreeMap<String, u64>) -> BTreeMap<String, u64> {
-    let count = |what: &String| before.get(what).copied().unwrap_or(0);
-    after
-        .into_iter()
-        .filter_map(|(what, n)| Some((n - count(&what), what)).filter(|(n, _)| *n > 0))
-        .map(|(n, w)| (w, n))
-        .collect()
 }
 
 /// What was answered once more on the same volume: small objects, and parts of large ones.

@@ -9,7 +9,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::support::{Cluster, Terminal, eventually};
+use crate::support::{Cluster, Outcome, Terminal, eventually, free_port};
 
 /// A name that is reserved to be nobody's.
 const NOBODY: &str = "s3.invalid";
@@ -114,9 +114,7 @@ impl TlsFront {
         let path = |name: &str| certificate.path().join(name);
         std::fs::write(path("cert.pem"), made.cert.pem()).unwrap();
         std::fs::write(path("key.pem"), made.signing_key.serialize_pem()).unwrap();
-        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let address = free.local_addr().unwrap();
-        drop(free);
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
         let listen = format!(
             "OPENSSL-LISTEN:{},bind=127.0.0.1,fork,reuseaddr,verify=0,cert={},key={}",
             address.port(),
@@ -150,7 +148,7 @@ fn address(cluster: &Cluster) -> SocketAddr {
     cluster.s3.endpoint().strip_prefix("http://").unwrap().parse().unwrap()
 }
 
-fn stage(terminal: &Terminal, endpoint: &str) -> crate::support::Outcome {
+fn stage(terminal: &Terminal, endpoint: &str) -> Outcome {
     terminal.forebay(["dataset", "stage", "s3://data", "--endpoint", endpoint])
 }
 
@@ -196,11 +194,13 @@ async fn who_needs_no_proxy_is_asked_without_it() {
 async fn a_proxy_that_refuses_is_an_error() {
     let cluster = cluster().await;
     let proxy = Proxy::start(address(&cluster), true);
-    for (variable, endpoint) in
-        [("HTTP_PROXY", format!("http://{NOBODY}")), ("HTTPS_PROXY", format!("https://{NOBODY}"))]
-    {
+    let cases = [
+        ("HTTP_PROXY", format!("http://{NOBODY}"), "it answered 407"),
+        ("HTTPS_PROXY", format!("https://{NOBODY}"), "proxy authorization required"),
+    ];
+    for (variable, endpoint, why) in cases {
         let error = stage(&cluster.with_env(variable, &proxy.url()), &endpoint).code(4);
-        assert!(!error.stderr.is_empty() && !proxy.asked().is_empty(), "{error:?}");
+        assert!(error.words().contains(why) && !proxy.asked().is_empty(), "{error:?}");
     }
     cluster.forebay(["dataset", "show", "data"]).code(3);
 }

@@ -210,7 +210,7 @@ refused! {
     a_rename_that_fails: "rename" IO from 3 count 1, "Input/output error";
 }
 
-/// After a sync that succeeded, what close says can only be of no account; before one it is of all account.
+/// After a sync that succeeded, what close says is of no account.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_close_that_fails_spoils_nothing() {
     let cluster = cluster().await;
@@ -218,12 +218,6 @@ async fn a_close_that_fails_spoils_nothing() {
     let refused = Refused { call: "close", errno: rustix::io::Errno::IO, from: 10, count: 5, cause: "" };
     let (outcome, count) = stage_refused(&cluster, &refused);
     assert!(count > 0, "{outcome:#?}");
-    match outcome.code {
-        Some(0) => assert!(data_is_right(&cluster)),
-        _ => {
-            let error = outcome.json(4)["error"].to_string();
-            assert!(error.contains("/staging/"), "{error}");
-            cluster.forebay(["dataset", "show", "data"]).code(3);
-        }
-    }
+    outcome.code(0);
+    assert!(data_is_right(&cluster));
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "clippy knows tests only by their attribute")]
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod desk;
 pub mod examples;
 pub mod namespace;
 pub mod processes;
@@ -14,6 +15,7 @@ use std::{
 };
 
 use forebay::s3_server::{ACCESS_KEY, S3Server, SECRET_KEY};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use self::processes::Running;
@@ -65,6 +67,20 @@ impl Cluster {
         for path in files(root) {
             let key = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
             self.s3.put(bucket, &key, std::fs::read(&path).unwrap());
+        }
+    }
+
+    /// Puts so many objects into a bucket, which [`copies`] knows.
+    pub fn put_contents(&self, bucket: &str, count: usize) {
+        contents(count).for_each(|(key, content)| self.s3.put(bucket, &key, content));
+    }
+
+    /// How many tasks of a run are in a state: none where the run is not there yet.
+    pub fn tasks(&self, run: &str, state: &str) -> usize {
+        let outcome = self.forebay(["runs", "tasks", run, "--state", state, "--json"]);
+        match outcome.code {
+            Some(3) => 0,
+            _ => outcome.json(0)["tasks"].as_array().unwrap().len(),
         }
     }
 
@@ -153,9 +169,7 @@ impl Outcome {
         let text = |bytes| String::from_utf8(bytes).unwrap();
         Outcome { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
     }
-}
 
-impl Outcome {
     /// Asserts the exit code.
     #[track_caller]
     pub fn code(self, code: i32) -> Self {
@@ -165,9 +179,22 @@ impl Outcome {
 
     /// Asserts the exit code, and that the output is one JSON object.
     #[track_caller]
-    pub fn json(self, code: i32) -> serde_json::Value {
+    pub fn json(self, code: i32) -> Value {
         let outcome = self.code(code);
         serde_json::from_str(&outcome.stdout).unwrap_or_else(|error| panic!("{error}: {outcome:#?}"))
+    }
+
+    /// The same of the last line of the output: what was said before it came from somewhere else.
+    #[track_caller]
+    pub fn last_json(self, code: i32) -> Value {
+        let outcome = self.code(code);
+        let last = outcome.stdout.lines().last().unwrap_or_default();
+        serde_json::from_str(last).unwrap_or_else(|error| panic!("{error}: {outcome:#?}"))
+    }
+
+    /// What was said on standard error, wherever lines were broken.
+    pub fn words(&self) -> String {
+        self.stderr.split_whitespace().filter(|word| *word != "|").collect::<Vec<_>>().join(" ")
     }
 }
 
@@ -189,6 +216,21 @@ pub fn bytes(seed: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
+/// Counts that have grown since `before`, and by how much.
+pub fn since(before: &BTreeMap<String, u64>, after: BTreeMap<String, u64>) -> BTreeMap<String, u64> {
+    let grown = |(what, n)| {
+        let by = n - before.get(&what).copied().unwrap_or(0);
+        (by > 0).then_some((what, by))
+    };
+    after.into_iter().filter_map(grown).collect()
+}
+
+/// The names in a directory that begin so.
+pub fn names(dir: &Path, beginning: &str) -> Vec<String> {
+    let names = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.starts_with(beginning)).collect()
+}
+
 /// Every file below a directory, in order.
 pub fn files(root: &Path) -> Vec<PathBuf> {
     let (mut found, mut pending) = (Vec::new(), vec![root.to_owned()]);
@@ -202,11 +244,57 @@ pub fn files(root: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// So many inputs, each with a content of its own, in order.
+pub fn contents(count: usize) -> impl Iterator<Item = (String, String)> {
+    (0..count).map(|n| (format!("{n:03}.txt"), format!("content {n}")))
+}
+
+/// What a run publishes of [`contents`] if there is a task for each, which copies it to `x`.
+pub fn copies(count: usize) -> BTreeMap<String, Vec<u8>> {
+    let copy = |(n, (_, content)): (usize, (String, String))| (format!("task-{n:05}/x"), content.into_bytes());
+    contents(count).enumerate().map(copy).collect()
+}
+
+/// Why a run failed, as it tells.
+#[track_caller]
+pub fn failure(result: &Value) -> &str {
+    result["error"].as_str().unwrap_or_else(|| panic!("no error is told: {result}"))
+}
+
+/// What a run published, as it tells where.
+#[track_caller]
+pub fn output(result: &Value) -> BTreeMap<String, Vec<u8>> {
+    let path = result["output"]["path"].as_str();
+    published(Path::new(path.unwrap_or_else(|| panic!("there is no output: {result}"))))
+}
+
+/// What a run published whose output is CSV, in one part.
+#[track_caller]
+pub fn csv(result: &Value) -> String {
+    let mut output = output(result);
+    let part = output.remove("part-00000.csv").unwrap_or_else(|| panic!("{:?}", output.keys()));
+    String::from_utf8(part).unwrap()
+}
+
 /// What a run published: the files of its output by name, without the manifest and the marker.
 pub fn published(output: &Path) -> BTreeMap<String, Vec<u8>> {
     let name = |path: &Path| path.strip_prefix(output).unwrap().to_str().unwrap().to_owned();
     let data = files(output).into_iter().filter(|path| !name(path).starts_with('_'));
     data.map(|path| (name(&path), std::fs::read(&path).unwrap())).collect()
+}
+
+/// Waits until a run has a coordinator, the first one or a later one. How it is reached.
+#[track_caller]
+pub fn link(run_dir: &Path, epoch: u32) -> Value {
+    let path = run_dir.join(format!("epochs/{epoch}/link.json"));
+    eventually(&format!("there is coordinator {epoch}"), || path.exists());
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).unwrap();
+    listener.local_addr().unwrap().port()
 }
 
 /// Waits until something holds that another process does, and of which it gives no event.

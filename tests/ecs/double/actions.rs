@@ -58,18 +58,18 @@ pub fn answer(shared: &Arc<Shared>, action: &str, body: &Value) -> Answer {
     done.map_or_else(Answer::from, Answer::Done)
 }
 
-fn definition<'a>(state: &'a State, name: &str) -> Result<&'a Value, Refusal> {
+fn definition<'a>(state: &'a State, name: &str) -> Option<&'a Value> {
     let (family, revision) = name.rsplit('/').next().unwrap().rsplit_once(':').unwrap_or((name, "0"));
     let revisions = state.definitions.get(family);
-    let found = revisions.and_then(|all| match revision.parse::<usize>() {
+    revisions.and_then(|all| match revision.parse::<usize>() {
         Ok(0) | Err(_) => all.last(),
         Ok(revision) => all.get(revision - 1),
-    });
-    found.ok_or(("ClientException", "Unable to describe task definition.".to_owned()))
+    })
 }
 
 fn describe_definition(state: &State, body: &Value) -> Result<Value, Refusal> {
-    let found = definition(state, body["taskDefinition"].as_str().unwrap_or_default())?;
+    let found = definition(state, body["taskDefinition"].as_str().unwrap_or_default());
+    let found = found.ok_or(("ClientException", "Unable to describe task definition.".to_owned()))?;
     Ok(json!({ "taskDefinition": found, "tags": [] }))
 }
 
@@ -90,6 +90,7 @@ fn run_task(shared: &Arc<Shared>, body: &Value) -> Answer {
     let token = body["clientToken"].as_str().unwrap_or_default().to_owned();
     let count = u32::try_from(body["count"].as_u64().unwrap_or(1)).unwrap();
     let checked = definition(&state, body["taskDefinition"].as_str().unwrap_or_default()).cloned();
+    let checked = checked.ok_or(("ClientException", "TaskDefinition not found.".to_owned()));
     let checked = checked.and_then(|definition| rules::run_task(body, &definition).map(|()| definition));
     let definition = match checked {
         Ok(definition) => definition,

@@ -7,8 +7,6 @@
 //! Requests are kept with their times. Where `FOREBAY_TEST_ECS_REQUESTS` names a directory, they are written there, for
 //! `validate.py`.
 
-#![allow(dead_code, reason = "each test binary uses its part")]
-
 mod actions;
 mod client;
 mod container;

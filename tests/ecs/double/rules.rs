@@ -1,4 +1,5 @@
-//! What ECS refuses: its documented limits, and the rules between fields.
+//! What ECS refuses: the limits that its reference names, and its rules between fields. It is told as ECS tells it, as far
+//! as people have reported that; where nobody has, by the words of the reference.
 
 use std::time::Instant;
 
@@ -43,6 +44,10 @@ fn client<T>(message: impl Into<String>) -> Result<T, Refusal> {
     Err((CLIENT, message.into()))
 }
 
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value[key].as_str().unwrap_or_default()
+}
+
 fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
     value[key].as_array().map_or(&[], Vec::as_slice)
 }
@@ -50,36 +55,39 @@ fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
 pub fn run_task(body: &Value, definition: &Value) -> Result<(), Refusal> {
     let count = body["count"].as_u64().unwrap_or(1);
     if !(1..=10).contains(&count) {
-        return invalid("Tasks count should be between 1 and 10");
+        return invalid("count: up to 10 tasks for each call");
     }
-    let token = body["clientToken"].as_str().unwrap_or_default();
+    let token = text(body, "clientToken");
     if token.len() > 64 || !token.bytes().all(|byte| (33..=126).contains(&byte)) {
         return invalid("clientToken: up to 64 characters in the range of 33-126");
     }
-    let started_by = body["startedBy"].as_str().unwrap_or_default();
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-/_".contains(&byte);
-    if started_by.len() > 128 || !started_by.bytes().all(plain) {
-        return invalid("startedBy: up to 128 letters, numbers, hyphens, forward slashes and underscores");
+    let started_by = text(body, "startedBy");
+    if started_by.len() > 128 {
+        return invalid("startedBy longer than 128.");
+    }
+    if !started_by.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-/_".contains(&byte)) {
+        return invalid("startedBy: letters, numbers, hyphens, forward slashes and underscores");
     }
     tags(body)?;
     if body["overrides"].to_string().chars().count() > 8192 {
         return invalid("Container Overrides length must be at most 8192");
     }
-    let names = list(&definition["containerDefinitions"], "").iter();
-    let names: Vec<_> = names.chain(list(definition, "containerDefinitions")).map(|c| &c["name"]).collect();
-    if let Some(other) = list(&body["overrides"], "containerOverrides").iter().find(|o| !names.contains(&&o["name"])) {
-        return invalid(format!(
-            "Override for container named {} is not a container in the TaskDefinition.",
-            other["name"]
-        ));
+    let names: Vec<_> = list(definition, "containerDefinitions").iter().map(|it| text(it, "name")).collect();
+    let mut overridden = list(&body["overrides"], "containerOverrides").iter().map(|it| text(it, "name"));
+    if let Some(other) = overridden.find(|name| !names.contains(name)) {
+        return invalid(format!("Override for container named {other} is not a container in the TaskDefinition."));
     }
     let providers: Vec<_> =
-        list(body, "capacityProviderStrategy").iter().map(|p| p["capacityProvider"].as_str()).collect();
-    if !body["launchType"].is_null() && !providers.is_empty() {
-        return invalid("Both launch type and capacity provider strategy should not be provided");
+        list(body, "capacityProviderStrategy").iter().map(|it| text(it, "capacityProvider")).collect();
+    if providers.len() > 20 {
+        return invalid("capacityProviderStrategy: a maximum of 20 capacity providers");
     }
-    let fargate =
-        body["launchType"] == "FARGATE" || providers.iter().any(|p| matches!(p, Some("FARGATE" | "FARGATE_SPOT")));
+    if !body["launchType"].is_null() && !providers.is_empty() {
+        return invalid(
+            "Specifying both a launch type and capacity provider strategy is not supported. Remove one and try again.",
+        );
+    }
+    let fargate = body["launchType"] == "FARGATE" || providers.iter().any(|it| it.starts_with("FARGATE"));
     if fargate && !list(definition, "requiresCompatibilities").contains(&json!("FARGATE")) {
         return invalid("Task definition does not support launch_type FARGATE.");
     }
@@ -96,13 +104,15 @@ pub fn run_task(body: &Value, definition: &Value) -> Result<(), Refusal> {
         }
         _ => {}
     }
-    if !vpc.is_null() && !(1..=16).contains(&list(vpc, "subnets").len()) {
-        return invalid("subnets can have from 1 to 16 items.");
+    match list(vpc, "subnets").len() {
+        0 if !vpc.is_null() => return invalid("subnets can not be empty."),
+        17.. => return invalid("subnets can have at most 16 items."),
+        _ => {}
     }
     if list(vpc, "securityGroups").len() > 5 {
         return invalid("securityGroups can have at most 5 items.");
     }
-    if !fargate && !vpc["assignPublicIp"].is_null() {
+    if !fargate && vpc["assignPublicIp"] == "ENABLED" {
         return invalid("Assign public IP is not supported for this launch type");
     }
     Ok(())
@@ -113,14 +123,20 @@ fn tags(body: &Value) -> Result<(), Refusal> {
     if tags.len() > 50 {
         return invalid("Tags can have at most 50 items.");
     }
-    for tag in tags {
-        let (key, value) = (tag["key"].as_str().unwrap_or_default(), tag["value"].as_str().unwrap_or_default());
+    for (at, tag) in tags.iter().enumerate() {
+        let (key, value) = (text(tag, "key"), text(tag, "value"));
         let plain = |text: &str| text.chars().all(|char| char.is_alphanumeric() || " +-=._:/@".contains(char));
-        if key.is_empty() || key.chars().count() > 128 || value.chars().count() > 256 || !plain(key) || !plain(value) {
-            return invalid(format!("the tag {key} is not valid"));
+        if !plain(key) || !plain(value) {
+            return invalid("Some tags contain invalid characters.");
         }
-        if key.to_ascii_lowercase().starts_with("aws:") {
+        if !(1..=128).contains(&key.chars().count()) || value.chars().count() > 256 {
+            return invalid(format!("tags: a key of up to 128 characters, a value of up to 256: {key}"));
+        }
+        if [key, value].iter().any(|text| text.to_ascii_lowercase().starts_with("aws:")) {
             return invalid("aws: prefixed tag key names are not allowed for external use.");
+        }
+        if tags[..at].iter().any(|other| text(other, "key") == key) {
+            return invalid(format!("tags: each key must be unique: {key}"));
         }
     }
     Ok(())
@@ -130,17 +146,17 @@ pub fn describe_tasks(body: &Value) -> Result<(), Refusal> {
     match list(body, "tasks").len() {
         0 => invalid("Tasks cannot be empty."),
         1..=100 => Ok(()),
-        _ => invalid("Tasks cannot have more than 100 elements"),
+        _ => invalid("taskIds can have at most 100 items."),
     }
 }
 
 pub fn list_tasks(body: &Value) -> Result<(), Refusal> {
-    let filters = ["containerInstance", "family", "serviceName", "desiredStatus", "launchType"];
+    let filters = ["containerInstance", "daemonName", "desiredStatus", "family", "launchType", "serviceName"];
     if !body["startedBy"].is_null() && filters.iter().any(|filter| !body[*filter].is_null()) {
-        return invalid("startedBy cannot be combined with other filters.");
+        return invalid("cannot specify startedBy with other arguments");
     }
     match body["maxResults"].as_u64() {
-        Some(0 | 101..) => invalid("maxResults is from 1 to 100"),
+        Some(0 | 101..) => invalid("maxResults: between 1 and 100"),
         _ => Ok(()),
     }
 }
@@ -175,56 +191,71 @@ pub fn register(body: &Value) -> Result<(), Refusal> {
     if length > LARGEST {
         return client(format!("Actual length: '{length}'. Max allowed length is '{LARGEST}' bytes."));
     }
-    let family = body["family"].as_str().unwrap_or_default();
+    let family = text(body, "family");
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
     if family.is_empty() || family.len() > 255 || !family.bytes().all(plain) {
         return client("Family contains invalid characters.");
     }
     let fargate = list(body, "requiresCompatibilities").contains(&json!("FARGATE"));
-    let number = |key: &str| body[key].as_str().and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+    if let Some(missing) = ["cpu", "memory"].into_iter().find(|key| fargate && body[*key].is_null()) {
+        return client(format!("Fargate requires that '{missing}' be defined at the task level."));
+    }
+    let number = |key: &str| text(body, key).parse::<u64>().unwrap_or(0);
     let (cpu, memory) = (number("cpu"), number("memory"));
     let fits = |&(units, first, last, step): &(u64, u64, u64, u64)| {
         units == cpu && (first..=last).contains(&memory) && (memory - first).is_multiple_of(step)
     };
     if fargate && !SIZES.iter().any(fits) {
-        return client("No Fargate configuration exists for given values.");
+        return client(format!(
+            "No Fargate configuration exists for given values: {cpu} CPU, {memory} memory. \
+             See the Amazon ECS documentation for the valid values."
+        ));
     }
     if fargate && body["networkMode"] != "awsvpc" {
-        return client("Fargate only supports network mode 'awsvpc'.");
+        return client("Fargate only supports network mode ‘awsvpc’.");
     }
     let volumes = list(body, "volumes");
     volumes.iter().try_for_each(|volume| self::volume(volume, fargate, body))?;
     let containers = list(body, "containerDefinitions");
     if containers.is_empty() {
-        return client("Container definitions should not be empty.");
+        return client("Container list cannot be empty.");
     }
-    for container in containers {
-        if container["image"].as_str().is_none_or(str::is_empty) {
-            return client("Container.image should not be null or empty.");
+    containers.iter().try_for_each(|container| self::container(container, fargate, body))
+}
+
+fn container(container: &Value, fargate: bool, body: &Value) -> Result<(), Refusal> {
+    if let Some(missing) = ["name", "image"].into_iter().find(|key| text(container, key).is_empty()) {
+        return client(format!("Container.{missing} should not be null or empty."));
+    }
+    if ["memory", "memoryReservation"].iter().all(|key| container[*key].is_null()) && body["memory"].is_null() {
+        let name = text(container, "name");
+        return client(format!(
+            "Invalid setting for container '{name}'. At least one of 'memory' or 'memoryReservation' must be specified."
+        ));
+    }
+    if fargate && container["stopTimeout"].as_u64().unwrap_or(30) > 120 {
+        return client("stopTimeout: the maximum is 120 seconds on Fargate");
+    }
+    let mut mounted = list(container, "mountPoints").iter().map(|mount| text(mount, "sourceVolume"));
+    if let Some(other) = mounted.find(|name| !list(body, "volumes").iter().any(|volume| volume["name"] == **name)) {
+        return client(format!("Unknown volume '{other}'."));
+    }
+    let log = &container["logConfiguration"];
+    if log["logDriver"] == "awslogs" {
+        let options = &log["options"];
+        if !matches!(options["mode"].as_str(), None | Some("blocking" | "non-blocking")) {
+            return client("mode: blocking or non-blocking");
         }
-        if fargate && container["stopTimeout"].as_u64().unwrap_or(30) > 120 {
-            return client("Container.stopTimeout is at most 120 on Fargate.");
+        let required = ["awslogs-region", "awslogs-group", "awslogs-stream-prefix"];
+        let required = if fargate { &required[..] } else { &required[..2] };
+        let missing: Vec<_> = required.iter().copied().filter(|option| options[*option].is_null()).collect();
+        if !missing.is_empty() {
+            return client(format!("Log driver awslogs requires options: {}", missing.join(", ")));
         }
-        for mount in list(container, "mountPoints") {
-            if !volumes.iter().any(|volume| volume["name"] == mount["sourceVolume"]) {
-                return client(format!("Unknown volume '{}'.", mount["sourceVolume"]));
-            }
-        }
-        let log = &container["logConfiguration"];
-        if log["logDriver"] == "awslogs" {
-            if !matches!(log["options"]["mode"].as_str(), None | Some("blocking" | "non-blocking")) {
-                return client("Log driver mode is blocking or non-blocking");
-            }
-            for option in ["awslogs-group", "awslogs-region", "awslogs-stream-prefix"] {
-                if fargate && log["options"][option].is_null() {
-                    return client(format!("Log driver awslogs requires options: {option}"));
-                }
-            }
-            if fargate && body["executionRoleArn"].is_null() {
-                return client(
-                    "Fargate requires task definition to have execution role ARN to support log driver awslogs.",
-                );
-            }
+        if fargate && body["executionRoleArn"].is_null() {
+            return client(
+                "Fargate requires task definition to have execution role ARN to support log driver awslogs.",
+            );
         }
     }
     Ok(())
@@ -232,26 +263,33 @@ pub fn register(body: &Value) -> Result<(), Refusal> {
 
 fn volume(volume: &Value, fargate: bool, body: &Value) -> Result<(), Refusal> {
     if fargate && !volume["host"]["sourcePath"].is_null() {
-        return client("host.sourcePath is not supported on Fargate.");
+        return client("Fargate compatible task definitions do not support sourcePath");
+    }
+    let kinds = ["dockerVolumeConfiguration", "efsVolumeConfiguration", "s3filesVolumeConfiguration"];
+    let kinds = kinds.iter().filter(|kind| !volume[**kind].is_null()).count();
+    if kinds + usize::from(!volume["host"]["sourcePath"].is_null()) > 1 {
+        return client("When the volume parameter is specified, only one volume configuration type should be used.");
     }
     let efs = &volume["efsVolumeConfiguration"];
     if !efs.is_null() {
         let may = &efs["authorizationConfig"];
-        let (encrypted, root) = (efs["transitEncryption"] == "ENABLED", efs["rootDirectory"].as_str().unwrap_or("/"));
-        if !encrypted && (may["iam"] == "ENABLED" || !may["accessPointId"].is_null()) {
-            return client("Transit encryption must be enabled when an access point or IAM authorization is used.");
+        let is_encrypted = efs["transitEncryption"] == "ENABLED";
+        if !is_encrypted && (may["iam"] == "ENABLED" || !may["accessPointId"].is_null()) {
+            return client("transitEncryption: must be on if an access point or IAM authorization is used");
         }
-        if !may["accessPointId"].is_null() && !matches!(root, "" | "/") {
-            return client("Root directory must be omitted or set to / when an access point is specified.");
+        if !may["accessPointId"].is_null() && !matches!(text(efs, "rootDirectory"), "" | "/") {
+            return client(
+                "When using an EFS access point, the root directory must either be set to \"/\" or be omitted.",
+            );
         }
     }
     let files = &volume["s3filesVolumeConfiguration"];
     if !files.is_null() {
         if body["taskRoleArn"].is_null() {
-            return client("S3 Files volumes need a task role.");
+            return client("s3filesVolumeConfiguration: needs a task role");
         }
-        if !files["accessPointArn"].is_null() && !matches!(files["rootDirectory"].as_str().unwrap_or("/"), "" | "/") {
-            return client("Root directory must be omitted or set to / when an access point is specified.");
+        if !files["accessPointArn"].is_null() && !matches!(text(files, "rootDirectory"), "" | "/") {
+            return client("rootDirectory: must be omitted or set to / if an access point is specified");
         }
     }
     Ok(())

@@ -1,18 +1,24 @@
 //! What the controllers of Kubernetes do with Indexed Jobs: make pods, count them, end Jobs, and clear away what has ended.
 
-use std::{collections::BTreeSet, time::Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use k8s_openapi::{
     api::{
         batch::v1::{Job, JobCondition},
         core::v1::{EnvVar, Pod, PodCondition},
     },
-    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time},
-    jiff::Timestamp,
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
 };
 
 use super::world::{Live, TRACKING, World, index, owner, phase};
 
+/// From the end of a pod that was disrupted to the next of its index.
+const BACKOFF: Duration = Duration::from_millis(100);
+/// How long pods are there that are deleted and nobody runs.
+const COLLECT: Duration = Duration::from_millis(200);
 const FAILURES: &str = "batch.kubernetes.io/job-index-failure-count";
 const IGNORED: &str = "batch.kubernetes.io/job-index-ignored-failure-count";
 
@@ -23,14 +29,13 @@ impl World {
         for name in self.jobs.keys().cloned().collect::<Vec<_>>() {
             self.control_job(&name);
         }
-        self.collect_jobs();
         self.remove_deleted();
         self.remove_old();
     }
 
     fn control_job(&mut self, name: &str) {
         let job = self.jobs[name].clone();
-        if job.metadata.deletion_timestamp.is_some() || self.finished.contains_key(name) {
+        if self.finished.contains_key(name) {
             return;
         }
         let spec = job.spec.as_ref().expect("it was checked");
@@ -76,38 +81,19 @@ impl World {
                     match phase(pod) {
                         "Succeeded" | "Failed" => self.release(pod_name),
                         // Of two, the other one has ended: this one is of no use.
-                        _ => self.begin_to_delete(pod_name, None),
+                        _ => self.begin_to_delete(pod_name),
                     }
                 }
-            } else if !there && last.is_none_or(|at| at + self.settings.backoff <= Instant::now()) {
+            } else if !there && last.is_none_or(|at| at + BACKOFF <= Instant::now()) {
                 make.push((at, failures));
             }
-            self.end_duplicates(&its);
         }
-        if spec.suspend != Some(true) {
-            for (at, failures) in make {
-                if !self.make_pod(name, &job, at, failures) {
-                    break;
-                }
+        for (at, failures) in make {
+            if !self.make_pod(name, &job, at, failures) {
+                break;
             }
         }
         self.note(name, &completed, &failed, completions);
-    }
-
-    /// The younger of two pods that are at work is ended, after a while.
-    fn end_duplicates(&mut self, pods: &[(String, Pod, Option<Instant>)]) {
-        let is_at_work = |name: &&String| {
-            self.pods.get(*name).is_some_and(|live| {
-                live.deleted.is_none() && live.ended.is_none() && !matches!(phase(&live.pod), "Succeeded" | "Failed")
-            })
-        };
-        let mut names: Vec<_> = pods.iter().map(|(name, ..)| name).filter(is_at_work).cloned().collect();
-        names.sort_by_key(|name| self.pods[name].made);
-        for name in names.iter().skip(1) {
-            if self.pods[name].made.elapsed() >= self.settings.duplicates {
-                self.begin_to_delete(name, None);
-            }
-        }
     }
 
     /// It was counted, and nobody waits for it any more.
@@ -126,12 +112,12 @@ impl World {
                 "Error creating: pods \"{pod_name}\" is forbidden: exceeded quota: pods, requested: pods=1, \
                  used: pods={there}, limited: pods={most}"
             );
-            self.warn("Job", name, "FailedCreate", &message.replace(&pod_name, &format!("{name}-{at}")));
+            self.no_pod(name, &message.replace(&pod_name, &format!("{name}-{at}")));
             return false;
         }
         if let Some(why) = self.settings.admission.clone() {
             let message = format!("Error creating: pods \"{name}-{at}\" is forbidden: {why}");
-            self.warn("Job", name, "FailedCreate", &message);
+            self.no_pod(name, &message);
             return false;
         }
         let template = job.spec.as_ref().expect("it was checked").template.clone();
@@ -141,46 +127,27 @@ impl World {
                 EnvVar { name: "JOB_COMPLETION_INDEX".to_owned(), value: Some(at.to_string()), value_from: None };
             container.env.get_or_insert_default().push(index);
         }
-        spec.hostname = Some(format!("{name}-{at}"));
         let mut metadata: ObjectMeta = template.metadata.unwrap_or_default();
         let labels = metadata.labels.get_or_insert_default();
-        let uid = job.metadata.uid.clone().unwrap_or_default();
-        for (key, value) in [
-            ("batch.kubernetes.io/job-name", name.to_owned()),
-            ("job-name", name.to_owned()),
-            ("batch.kubernetes.io/controller-uid", uid.clone()),
-            ("batch.kubernetes.io/job-completion-index", at.to_string()),
-        ] {
-            labels.insert(key.to_owned(), value);
-        }
+        labels.insert("batch.kubernetes.io/job-name".to_owned(), name.to_owned());
         let annotations = metadata.annotations.get_or_insert_default();
         annotations.insert("batch.kubernetes.io/job-completion-index".to_owned(), at.to_string());
         annotations.insert(FAILURES.to_owned(), failures.0.to_string());
         if failures.1 > 0 {
             annotations.insert(IGNORED.to_owned(), failures.1.to_string());
         }
-        let namespace = job.metadata.namespace.clone().unwrap_or_default();
-        self.own(&mut metadata, &namespace);
+        self.own(&mut metadata);
         metadata.name = Some(pod_name.clone());
         metadata.finalizers = Some(vec![TRACKING.to_owned()]);
         metadata.owner_references = Some(vec![OwnerReference {
             api_version: "batch/v1".to_owned(),
             kind: "Job".to_owned(),
             name: name.to_owned(),
-            uid,
-            controller: Some(true),
-            block_owner_deletion: Some(true),
+            uid: job.metadata.uid.clone().unwrap_or_default(),
+            ..Default::default()
         }]);
         let pod = Pod { metadata, spec: Some(spec), status: None };
-        let live = Live {
-            pod,
-            container: None,
-            log: String::new(),
-            kill_at: None,
-            deleted: None,
-            ended: None,
-            made: Instant::now(),
-        };
+        let live = Live { pod, container: None, log: String::new(), kill_at: None, deleted: None, ended: None };
         self.pods.insert(pod_name, live);
         true
     }
@@ -189,40 +156,31 @@ impl World {
         let uid = self.jobs[name].metadata.uid.clone();
         let its = self.pods.values().filter(|live| owner(&live.pod) == uid);
         let active = its.filter(|live| !matches!(phase(&live.pod), "Succeeded" | "Failed")).count();
-        let version = self.next_version();
         let job = self.jobs.get_mut(name).expect("it is there");
-        job.metadata.resource_version = Some(version);
         let status = job.status.get_or_insert_default();
-        status.active = Some(i32::try_from(active).unwrap());
-        status.succeeded = Some(i32::try_from(completed.len()).unwrap());
         status.failed = Some(i32::try_from(failed.len()).unwrap());
         status.completed_indexes = Some(written(completed));
         status.failed_indexes = Some(written(failed));
         if active == 0 && completed.union(failed).count() == completions as usize {
-            let now = Some(Time(Timestamp::now()));
-            let condition = |type_: &str, reason: Option<&str>, message: Option<&str>| JobCondition {
+            let (type_, message) = match failed.is_empty() {
+                true => ("Complete", None),
+                false => ("Failed", Some("Job has failed indexes".to_owned())),
+            };
+            status.conditions = Some(vec![JobCondition {
                 type_: type_.to_owned(),
                 status: "True".to_owned(),
-                reason: reason.map(str::to_owned),
-                message: message.map(str::to_owned),
-                last_transition_time: now.clone(),
-                last_probe_time: now.clone(),
-            };
-            status.conditions = Some(vec![match failed.is_empty() {
-                true => condition("Complete", None, None),
-                false => condition("Failed", Some("FailedIndexes"), Some("Job has failed indexes")),
+                message,
+                ..Default::default()
             }]);
-            status.completion_time = failed.is_empty().then_some(now).flatten();
             self.finished.insert(name.to_owned(), Instant::now());
         }
     }
 
     /// Pods that no node will ever end.
     fn collect_pods(&mut self) {
-        let collect = self.settings.collect;
         for live in self.pods.values_mut() {
             let is_unscheduled = live.pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_none());
-            if is_unscheduled && live.ended.is_none() && live.deleted.is_some_and(|at| at.elapsed() >= collect) {
+            if is_unscheduled && live.ended.is_none() && live.deleted.is_some_and(|at| at.elapsed() >= COLLECT) {
                 live.pod.status.get_or_insert_default().phase = Some("Failed".to_owned());
                 live.ended = Some(Instant::now());
             }
@@ -231,9 +189,7 @@ impl World {
 
     /// What is deleted, has ended, and was counted.
     fn remove_deleted(&mut self) {
-        let version = self.next_version();
         self.pods.retain(|_, live| {
-            live.pod.metadata.resource_version = Some(version.clone());
             let may_go = live.pod.metadata.finalizers.as_ref().is_none_or(Vec::is_empty);
             let never_ran = live.pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_none());
             !(live.deleted.is_some() && may_go && (live.ended.is_some() || never_ran))

@@ -41,13 +41,6 @@ pub enum Failing {
     Late(Duration),
 }
 
-/// What is left of a list.
-#[derive(Debug)]
-pub struct Rest {
-    items: Vec<Value>,
-    version: String,
-}
-
 pub async fn answer(shared: &Shared, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
@@ -126,17 +119,14 @@ fn route(
         return Err(Refusal::new(404, "NotFound", format!("namespaces \"{namespace}\" not found")));
     }
     let options = || -> Result<DeleteOptions, Refusal> {
-        match body.is_empty() {
-            true => Ok(DeleteOptions::default()),
-            false => serde_json::from_slice(body).map_err(|e| Refusal::new(400, "BadRequest", e.to_string())),
-        }
+        serde_json::from_slice(body).map_err(|e| Refusal::new(400, "BadRequest", e.to_string()))
     };
     match (method.as_str(), kind, rest) {
         ("POST", "Job", []) => {
             let is_dry = query.get("dryRun").is_some_and(|dry| dry == "All");
-            shared.world().create_job(body, namespace, is_dry)
+            shared.world().create_job(body, is_dry)
         }
-        ("POST", "Secret", []) => shared.world().create_secret(body, namespace),
+        ("POST", "Secret", []) => shared.world().create_secret(body),
         ("DELETE", "Job", [name]) => shared.world().delete_job(name, &options()?),
         ("DELETE", "Pod", [name]) => shared.world().delete_pod(name, &options()?),
         ("GET", "Job" | "Pod" | "Event", []) => list(shared, kind, query),
@@ -145,20 +135,15 @@ fn route(
 }
 
 fn list(shared: &Shared, kind: &str, query: &BTreeMap<String, String>) -> Result<Value, Refusal> {
-    let mut world = shared.world();
+    let world = shared.world();
     let limit = query.get("limit").and_then(|limit| limit.parse().ok()).unwrap_or(usize::MAX);
     let limit = limit.min(world.settings.page);
-    let mut rest = match query.get("continue") {
+    let mut page: Vec<Value> = match query.get("continue") {
         Some(token) => shared.rest(token).ok_or_else(|| {
             let message = "The provided continue parameter is too old to display a consistent list result.";
             Refusal::new(410, "Expired", message)
         })?,
-        // From any moment before: here that is the first.
-        None if query.get("resourceVersion").is_some_and(|version| version == "0") => {
-            Rest { items: Vec::new(), version: "0".to_owned() }
-        }
         None => {
-            let version = world.version();
             let all: Vec<Value> = match kind {
                 "Job" => world.jobs.values().map(|job| serde_json::to_value(job).unwrap()).collect(),
                 "Pod" => world.pods.values().map(|live| serde_json::to_value(&live.pod).unwrap()).collect(),
@@ -167,18 +152,15 @@ fn list(shared: &Shared, kind: &str, query: &BTreeMap<String, String>) -> Result
             let labels = query.get("labelSelector").map(|text| selector(text, &["metadata", "labels"])).transpose()?;
             let fields = query.get("fieldSelector").map(|text| selector(text, &[])).transpose()?;
             let matches = |item: &Value| [&labels, &fields].into_iter().flatten().all(|matches| matches(item));
-            Rest { items: all.into_iter().filter(matches).collect(), version }
+            all.into_iter().filter(matches).collect()
         }
     };
-    let left = rest.items.split_off(limit.min(rest.items.len()));
-    let (page, version) = (rest.items, rest.version);
-    let mut meta = json!({"resourceVersion": version});
+    let left = page.split_off(limit.min(page.len()));
+    let mut meta = json!({});
     if !left.is_empty() {
-        meta["remainingItemCount"] = left.len().into();
-        meta["continue"] = shared.keep(Rest { items: left, version }).into();
+        meta["continue"] = shared.keep(left).into();
     }
     let group = if kind == "Job" { "batch/v1" } else { "v1" };
-    drop(world.next_version());
     Ok(json!({"kind": format!("{kind}List"), "apiVersion": group, "metadata": meta, "items": page}))
 }
 

@@ -10,13 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use k8s_openapi::{
-    api::core::v1::{
-        ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, Pod,
-        PodCondition, Secret, VolumeMount,
-    },
-    apimachinery::pkg::apis::meta::v1::Time,
-    jiff::Timestamp,
+use k8s_openapi::api::core::v1::{
+    ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, Pod,
+    PodCondition, Secret, VolumeMount,
 };
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
@@ -28,6 +24,8 @@ use super::{
 
 /// Nodes of the cluster.
 const NODES: u64 = 3;
+/// From the loss of a node to the deletion of its pods, and to the end of the node's record.
+const LOST: [Duration; 2] = [Duration::from_millis(300), Duration::from_millis(600)];
 /// As much of a container's last words is in its status.
 const MESSAGE: usize = 2048;
 
@@ -41,8 +39,8 @@ pub struct Container {
     /// What of Secrets is mounted.
     _mounted: tempfile::TempDir,
     asked: bool,
-    killed: Option<&'static str>,
-    begun: Instant,
+    /// It was killed for want of memory.
+    is_oom: bool,
 }
 
 impl Container {
@@ -83,7 +81,7 @@ impl Container {
         let output: File = log.reopen()?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).process_group(0);
         let child = command.spawn()?;
-        Ok(Self { child, status: None, log, _mounted: mounted, asked: false, killed: None, begun: Instant::now() })
+        Ok(Self { child, status: None, log, _mounted: mounted, asked: false, is_oom: false })
     }
 
     fn pid(&self) -> Option<Pid> {
@@ -97,11 +95,15 @@ impl Container {
         }
     }
 
-    pub fn kill(&mut self, why: &'static str) {
+    fn kill(&mut self) {
         if self.status.is_none() {
-            self.killed = Some(why);
             self.pid().map(|pid| kill_process_group(pid, Signal::KILL));
         }
+    }
+
+    pub fn run_out_of_memory(&mut self) {
+        self.is_oom = true;
+        self.kill();
     }
 
     pub fn has_ended(&mut self) -> Option<ExitStatus> {
@@ -126,7 +128,7 @@ impl Container {
 
 impl Drop for Container {
     fn drop(&mut self) {
-        self.kill("dropped");
+        self.kill();
         let _ = self.child.wait();
     }
 }
@@ -174,7 +176,7 @@ impl World {
 
     /// What becomes of the pods of nodes that were lost: they are deleted, and then, with their nodes, ended.
     fn lose_pods(&mut self) {
-        let (deleted, gone) = self.settings.lost;
+        let [deleted, gone] = LOST;
         for (node, since) in self.lost.clone() {
             let of_node = |live: &Live| live.pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()) == Some(&node);
             let names: Vec<_> =
@@ -185,7 +187,7 @@ impl World {
                     if live.ended.is_none() && live.deleted.is_none() {
                         disrupt(&mut live.pod, "DeletionByTaintManager");
                     }
-                    self.begin_to_delete(&name, None);
+                    self.begin_to_delete(&name);
                 }
                 let live = self.pods.get_mut(&name).expect("it is there");
                 if since.elapsed() >= gone && live.ended.is_none() {
@@ -214,31 +216,22 @@ fn tend(live: &mut Live, settings: &Settings, secrets: &BTreeMap<String, Secret>
     if live.deleted.is_some() {
         container.ask();
     }
-    let deadline = live.pod.spec.as_ref().and_then(|spec| u64::try_from(spec.active_deadline_seconds?).ok());
-    if deadline.is_some_and(|seconds| container.begun.elapsed() >= Duration::from_secs(seconds)) {
-        container.kill("DeadlineExceeded");
-    }
     if live.kill_at.is_some_and(|at| at <= Instant::now()) {
-        container.kill("Error");
+        container.kill();
     }
     let Some(status) = container.has_ended() else { return };
     let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
-    let reason = match container.killed.filter(|why| *why == "OOMKilled") {
-        Some(why) => why,
-        None if code == 0 => "Completed",
-        None => "Error",
+    let reason = match code {
+        _ if container.is_oom => "OOMKilled",
+        0 => "Completed",
+        _ => "Error",
     };
     let terminated = ContainerStateTerminated {
         exit_code: code,
         reason: Some(reason.to_owned()),
         message: (code != 0).then(|| container.last_words()),
-        started_at: Some(Time(Timestamp::now())),
-        finished_at: Some(Time(Timestamp::now())),
         ..Default::default()
     };
-    if container.killed == Some("DeadlineExceeded") {
-        live.pod.status.get_or_insert_default().reason = Some("DeadlineExceeded".to_owned());
-    }
     end(live, if code == 0 { "Succeeded" } else { "Failed" }, Some(terminated));
 }
 
@@ -258,11 +251,9 @@ fn begin(live: &mut Live, settings: &Settings, secrets: &BTreeMap<String, Secret
     match Container::start(&live.pod, secrets, settings.account.as_deref()) {
         Ok(container) => {
             live.container = Some(container);
-            let now = Some(Time(Timestamp::now()));
-            let running = Some(ContainerStateRunning { started_at: now.clone() });
+            let running = Some(ContainerStateRunning::default());
             container_is(&mut live.pod, ContainerState { running, ..Default::default() });
-            let status = live.pod.status.get_or_insert_default();
-            (status.phase, status.start_time) = (Some("Running".to_owned()), now);
+            live.pod.status.get_or_insert_default().phase = Some("Running".to_owned());
         }
         Err(error) => {
             let terminated = ContainerStateTerminated {

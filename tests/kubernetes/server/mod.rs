@@ -25,12 +25,12 @@ use serde_json::Value;
 use tokio::{net::TcpListener, sync::oneshot};
 
 use self::{
-    http::Rest,
+    http::Fault,
     kubelet::Container,
     world::{World, index, owner, phase},
 };
 pub use self::{
-    http::{Failing, Fault, Logged},
+    http::{Failing, Logged},
     settings::Settings,
     world::Refusal,
 };
@@ -45,7 +45,8 @@ pub struct Shared {
     world: Mutex<World>,
     log: Mutex<Vec<Logged>>,
     faults: Mutex<Vec<Fault>>,
-    rests: Mutex<BTreeMap<String, Rest>>,
+    /// What is left of lists, by what is to be asked for it.
+    rests: Mutex<BTreeMap<String, Vec<Value>>>,
 }
 
 impl Shared {
@@ -64,13 +65,13 @@ impl Shared {
         Some(fault.what.clone())
     }
 
-    fn keep(&self, rest: Rest) -> String {
+    fn keep(&self, rest: Vec<Value>) -> String {
         let token = format!("{:016x}", fastrand::u64(..));
         self.rests.lock().unwrap().insert(token.clone(), rest);
         token
     }
 
-    fn rest(&self, token: &str) -> Option<Rest> {
+    fn rest(&self, token: &str) -> Option<Vec<Value>> {
         self.rests.lock().unwrap().remove(token)
     }
 }
@@ -165,14 +166,14 @@ impl KubernetesServer {
         if let Some(live) = world.pods.get_mut(pod) {
             controller::disrupt(&mut live.pod, "EvictionByEvictionAPI");
         }
-        world.begin_to_delete(pod, None);
+        world.begin_to_delete(pod);
     }
 
     /// Kills a pod's container, as the kernel does for want of memory.
     pub fn out_of_memory(&self, pod: &str) {
         let mut world = self.shared.world();
         if let Some(container) = world.pods.get_mut(pod).and_then(|live| live.container.as_mut()) {
-            container.kill("OOMKilled");
+            container.run_out_of_memory();
         }
     }
 

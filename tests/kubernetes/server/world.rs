@@ -19,7 +19,6 @@ use super::{kubelet::Container, settings::Settings};
 
 /// The controller of Jobs counts what has ended before it lets it go.
 pub const TRACKING: &str = "batch.kubernetes.io/job-tracking";
-const FOREGROUND: &str = "foregroundDeletion";
 
 /// An answer that is no object.
 #[derive(Clone, Debug)]
@@ -56,7 +55,6 @@ pub struct Live {
     pub deleted: Option<Instant>,
     /// When it was counted out.
     pub ended: Option<Instant>,
-    pub made: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -72,21 +70,13 @@ pub struct World {
     pub adrift: Vec<Container>,
     /// Nodes that were lost, and when.
     pub lost: BTreeMap<String, Instant>,
-    version: u64,
+    /// Objects that were made.
+    made: u64,
 }
 
 impl World {
-    pub fn next_version(&mut self) -> String {
-        self.version += 1;
-        self.version.to_string()
-    }
-
-    pub fn version(&self) -> String {
-        self.version.to_string()
-    }
-
     /// Takes a Job in, by the rules that the API server has for Indexed ones.
-    pub fn create_job(&mut self, sent: &[u8], namespace: &str, is_dry: bool) -> Result<Value, Refusal> {
+    pub fn create_job(&mut self, sent: &[u8], is_dry: bool) -> Result<Value, Refusal> {
         let value: Value = serde_json::from_slice(sent).map_err(|e| Refusal::new(400, "BadRequest", e.to_string()))?;
         let mut job: Job =
             serde_json::from_value(value.clone()).map_err(|e| Refusal::new(400, "BadRequest", e.to_string()))?;
@@ -107,14 +97,10 @@ impl World {
             );
             return Err(Refusal::new(403, "Forbidden", message));
         }
-        self.own(&mut job.metadata, namespace);
+        self.own(&mut job.metadata);
         if is_dry {
             return Ok(serde_json::to_value(&job).unwrap());
         }
-        job.status = Some(k8s_openapi::api::batch::v1::JobStatus {
-            start_time: Some(Time(Timestamp::now())),
-            ..Default::default()
-        });
         let made = serde_json::to_value(&job).unwrap();
         // One of the same name may have ended, and been deleted a moment ago.
         self.finished.remove(&name);
@@ -123,7 +109,7 @@ impl World {
     }
 
     /// Takes a Secret in.
-    pub fn create_secret(&mut self, sent: &[u8], namespace: &str) -> Result<Value, Refusal> {
+    pub fn create_secret(&mut self, sent: &[u8]) -> Result<Value, Refusal> {
         let mut secret: Secret =
             serde_json::from_slice(sent).map_err(|e| Refusal::new(400, "BadRequest", e.to_string()))?;
         let name = secret.metadata.name.clone().unwrap_or_default();
@@ -134,54 +120,29 @@ impl World {
         if self.secrets.contains_key(&name) {
             return Err(Refusal::new(409, "AlreadyExists", format!("secrets \"{name}\" already exists")));
         }
-        self.own(&mut secret.metadata, namespace);
+        self.own(&mut secret.metadata);
         let made = serde_json::to_value(&secret).unwrap();
         self.secrets.insert(name, secret);
         Ok(made)
     }
 
     /// What every object has from the server.
-    pub fn own(&mut self, meta: &mut ObjectMeta, namespace: &str) {
-        let version = self.next_version();
-        meta.uid = Some(format!("00000000-0000-4000-8000-{:012x}", self.version));
-        meta.namespace = Some(namespace.to_owned());
+    pub fn own(&mut self, meta: &mut ObjectMeta) {
+        self.made += 1;
+        meta.uid = Some(format!("00000000-0000-4000-8000-{:012x}", self.made));
         meta.creation_timestamp = Some(Time(Timestamp::now()));
-        meta.resource_version = Some(version);
-        meta.generation = Some(1);
     }
 
     pub fn delete_job(&mut self, name: &str, options: &DeleteOptions) -> Result<Value, Refusal> {
-        let version = self.next_version();
-        let job = self.jobs.get_mut(name).ok_or_else(|| not_found("jobs.batch", name))?;
+        let job = self.jobs.get(name).ok_or_else(|| not_found("jobs.batch", name))?;
         check(options, &job.metadata)?;
-        match options.propagation_policy.as_deref() {
-            Some("Background") => {
-                let job = self.jobs.remove(name).expect("it is there");
-                self.orphaned();
-                Ok(serde_json::to_value(job).unwrap())
-            }
-            Some("Foreground") => {
-                job.metadata.deletion_timestamp = Some(Time(Timestamp::now()));
-                job.metadata.finalizers = Some(vec![FOREGROUND.to_owned()]);
-                job.metadata.resource_version = Some(version);
-                Ok(serde_json::to_value(job).unwrap())
-            }
-            // Of Jobs that is the default, which leaves pods that nobody deletes.
-            _ => Err(Refusal::new(400, "BadRequest", "who deletes a Job says what becomes of its pods")),
+        if options.propagation_policy.as_deref() != Some("Background") {
+            // The default of Jobs leaves pods that nobody deletes.
+            return Err(Refusal::new(400, "BadRequest", "who deletes a Job says what becomes of its pods"));
         }
-    }
-
-    /// Jobs that are deleted in the foreground go after their pods.
-    pub fn collect_jobs(&mut self) {
-        let leaving: Vec<_> = self.jobs.iter().filter(|(_, job)| job.metadata.deletion_timestamp.is_some()).collect();
-        let leaving: Vec<_> = leaving.into_iter().map(|(name, job)| (name.clone(), job.metadata.uid.clone())).collect();
-        for (name, uid) in leaving {
-            if !self.pods.values().any(|live| owner(&live.pod) == uid) {
-                self.jobs.remove(&name);
-            } else {
-                self.delete_owned(uid.as_deref());
-            }
-        }
+        let job = self.jobs.remove(name).expect("it is there");
+        self.orphaned();
+        Ok(serde_json::to_value(job).unwrap())
     }
 
     /// What belongs to no Job any more is deleted, and nobody counts it.
@@ -199,33 +160,18 @@ impl World {
                 name.clone()
             })
             .collect();
-        names.iter().for_each(|name| self.begin_to_delete(name, None));
-    }
-
-    fn delete_owned(&mut self, uid: Option<&str>) {
-        let owned = self.pods.iter_mut().filter(|(_, live)| owner(&live.pod).as_deref() == uid);
-        let names: Vec<_> = owned
-            .map(|(name, live)| {
-                live.pod.metadata.finalizers = None;
-                name.clone()
-            })
-            .collect();
-        names.iter().for_each(|name| self.begin_to_delete(name, None));
+        names.iter().for_each(|name| self.begin_to_delete(name));
     }
 
     pub fn delete_pod(&mut self, name: &str, options: &DeleteOptions) -> Result<Value, Refusal> {
         let live = self.pods.get(name).ok_or_else(|| not_found("pods", name))?;
         check(options, &live.pod.metadata)?;
-        let grace = options.grace_period_seconds.and_then(|seconds| u64::try_from(seconds).ok());
-        self.begin_to_delete(name, grace.map(Duration::from_secs));
-        Ok(self.pods.get(name).map_or(json!({"kind": "Status", "apiVersion": "v1", "status": "Success"}), |live| {
-            serde_json::to_value(&live.pod).unwrap()
-        }))
+        self.begin_to_delete(name);
+        Ok(serde_json::to_value(&self.pods[name].pod).unwrap())
     }
 
     /// Sets a pod's deletion time. What runs is asked to end by its node.
-    pub fn begin_to_delete(&mut self, name: &str, grace: Option<Duration>) {
-        let version = self.next_version();
+    pub fn begin_to_delete(&mut self, name: &str) {
         let Some(live) = self.pods.get_mut(name) else { return };
         if live.deleted.is_some() {
             return;
@@ -235,40 +181,31 @@ impl World {
         // What no node has, and what has ended, needs no time.
         let is_on_node = spec.is_some_and(|spec| spec.node_name.is_some());
         let grace = match is_on_node && live.ended.is_none() {
-            true => grace.unwrap_or(Duration::from_secs(own)),
+            true => Duration::from_secs(own),
             false => Duration::ZERO,
         };
         let meta = &mut live.pod.metadata;
         let after = SignedDuration::try_from(grace).unwrap();
         meta.deletion_timestamp = Some(Time(Timestamp::now() + after));
-        meta.deletion_grace_period_seconds = Some(i64::try_from(grace.as_secs()).unwrap());
-        meta.resource_version = Some(version);
         live.deleted = Some(Instant::now());
         live.kill_at = Some(Instant::now() + grace);
     }
 
-    /// Notes something about an object, as controllers do.
-    pub fn warn(&mut self, kind: &str, name: &str, reason: &str, message: &str) {
+    /// Notes that no pod was made for a Job.
+    pub fn no_pod(&mut self, name: &str, message: &str) {
         let about = |event: &Event| {
             event.involved_object.name.as_deref() == Some(name) && event.message.as_deref() == Some(message)
         };
         let now = Some(Time(Timestamp::now()));
         if let Some(event) = self.events.iter_mut().find(|event| about(event)) {
-            event.count = event.count.map(|count| count + 1);
             event.last_timestamp = now;
             return;
         }
         let mut event = Event {
-            involved_object: ObjectReference {
-                kind: Some(kind.to_owned()),
-                name: Some(name.to_owned()),
-                ..Default::default()
-            },
-            reason: Some(reason.to_owned()),
+            involved_object: ObjectReference { name: Some(name.to_owned()), ..Default::default() },
+            reason: Some("FailedCreate".to_owned()),
             message: Some(message.to_owned()),
             type_: Some("Warning".to_owned()),
-            count: Some(1),
-            first_timestamp: now.clone(),
             last_timestamp: now,
             ..Default::default()
         };

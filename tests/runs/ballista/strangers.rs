@@ -17,7 +17,7 @@ use tonic::{
 use super::Long;
 
 /// How somebody calls a port: with what of the run's.
-fn caller(address: &str, certificate: &str, key: Option<(&str, &str)>) -> Channel {
+pub(crate) fn caller(address: &str, certificate: &str, key: Option<(&str, &str)>) -> Channel {
     let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(certificate)).domain_name("forebay");
     let tls = match key {
         Some((certificate, key)) => tls.identity(Identity::from_pem(certificate, key)),
@@ -80,7 +80,6 @@ async fn who_has_not_the_run_s_key_is_refused_by_each_port() {
     ask(Some((certificate, key))).await.unwrap();
     for stranger in strangers {
         let refused = ask(stranger).await.unwrap_err();
-        assert_ne!(refused.code(), Code::Ok);
         assert!(std::error::Error::source(&refused).is_some(), "by the transport, and not by the service: {refused:?}");
     }
 

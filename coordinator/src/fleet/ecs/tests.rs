@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "clippy does not see that the double is a test")]
 
+#[allow(dead_code, reason = "this uses a part of it")]
 #[path = "../../../../tests/ecs/double/mod.rs"]
 mod double;
 

@@ -14,9 +14,6 @@ pub(super) fn config(threads: usize) -> SessionConfig {
     // Views are fast inside, and a nuisance to whoever reads the output.
     options.execution.parquet.schema_force_view_types = false;
     options.sql_parser.map_string_types_to_utf8view = false;
-    // Of the columns that are not filtered by, only the rows that are left are decoded.
-    options.execution.parquet.pushdown_filters = true;
-    options.execution.parquet.reorder_filters = true;
     config
 }
 

@@ -235,12 +235,13 @@ async fn only_what_a_filter_lets_through_is_read() {
     assert!(pages < 0.03, "{pages}");
     let groups = read("datafusion.execution.parquet.enable_page_index = false").await;
     assert!((0.04..0.2).contains(&groups), "{groups}");
-    let all = read(
-        "datafusion.execution.parquet.pruning = false\ndatafusion.execution.parquet.enable_page_index = false\n\
-             datafusion.execution.parquet.pushdown_filters = false",
-    )
-    .await;
+    let unpruned =
+        "datafusion.execution.parquet.pruning = false\ndatafusion.execution.parquet.enable_page_index = false";
+    let all = read(unpruned).await;
     assert!(all > 0.9, "{all}");
-    let plan = explain(&shelf.volume(), &spec(&job("")), (&shelf.split(), None), 2).await.unwrap();
-    assert!(!plan.contains("FilterExec") && plan.contains("predicate=v@0 = 123456"), "{plan}");
+    let late = "datafusion.execution.parquet.pushdown_filters = true";
+    for (options, filters_after) in [("", true), (late, false)] {
+        let plan = explain(&shelf.volume(), &spec(&job(options)), (&shelf.split(), None), 2).await.unwrap();
+        assert!(plan.contains("predicate=v@0 = 123456") && plan.contains("FilterExec") == filters_after, "{plan}");
+    }
 }

@@ -34,6 +34,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod text;
+mod views;
 
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -8,6 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use arrow::datatypes::{DataType, Field, Fields, Schema};
 use datafusion::logical_expr_common::type_coercion::binary::{binary_numeric_coercion, string_coercion};
 
+use super::views::plain_type;
+
 /// Puts the columns of several files together. `types` are those that the job gives; of text, whose types are guessed
 /// by its first rows, anything can be read as text in the end.
 ///
@@ -42,8 +44,8 @@ pub(super) fn merged<'a>(
                 return Err(format!(
                     "the column `{}` is {} in `{first}` and {} in `{key}`: give its type in `schema`",
                     column.name(),
-                    column.data_type(),
-                    field.data_type()
+                    plain_type(column.data_type()),
+                    plain_type(field.data_type())
                 ));
             };
             *column = column.clone().with_data_type(both).with_nullable(column.is_nullable() || field.is_nullable());

@@ -9,7 +9,11 @@ use std::collections::BTreeMap;
 use datafusion::{error::DataFusionError, prelude::SessionConfig};
 use forebay_datasets::split::Split;
 
-use super::{ballista, options, query_of};
+use super::{
+    ballista,
+    options::{config, with_options},
+    query_of, views,
+};
 use crate::spec::{DatasetSpec, Engine, JobSpec, LinkKind, OnBadRecord, SqlSpec, Work};
 
 /// Bytes of input from which on several workers are worth the exchange.
@@ -89,7 +93,8 @@ fn beyond_ballista(sql: &SqlSpec, dataset: &DatasetSpec) -> Option<String> {
 pub(super) fn config_of(engine: Engine, job: &JobSpec, threads: usize) -> Result<SessionConfig, DataFusionError> {
     let options = query_of(job).map(|sql| sql.options.clone()).unwrap_or_default();
     match engine {
-        Engine::Datafusion | Engine::Splits => options::config_of(threads, &options),
+        Engine::Datafusion => with_options(views::set(config(threads), true), &options),
+        Engine::Splits => with_options(config(threads), &options),
         Engine::Ballista => ballista::config_of(threads * job.workers.count as usize, &options),
     }
 }

@@ -4,22 +4,21 @@ use std::collections::BTreeMap;
 
 use datafusion::{common::config::ConfigOptions, error::DataFusionError, prelude::SessionConfig};
 
+use super::views;
+
 /// Parts of DataFusion that a query goes through.
 const NAMESPACES: [&str; 3] = ["datafusion.execution.", "datafusion.optimizer.", "datafusion.sql_parser."];
 
 /// What is set for every query.
 pub(super) fn config(threads: usize) -> SessionConfig {
-    let mut config = SessionConfig::new().with_target_partitions(threads.max(1)).with_information_schema(false);
-    let options = config.options_mut();
-    // Views are fast inside, and a nuisance to whoever reads the output.
-    options.execution.parquet.schema_force_view_types = false;
-    options.sql_parser.map_string_types_to_utf8view = false;
-    config
+    views::set(SessionConfig::new().with_target_partitions(threads.max(1)).with_information_schema(false), false)
 }
 
 /// The same with the options of a job.
-pub(super) fn config_of(threads: usize, options: &BTreeMap<String, String>) -> Result<SessionConfig, DataFusionError> {
-    let mut config = config(threads);
+pub(super) fn with_options(
+    mut config: SessionConfig,
+    options: &BTreeMap<String, String>,
+) -> Result<SessionConfig, DataFusionError> {
     options.iter().try_for_each(|(name, value)| config.options_mut().set(name, value))?;
     Ok(config)
 }
@@ -77,6 +76,6 @@ mod tests {
         let (_, help) = check_option("execution.batch_size", "1").unwrap_err();
         assert_eq!(help, "did you mean `datafusion.execution.batch_size`?");
         let options = BTreeMap::from([("datafusion.execution.batch_size".to_owned(), "77".to_owned())]);
-        assert_eq!(config_of(2, &options).unwrap().batch_size(), 77);
+        assert_eq!(with_options(config(2), &options).unwrap().batch_size(), 77);
     }
 }

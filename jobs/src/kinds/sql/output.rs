@@ -15,7 +15,7 @@ use futures::StreamExt;
 use super::{
     bad::{BadRecord, BadRecords},
     execute::Stopped,
-    memory,
+    memory, views,
 };
 use crate::{
     kinds::{
@@ -41,7 +41,12 @@ pub(super) async fn written(
 }
 
 /// The files that a query's rows go to.
-pub(super) enum Sink {
+pub(super) struct Sink {
+    columns: SchemaRef,
+    writer: Writer,
+}
+
+enum Writer {
     One(Box<TableWriter>),
     Partitioned(Box<PartitionedWriter>),
 }
@@ -52,27 +57,31 @@ impl Sink {
         let row_group = output.row_group_size.unwrap_or_else(|| memory::row_group(ctx.memory));
         let layout = Layout { format: output.format, row_group: Some(row_group) };
         let index = ctx.spec.task.index;
-        Ok(match output.partition_by.is_empty() {
-            true => Self::One(Box::new(TableWriter::create(ctx.out_dir, index, schema, layout)?)),
+        let columns = Arc::new(views::plain(schema));
+        let writer = match output.partition_by.is_empty() {
+            true => Writer::One(Box::new(TableWriter::create(ctx.out_dir, index, &columns, layout)?)),
             false => {
-                let most = memory::writers(ctx.memory);
-                let writer = PartitionedWriter::create(ctx.out_dir, index, schema, layout, &output.partition_by, most)?;
-                Self::Partitioned(Box::new(writer))
+                let (dir, most) = (ctx.out_dir, memory::writers(ctx.memory));
+                let writer = PartitionedWriter::create(dir, index, &columns, layout, &output.partition_by, most)?;
+                Writer::Partitioned(Box::new(writer))
             }
-        })
+        };
+        Ok(Self { columns, writer })
     }
 
     pub(super) fn write(&mut self, batch: &RecordBatch) -> Result<(), TaskError> {
-        match self {
-            Self::One(writer) => writer.write(batch),
-            Self::Partitioned(writer) => writer.write(batch),
+        let batch = views::without(batch, &self.columns);
+        let batch = batch.map_err(|source| TaskError::Table { what: "the rows of the query".to_owned(), source })?;
+        match &mut self.writer {
+            Writer::One(writer) => writer.write(&batch),
+            Writer::Partitioned(writer) => writer.write(&batch),
         }
     }
 
     pub(super) fn finish(self) -> Result<Vec<Written>, TaskError> {
-        match self {
-            Self::One(writer) => Ok(vec![writer.finish()?]),
-            Self::Partitioned(writer) => writer.finish(),
+        match self.writer {
+            Writer::One(writer) => Ok(vec![writer.finish()?]),
+            Writer::Partitioned(writer) => writer.finish(),
         }
     }
 }
@@ -121,7 +130,7 @@ pub(super) fn check_output(schema: &Schema, output: &OutputSpec) -> Result<(), T
             [field] if field.data_type().is_nested() || is_bytes(field.data_type()) => {
                 return wrong(format!(
                     "partition_by: `{name}` is {}, which no directory can be named by",
-                    field.data_type()
+                    views::plain_type(field.data_type())
                 ));
             }
             [_] => {}
@@ -133,7 +142,11 @@ pub(super) fn check_output(schema: &Schema, output: &OutputSpec) -> Result<(), T
     }
     let nested = || schema.fields().iter().find(|field| field.data_type().is_nested());
     match nested().filter(|_| output.format == OutputFormat::Csv) {
-        Some(field) => wrong(format!("format: `{}` is {}, which CSV cannot hold", field.name(), field.data_type())),
+        Some(field) => wrong(format!(
+            "format: `{}` is {}, which CSV cannot hold",
+            field.name(),
+            views::plain_type(field.data_type())
+        )),
         None => Ok(()),
     }
 }

@@ -29,7 +29,7 @@ use super::{
     execute::{Stopped, failed},
     known::{KnownTable, Scan},
     memory,
-    options::config_of,
+    options::{config, with_options},
     output::{check_output, list_skipped, metrics, written},
     query_of,
     session::{Over, Session},
@@ -62,7 +62,7 @@ pub(super) async fn explain(
 
 fn known(volume: &Volume, job: &JobSpec, split: &Split, table: &KnownTable) -> Result<Session, TaskError> {
     let sql = query_of(job)?;
-    let config = config_of(1, &sql.options).map_err(|error| super::bad_query(&error))?;
+    let config = with_options(config(1), &sql.options).map_err(|error| super::bad_query(&error))?;
     let over = Over { volume, sql, split, on_bad_record: job.dataset.on_bad_record };
     Session::known(over, table, &config, &Arc::new(RuntimeEnv::default()))
 }
@@ -73,7 +73,7 @@ pub(super) async fn execute(ctx: &TaskContext<'_>) -> Result<TaskOutput, TaskErr
     let unknown = || TaskError::BadInput("the run's plan does not tell the columns of its table".to_owned());
     let table = ctx.table.ok_or_else(unknown)?;
     let failed = |error: &DataFusionError| failed(error, ctx.scratch_dir, ctx.memory);
-    let mut config = config_of(1, &sql.options).map_err(|error| failed(&error))?;
+    let mut config = with_options(config(1), &sql.options).map_err(|error| failed(&error))?;
     memory::fit(&mut config, 1, ctx.memory, &sql.options);
     let runtime = memory::runtime(ctx.memory, ctx.scratch_dir).map_err(|error| failed(&error))?;
     let split = match &ctx.spec.input {

@@ -286,8 +286,9 @@ async fn a_plan_shows_what_each_split_and_what_the_last_task_does() {
     let begins = |at: usize, text: &str| assert!(lines[at].starts_with(text), "{text}: {shown}");
     begins(0, "each split:");
     begins(1, "AggregateExec: mode=Partial, gby=[s@1 as s]");
-    begins(2, "DataSourceExec: file_groups={1 group: [[data/t/1.parquet]]}");
-    begins(3, "then, over the states of all splits:");
+    begins(2, "FilterExec: i@1 > 3");
+    begins(3, "DataSourceExec: file_groups={1 group: [[data/t/1.parquet]]}");
+    begins(4, "then, over the states of all splits:");
     assert!(
         shown.contains("AggregateExec: mode=Final, gby=[s@0 as s]") && lines.last().unwrap().starts_with("Streaming")
     );

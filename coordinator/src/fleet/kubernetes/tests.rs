@@ -1,4 +1,5 @@
 mod double;
+mod real;
 
 use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
 use serde_json::{Value, json};

@@ -55,11 +55,12 @@ pub(super) async fn prepare(
     reading: &Reading,
     plan: Option<Arc<Plan>>,
 ) -> Result<(), CoordinateError> {
-    // What could be reused is known once all is staged.
     let is_known = is_known(&volume, &run, &news).await?;
     if !is_known {
+        // Who does not listen any more has ended.
         let _ = news.send(News::WillWork);
     }
+    // What could be reused is known once all is staged.
     let early = match starts_early(run.job()) && !is_known {
         true => Some(Arc::new(Early::new((volume.clone(), run.clone(), epoch_dir.clone()), news.clone(), plan))),
         false => None,

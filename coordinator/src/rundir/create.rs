@@ -1,8 +1,7 @@
 //! How a run's directory comes to be, or is found to be there.
 
 use std::{
-    fs,
-    io::{self, Write},
+    fs, io,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Component, Path, PathBuf},
 };
@@ -70,10 +69,7 @@ impl New<'_> {
         let path = self.dir.join(JOB);
         let job = serde_json::to_vec_pretty(job).map_err(|source| RunDirError::Malformed { path, source })?;
         for (name, text) in [(JOB_TEXT, job_text.as_bytes()), (JOB, &job)] {
-            let path = self.dir.join(name);
-            let mut file = NewFile::create(&path)?;
-            file.write_all(text).map_err(|error| VolumeError::io("write", &path, error))?;
-            file.finish_in_tree()?;
+            volume::hand_over(&self.dir.join(name), text)?;
         }
         Ok(())
     }

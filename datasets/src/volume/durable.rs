@@ -62,9 +62,8 @@ pub fn hand_over(path: &Path, bytes: &[u8]) -> Result<(), VolumeError> {
 
 /// Writes a file whole in place of what was there: temporary name, sync, rename.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), VolumeError> {
-    let mut file = NewFile::create(path)?;
-    file.write_all(bytes).map_err(|error| VolumeError::io("write", path, error))?;
-    file.finish().map(drop)
+    hand_over(path, bytes)?;
+    path.parent().map_or(Ok(()), sync_dir)
 }
 
 /// Puts a file that is whole and synced in place of what stands at `to`, and makes that durable. Both are on one volume.

@@ -9,6 +9,19 @@ use crate::fleet::engine::Tag;
 
 const INDEX: &str = "batch.kubernetes.io/job-completion-index";
 
+/// The engine of a run of a volume `v`, by what its job says of Kubernetes beside image, claim and user.
+async fn engine(run: &str, says: &str) -> Kubernetes {
+    let text = format!(
+        "name = 'j'\n[dataset]\nsource = 'file:///x'\n[command]\nargv = ['a']\n[workers]\nfleet = 'kubernetes'\n\
+         [kubernetes]\nimage = 'i:1'\nclaim = 'c'\nuser = 1000\n{says}"
+    );
+    let job = forebay_jobs::spec::parse::job_file(&text, Path::new("/"), &[]).unwrap();
+    let run: RunId = run.parse().unwrap();
+    let tag = Tag::of("v", &run);
+    let command = WorkerCommand { program: "x".into(), volume: "/v".into(), run, slots: 1, pretend: false };
+    Kubernetes::open(PodConfig::new(&job, &tag, command).unwrap()).await.unwrap()
+}
+
 fn tag() -> Tag {
     Tag::of("v", &"r".parse().unwrap())
 }

@@ -12,7 +12,7 @@ mod server;
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
-use forebay_jobs::{id::Epoch, spec::parse::job_file};
+use forebay_jobs::id::Epoch;
 
 use self::server::KubernetesServer;
 use super::super::*;
@@ -21,30 +21,21 @@ use crate::fleet::{
     managed::Managed,
 };
 
-/// A cluster, and an engine of a run over it whose workers say nothing and stay.
-async fn engine(dir: &Path) -> (KubernetesServer, Kubernetes, Tag) {
-    let program = dir.join("program");
+/// A cluster, and an engine over it whose workers say nothing and stay.
+async fn over_a_cluster(dir: &Path) -> (KubernetesServer, Kubernetes, Tag) {
+    let (program, kubeconfig) = (dir.join("program"), dir.join("config"));
     fs::write(&program, "#!/bin/sh\nexec sleep 600\n").unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     let server = KubernetesServer::start("batch");
-    server.kubeconfig(&dir.join("config"));
-    let text = format!(
-        "name = 'j'\n[dataset]\nsource = 'file:///x'\n[command]\nargv = ['a']\n[workers]\nfleet = 'kubernetes'\n\
-         [kubernetes]\nkubeconfig = 'config'\nimage = 'i:1'\nprogram = '{}'\nclaim = 'c'\nuser = 1000\n",
-        program.display()
-    );
-    let job = job_file(&text, dir, &[]).unwrap();
-    let run: RunId = "r".parse().unwrap();
-    let tag = Tag::of("v", &run);
-    let command = WorkerCommand { program: "x".into(), volume: "/v".into(), run, slots: 1, pretend: false };
-    let engine = Kubernetes::open(PodConfig::new(&job, &tag, command).unwrap()).await.unwrap();
-    (server, engine, tag)
+    server.kubeconfig(&kubeconfig);
+    let says = format!("kubeconfig = '{}'\nprogram = '{}'\n", kubeconfig.display(), program.display());
+    (server, super::engine("r", &says).await, super::tag())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_keeps_what_any_engine_and_any_fleet_has_to_keep() {
     let dir = tempfile::tempdir().unwrap();
-    let (server, engine, tag) = engine(dir.path()).await;
+    let (server, engine, tag) = over_a_cluster(dir.path()).await;
     keeps_its_promises(&engine, &tag).await;
 
     let mut fleet = Managed::open(engine, tag, Epoch(2), &dir.path().join("2")).unwrap();
@@ -57,7 +48,7 @@ async fn it_keeps_what_any_engine_and_any_fleet_has_to_keep() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_is_made_during_a_look_is_not_seen_as_one_that_is_gone() {
     let dir = tempfile::tempdir().unwrap();
-    let (_server, engine, tag) = engine(dir.path()).await;
+    let (_server, engine, tag) = over_a_cluster(dir.path()).await;
     for nonce in 1..=30 {
         let call = Call { token: tag.fresh(Epoch(1), nonce), count: 1, again: false };
         let looks = async {

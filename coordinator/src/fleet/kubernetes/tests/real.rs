@@ -1,9 +1,9 @@
 //! The client over a real API server, which `tests/kubernetes/real.sh` has. It is one that knows no Indexed Jobs, and leaves
 //! out what it does not know: what is asked of it is tried here, and not what becomes of a Job.
 
-use std::{env, path::PathBuf};
+use std::env;
 
-use forebay_jobs::{id::Epoch, spec::parse::job_file};
+use forebay_jobs::id::Epoch;
 use futures::{StreamExt, TryStreamExt, stream};
 
 use super::super::*;
@@ -11,18 +11,18 @@ use super::super::*;
 /// More than a page of a list.
 const MANY: u32 = 510;
 
-/// The engine of a run, as a context of the kubeconfig asks.
-async fn engine(kubeconfig: &Path, run: &str, more: &str) -> Kubernetes {
-    let text = format!(
-        "name = 'j'\n[dataset]\nsource = 'file:///x'\n[command]\nargv = ['a']\n[workers]\nfleet = 'kubernetes'\n\
-         [kubernetes]\nkubeconfig = '{}'\nimage = 'i:1'\nclaim = 'c'\nuser = 1000\n{more}",
-        kubeconfig.display()
-    );
-    let job = job_file(&text, Path::new("/"), &[]).unwrap();
-    let run: RunId = run.parse().unwrap();
-    let tag = Tag::of("v", &run);
-    let command = WorkerCommand { program: "x".into(), volume: "/v".into(), run, slots: 1, pretend: false };
-    Kubernetes::open(PodConfig::new(&job, &tag, command).unwrap()).await.unwrap()
+/// The engine of a run, as one who has not said otherwise.
+async fn engine(kubeconfig: &str, run: &str, more: &str) -> Kubernetes {
+    super::engine(run, &format!("kubeconfig = '{kubeconfig}'\n{more}")).await
+}
+
+/// Of the server; none where there is none.
+fn kubeconfig() -> Option<String> {
+    let path = env::var("FOREBAY_TEST_KUBECONFIG").ok();
+    if path.is_none() {
+        println!("skipped: FOREBAY_TEST_KUBECONFIG is not set");
+    }
+    path
 }
 
 fn call(engine: &Kubernetes, nonce: u32, count: u32) -> Call {
@@ -38,9 +38,7 @@ async fn members(engine: &Kubernetes) -> BTreeSet<MemberId> {
 #[tokio::test]
 #[ignore = "needs an API server: tests/kubernetes/real.sh, which .ci/run has none for"]
 async fn a_real_api_server_makes_lists_and_deletes_jobs() {
-    let Some(kubeconfig) = env::var_os("FOREBAY_TEST_KUBECONFIG").map(PathBuf::from) else {
-        return println!("skipped: FOREBAY_TEST_KUBECONFIG is not set");
-    };
+    let Some(kubeconfig) = kubeconfig() else { return };
     let ours = engine(&kubeconfig, "r", "").await;
     let first = call(&ours, 0, 3);
     ours.cluster.would_create(&ours.config.job(&first)).await.unwrap();
@@ -73,9 +71,7 @@ async fn a_real_api_server_makes_lists_and_deletes_jobs() {
 #[tokio::test]
 #[ignore = "needs an API server: tests/kubernetes/real.sh, which .ci/run has none for"]
 async fn what_a_real_api_server_refuses_is_told_with_what_to_do() {
-    let Some(kubeconfig) = env::var_os("FOREBAY_TEST_KUBECONFIG").map(PathBuf::from) else {
-        return println!("skipped: FOREBAY_TEST_KUBECONFIG is not set");
-    };
+    let Some(kubeconfig) = kubeconfig() else { return };
     for (more, words) in [
         ("context = 'stranger'", "Unauthorized"),
         ("context = 'nobody'", "cannot create resource \"jobs\""),
